@@ -1,0 +1,198 @@
+"""``.bb`` files: a program as a safetensors file. ``docs/format.md`` is the format on one page.
+
+The file holds one tensor, ``data``, all parameters one after the other, and one line of metadata, ``bitbranch``: the
+graph as JSON with the format's version and a checksum. Reading checks everything before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+from ..errors import FormatError, InputError
+from .packing import Reader, Writer
+from .program import Program, require
+from .schema import Json, operation_from_json, operation_to_json
+
+VERSION = 1
+FILE_MAX = 1 << 30
+"""Largest file, in bytes."""
+HEADER_MAX = 1 << 23
+"""Largest header (the graph), in bytes."""
+_KEYS = {"version", "operations", "fields", "names", "inputs", "output", "info", "blake2b"}
+
+
+def write(program: Program, path: str | os.PathLike[str]) -> int:
+    """Save a program, atomically: an interrupted or failed call leaves the old file, or none.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        InputError: the file cannot be written.
+        FormatError: the program is larger than a file may be.
+    """
+    blob = _to_bytes(program)
+    target = Path(path).resolve()
+    beside = target.with_name(f".{target.name}.{token_hex(4)}")
+    try:
+        try:
+            with beside.open("xb") as file:
+                file.write(blob)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    return len(blob)
+
+
+def read(path: str | os.PathLike[str]) -> Program:
+    """Load a program; everything in the file is checked first.
+
+    Raises:
+        FormatError: malformed, truncated or altered; the text names the file and what is wrong.
+        InputError: no such file, or not readable.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a file")
+        if status.st_size > FILE_MAX:
+            raise FormatError(f"{path}: {status.st_size} bytes, a .bb file has at most {FILE_MAX}")
+        with open(path, "rb") as file:
+            blob = file.read(FILE_MAX)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return _from_bytes(blob)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def bit_budget(program: Program) -> int:
+    """Bytes that the program's numbers need, to which a file adds at most 2 % (names, graph and checksum).
+
+    Weights count at their nominal bits (a ternary weight as 2 bits, though a file needs 1.6); thresholds, multipliers,
+    offsets, scales and tables as many bytes as they are stored in, see ``docs/format.md``. Nothing is added for the
+    graph, the names and ``info``.
+    """
+    return _parts(program)[1].budget
+
+
+def _parts(program: Program) -> tuple[dict[str, Json], Writer]:
+    """The graph, without what has its default, and the data."""
+    data = Writer()
+    pairs = [operation_to_json(op, data) for op in program.operations]
+    graph = {
+        "version": VERSION,
+        "operations": " ".join(tag for tag, _ in pairs),
+        "fields": [fields for _, fields in pairs],
+        "names": _join_names([op.name for op in program.operations]),
+        "inputs": {str(i): op.inputs for i, op in enumerate(program.operations) if op.inputs != _usual_inputs(i)},
+        "output": program.output_shape,
+        "info": dict(program.info),
+    }
+    return {key: value for key, value in graph.items() if value != {}}, data
+
+
+def _usual_inputs(i: int) -> tuple[int, ...]:
+    return (i - 1,) if i else ()
+
+
+def _join_names(names: list[str]) -> str | list[str]:
+    """In one text, ``.x`` for a name that differs from the one before in the part after its last point only."""
+    if any(" " in name or name.startswith(".") for name in names):
+        return names
+    parents = [name.rpartition(".")[0] for name in names]
+    alike = [parent != "" and parent == before for parent, before in zip(parents, ["", *parents], strict=False)]
+    return " ".join(name[len(p) :] if same else name for name, p, same in zip(names, parents, alike, strict=True))
+
+
+def _split_names(text: str) -> list[str]:
+    """The inverse of :func:`_join_names`."""
+    names: list[str] = []
+    for name in text.split(" "):
+        parent = names[-1].rpartition(".")[0] if names and name.startswith(".") else ""
+        names.append(parent + name)
+    return names
+
+
+def _to_bytes(program: Program) -> bytes:
+    graph, data = _parts(program)
+    graph["blake2b"] = _checksum(graph, data.data)
+    blob = save({"data": np.frombuffer(data.data, np.uint8)}, {"bitbranch": _dump(graph)})
+    if len(blob) > FILE_MAX or len(blob) - len(data.data) > HEADER_MAX:
+        raise FormatError(f"the program takes {len(blob)} bytes, more than a .bb file may have")
+    return blob
+
+
+def _dump(graph: Mapping[str, Json]) -> str:
+    return json.dumps(graph, ensure_ascii=False, separators=(",", ":"))
+
+
+def _checksum(graph: Mapping[str, Json], data: bytes | bytearray) -> str:
+    """Of the graph without its checksum, as it is written, followed by the data."""
+    text = _dump({key: value for key, value in graph.items() if key != "blake2b"})
+    return blake2b(text.encode(errors="surrogatepass") + data, digest_size=16).hexdigest()
+
+
+def _from_bytes(blob: bytes) -> Program:
+    graph, data = _open(blob)
+    require(graph.get("version") == VERSION, f"format version {graph.get('version')!r:.20}, expected {VERSION}")
+    require(graph.get("blake2b") == _checksum(graph, data), "checksum does not match: the file was altered")
+    require(graph.keys() <= _KEYS, f"unknown keys {sorted(graph.keys() - _KEYS)!r:.100}")
+    tags, fields, names = graph.get("operations"), graph.get("fields"), graph.get("names")
+    names = _split_names(names) if isinstance(names, str) else names
+    if not (isinstance(tags, str) and isinstance(fields, list) and isinstance(names, list)):
+        raise FormatError("operations must be text, fields and names lists")
+    count = len(fields)
+    require(len(tags.split(" ")) == len(names) == count, "operations, fields and names differ in number")
+    inputs = graph.get("inputs", {})
+    good = isinstance(inputs, dict) and inputs.keys() <= {str(i) for i in range(count)}
+    require(good, "inputs must be an object of operations that exist")
+
+    reader, operations = Reader(data), []
+    for i, (tag, given, name) in enumerate(zip(tags.split(" "), fields, names, strict=True)):
+        edges = _tuple(inputs.get(str(i), _usual_inputs(i)))
+        try:
+            operations.append(operation_from_json(tag, given, name, edges, reader))
+        except (FormatError, InputError) as error:
+            raise FormatError(f"operation {i} ({name!r:.100}): {error}") from None
+    reader.end()
+    return Program(tuple(operations), _tuple(graph.get("output")), graph.get("info", {}))
+
+
+def _open(blob: bytes) -> tuple[dict[str, Json], bytes]:
+    """The graph and the data of a safetensors file."""
+    size = int.from_bytes(blob[:8], "little")
+    require(len(blob) >= 8 and size <= len(blob) - 8, "too short for its header: not a .bb file, or truncated")
+    require(size <= HEADER_MAX, f"a header of {size} bytes is too large")
+    try:
+        tensors = deserialize(blob)
+        header = json.loads(blob[8 : 8 + size])
+        graph = json.loads(header["__metadata__"]["bitbranch"], parse_constant=float)
+    except SafetensorError as error:
+        raise FormatError(f"not a safetensors file, or truncated: {error}") from None
+    except KeyError:
+        raise FormatError("a safetensors file, but no bitbranch program") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"the graph is no JSON: {error}") from None
+    good = isinstance(graph, dict) and [name for name, _ in tensors] == ["data"]
+    require(good and tensors[0][1]["dtype"] == "U8", "expected one uint8 tensor named data and a graph")
+    return graph, bytes(tensors[0][1]["data"])
+
+
+def _tuple(v: Json) -> Json:
+    return tuple(v) if isinstance(v, list) else v

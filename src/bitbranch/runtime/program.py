@@ -1,0 +1,505 @@
+"""The integer program: what a compiled network is, as one frozen dataclass per operation.
+
+A program is a list of operations; operation ``i`` makes value ``i`` from earlier values. A value is one of
+
+* codes      ``[N, C, H, W]`` uint8, of a :class:`~bitbranch.contract.CodeType`;
+* integers   ``[N, C, H, W]`` accumulators or residual streams, with proven bounds ``lo .. hi`` within int32;
+* reals      ``[N, C, H, W]`` float32, the output only.
+
+A linear layer is a convolution whose kernel covers the image, so nothing is ever flattened. Constructing a
+:class:`Program` validates everything; executors may rely on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, accumulator_bounds
+from ..errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Array = npt.NDArray[np.generic]
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
+"""Rows or columns added at the (top, bottom, left, right)."""
+
+SIZE_MAX = 1 << 20
+"""Largest channel count, height or width of a value."""
+ELEMENTS_MAX = 1 << 28
+"""Largest number of elements of one image's value (with its padding), and of one weight tensor."""
+NAME_MAX = 1 << 10
+"""Longest name of an operation."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The type of a value that holds codes."""
+
+    shape: tuple[int, int, int]
+    code_type: CodeType
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The type of a value that holds accumulators or a residual stream, with proven bounds."""
+
+    shape: tuple[int, int, int]
+    lo: int
+    hi: int
+
+    @property
+    def dtype(self) -> type[np.signedinteger]:
+        """int16 where the bounds allow it, else int32."""
+        return np.int16 if -(2**15) <= self.lo and self.hi < 2**15 else np.int32
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The type of the float32 output."""
+
+    shape: tuple[int, int, int]
+
+
+Value: TypeAlias = Codes | Integers | Reals
+
+
+def require(condition: object, message: str) -> None:
+    """Raise :class:`FormatError` with this message unless the condition holds."""
+    if not condition:
+        raise FormatError(message)
+
+
+def _is_text(v: object) -> bool:
+    """Whether it is a string that a file can hold, which a lone surrogate is not."""
+    return isinstance(v, str) and not any("\ud800" <= c <= "\udfff" for c in v)
+
+
+def _int_tuple(what: str, v: object, length: int, lo: int, hi: int) -> None:
+    good = isinstance(v, tuple) and len(v) == length and all(type(i) is int and lo <= i <= hi for i in v)
+    require(good, f"{what} must be {length} integers from {lo} to {hi}, got {v!r:.100}")
+
+
+def _code_type(v: object) -> None:
+    require(isinstance(v, CodeType), f"{v!r:.100} is no code type")
+
+
+def _saturation(lo: object, hi: object) -> None:
+    _int_tuple("saturation lo, hi", (lo, hi), 2, -ACCUMULATOR_MAX, ACCUMULATOR_MAX)
+    require(lo <= hi, f"saturation {lo}..{hi} is empty")  # type: ignore[operator]
+
+
+def _array(what: str, a: object, dtype: type, shape: tuple[int | None, ...]) -> None:
+    require(isinstance(a, np.ndarray), f"{what} must be an array")
+    assert isinstance(a, np.ndarray)
+    require(a.dtype == dtype, f"{what} must be {np.dtype(dtype)}, got {a.dtype}")
+    good = a.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, a.shape, strict=True))
+    require(good and a.size <= ELEMENTS_MAX, f"{what} must have shape {shape}, got {a.shape}")
+
+
+def window_size(what: str, size: Pair, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Pair:
+    """Output height and width of a sliding window.
+
+    Raises:
+        FormatError: numbers out of range, or a window larger than the padded image.
+    """
+    for name, pair in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
+        _int_tuple(f"{what}: {name}", pair, 2, 1, SIZE_MAX)
+    _int_tuple(f"{what}: padding", padding, 4, 0, SIZE_MAX)
+    out = []
+    for axis in (0, 1):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        room = size[axis] + padding[2 * axis] + padding[2 * axis + 1] - reach
+        require(room >= 0, f"{what}: a window of {reach} does not fit an image of {size[axis]} with its padding")
+        out.append(room // stride[axis] + 1)
+    return out[0], out[1]
+
+
+def _slide(what: str, x: Value, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair = (1, 1)) -> Pair:
+    """:func:`window_size` over a value, whose padded copy an executor may hold."""
+    size = window_size(what, x.shape[1:], kernel, stride, padding, dilation)
+    height, width = x.shape[1] + padding[0] + padding[1], x.shape[2] + padding[2] + padding[3]
+    require(x.shape[0] * height * width <= ELEMENTS_MAX, f"{what}: padding {padding} is too much")
+    return size
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Base of all operations. ``name`` is the layer's name in the user's network, ``inputs`` are value numbers."""
+
+    name: str
+    inputs: tuple[int, ...]
+    arity: ClassVar[int] = 1
+
+    def infer(self, *inputs: Value) -> Value:
+        """Check the operation against its inputs' types and return its output's type.
+
+        Raises:
+            FormatError: anything that does not fit.
+        """
+        raise NotImplementedError
+
+    def macs(self, *inputs: Value) -> int:
+        """Multiply-accumulates for one image."""
+        return 0
+
+    def arrays(self) -> Iterator[Array]:
+        """The parameter arrays."""
+        return (v for v in vars(self).values() if isinstance(v, np.ndarray))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(same(a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name, self.inputs))
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two arguments of operations are equal, type and array elements included."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def _codes(what: str, v: Value) -> Codes:
+    require(isinstance(v, Codes), f"{what} takes codes, got {type(v).__name__.lower()}")
+    assert isinstance(v, Codes)
+    return v
+
+
+def _integers(what: str, v: Value) -> Integers:
+    require(isinstance(v, Integers), f"{what} takes integers, got {type(v).__name__.lower()}")
+    assert isinstance(v, Integers)
+    return v
+
+
+@dataclass(frozen=True, eq=False)
+class Encode(Operation):
+    """The network's input: float32 images to codes, ``rank = #{k : x >= t_k}``.
+
+    Args:
+        shape: (C, H, W).
+        code_type: codes produced.
+        thresholds: float32 ``[count - 1]``, ascending, closed
+            (:meth:`~bitbranch.contract.Encoder.float32_thresholds`).
+        table: uint8 ``[C, 256]``, the code of every uint8 pixel with the normalisation inside, or ``None``.
+    """
+
+    shape: tuple[int, int, int]
+    code_type: CodeType
+    thresholds: npt.NDArray[np.float32]
+    table: npt.NDArray[np.uint8] | None = None
+    arity: ClassVar[int] = 0
+
+    def infer(self, *inputs: Value) -> Codes:
+        _int_tuple("shape", self.shape, 3, 1, SIZE_MAX)
+        _code_type(self.code_type)
+        _array("thresholds", self.thresholds, np.float32, (self.code_type.count - 1,))
+        require(bool(np.isfinite(self.thresholds).all()), "thresholds must be finite")
+        require(bool((np.diff(self.thresholds) >= 0).all()), "thresholds must ascend")
+        if self.table is not None:
+            _array("table", self.table, np.uint8, (self.shape[0], 256))
+            require(int(self.table.max()) < self.code_type.count, "table holds codes beyond the type")
+        return Codes(self.shape, self.code_type)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Operation):
+    """Convolution (or linear layer): codes to accumulators, ``acc = sum w * x``; padding means the real 0.
+
+    Args:
+        weight: codes, uint8 ``[O, I / groups, kh, kw]``.
+        weight_type: their type.
+        stride, dilation: (vertical, horizontal).
+        padding: (top, bottom, left, right).
+        groups: divides I and O.
+    """
+
+    weight: npt.NDArray[np.uint8]
+    weight_type: CodeType
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def kernel(self) -> Pair:
+        return self.weight.shape[2], self.weight.shape[3]
+
+    def values(self) -> npt.NDArray[np.int32]:
+        """The weights as integers, ``[O, I / groups, kh, kw]``."""
+        return self.weight_type.decode(self.weight)
+
+    def infer(self, *inputs: Value) -> Integers:
+        x = _codes("convolution", inputs[0])
+        channels = x.shape[0]
+        _code_type(self.weight_type)
+        _int_tuple("groups", (self.groups,), 1, 1, SIZE_MAX)
+        _array("weight", self.weight, np.uint8, (None, None, None, None))
+        require(self.weight.size > 0, "weight is empty")
+        require(int(self.weight.max()) < self.weight_type.count, "weight holds codes beyond its type")
+        outputs = self.weight.shape[0]
+        fits = outputs % self.groups == 0 and self.weight.shape[1] * self.groups == channels
+        require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
+        size = _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
+        lo, hi = accumulator_bounds(self.values(), x.code_type)
+        return Integers((outputs, *size), int(lo.min()), int(hi.max()))
+
+    def macs(self, *inputs: Value) -> int:
+        out = self.infer(*inputs)
+        return int(self.weight.size) * out.shape[1] * out.shape[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold(Operation):
+    """Integers to codes: ``rank = #{k : v >= T_k}`` per channel.
+
+    Args:
+        code_type: codes produced.
+        thresholds: int32 ``[C, count - 1]``, or ``[1, count - 1]`` for all channels; ascending.
+    """
+
+    code_type: CodeType
+    thresholds: npt.NDArray[np.int32]
+
+    def infer(self, *inputs: Value) -> Codes:
+        x = _integers("threshold", inputs[0])
+        _code_type(self.code_type)
+        _array("thresholds", self.thresholds, np.int32, (None, self.code_type.count - 1))
+        require(self.thresholds.shape[0] in (1, x.shape[0]), f"thresholds are not for {x.shape[0]} channels")
+        require(bool((np.diff(self.thresholds.astype(np.int64), axis=1) >= 0).all()), "thresholds must ascend")
+        return Codes(x.shape, self.code_type)
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize(Operation):
+    """Integers to a residual stream: ``clamp((v * m + offset + 2^(s-1)) >> s, lo, hi)`` per channel.
+
+    Args:
+        multiplier: int32 ``[C]``.
+        shift: uint8 ``[C]``, at most 61.
+        offset: int64 ``[C]``.
+        lo, hi: saturation (``lo = 0`` is ReLU), within int32.
+    """
+
+    multiplier: npt.NDArray[np.int32]
+    shift: npt.NDArray[np.uint8]
+    offset: npt.NDArray[np.int64]
+    lo: int
+    hi: int
+
+    def infer(self, *inputs: Value) -> Integers:
+        x = _integers("requantize", inputs[0])
+        _array("multiplier", self.multiplier, np.int32, (x.shape[0],))
+        _array("shift", self.shift, np.uint8, (x.shape[0],))
+        _array("offset", self.offset, np.int64, (x.shape[0],))
+        require(int(self.shift.max()) <= 61, "shift must be at most 61")
+        # |v * m| < 2^62, since both are int32; with such offsets the sum stays within int64.
+        require(max(abs(int(o)) for o in self.offset) <= REQUANTIZE_OFFSET_MAX, "offset may overflow")
+        _saturation(self.lo, self.hi)
+        return Integers(x.shape, self.lo, self.hi)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Operation):
+    """Sum of two residual streams on one scale: ``clamp(a + b, lo, hi)``."""
+
+    lo: int
+    hi: int
+    arity: ClassVar[int] = 2
+
+    def infer(self, *inputs: Value) -> Integers:
+        a, b = _integers("addition", inputs[0]), _integers("addition", inputs[1])
+        require(a.shape == b.shape, f"addition of shapes {a.shape} and {b.shape}")
+        _saturation(self.lo, self.hi)
+        sum_lo, sum_hi = a.lo + b.lo, a.hi + b.hi
+        require(-ACCUMULATOR_MAX <= sum_lo and sum_hi <= ACCUMULATOR_MAX, "the sum may overflow int32")
+        return Integers(a.shape, max(self.lo, min(sum_lo, self.hi)), min(self.hi, max(sum_hi, self.lo)))
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Operation):
+    """Largest value of each window, on codes (by value) or integers; padding never wins."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+
+    def infer(self, *inputs: Value) -> Codes | Integers:
+        x = inputs[0]
+        assert not isinstance(x, Reals)
+        size = _slide("max-pool", x, self.kernel, self.stride, self.padding, self.dilation)
+        for axis in (0, 1):
+            start = np.arange(size[axis]) * self.stride[axis] - self.padding[2 * axis]
+            tap = np.maximum(-(start // self.dilation[axis]), 0)  # the first that lies in the image, if any does
+            seen = (tap < self.kernel[axis]) & (start + tap * self.dilation[axis] < x.shape[1 + axis])
+            require(bool(seen.all()), "max-pool: a window holds only padding")
+        shape = (x.shape[0], *size)
+        return Codes(shape, x.code_type) if isinstance(x, Codes) else Integers(shape, x.lo, x.hi)
+
+
+@dataclass(frozen=True, eq=False)
+class SumPool(Operation):
+    """Sum over each window, of values or integers; padding counts as 0. An average's division is folded later."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding = (0, 0, 0, 0)
+
+    def infer(self, *inputs: Value) -> Integers:
+        x = inputs[0]
+        assert not isinstance(x, Reals)
+        size = _slide("average-pool", x, self.kernel, self.stride, self.padding)
+        lo, hi = (x.code_type.lo, x.code_type.hi) if isinstance(x, Codes) else (x.lo, x.hi)
+        n = self.kernel[0] * self.kernel[1]
+        return Integers((x.shape[0], *size), min(lo, 0) * n, max(hi, 0) * n)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Operation):
+    """The output: ``float32(v) * scale + bias`` per channel, multiplied and then added in float32, never fused."""
+
+    scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+    def infer(self, *inputs: Value) -> Reals:
+        x = _integers("output scale", inputs[0])
+        for what, a in (("scale", self.scale), ("bias", self.bias)):
+            _array(what, a, np.float32, (x.shape[0],))
+            require(bool(np.isfinite(a).all()), f"{what} must be finite")
+        return Reals(x.shape)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled network: operations in order, the first is the :class:`Encode`, the last the :class:`Scale`.
+
+    Args:
+        operations: see the module's text.
+        output_shape: shape of one image's output, ``(C,)`` or ``(C, H, W)``.
+        info: free text about the network (name, scheme, class names, ..); kept in the file.
+
+    Raises:
+        FormatError: names the operation and what is wrong with it.
+    """
+
+    operations: tuple[Operation, ...]
+    output_shape: tuple[int, ...]
+    info: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _ = self.values
+
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
+        """The type of every value; value ``i`` is made by operation ``i``."""
+        require(isinstance(self.operations, tuple), "operations must be a tuple")
+        require(len(self.operations) >= 2, "a program needs an input and an output")
+        values: list[Value] = []
+        for i, op in enumerate(self.operations):
+            require(isinstance(op, Operation), f"operation {i} is a {type(op).__name__}")
+            try:
+                values.append(self._infer(i, op, values))
+            except FormatError as error:
+                raise FormatError(f"operation {i} ({type(op).__name__} {op.name!r:.100}): {error}") from None
+        unused = set(range(len(values) - 1)).difference(*(op.inputs for op in self.operations))
+        require(not unused, f"operation {min(unused, default=0)}: its value is never used")
+        size = values[-1].shape
+        fits = self.output_shape in (size, (int(np.prod(size)),)) and all(type(n) is int for n in self.output_shape)
+        require(fits, f"output shape {self.output_shape!r:.100} does not hold {size}")
+        texts = isinstance(self.info, Mapping) and all(_is_text(t) for pair in self.info.items() for t in pair)
+        require(texts, "info must map text to text")
+        return tuple(values)
+
+    def _infer(self, i: int, op: Operation, values: list[Value]) -> Value:
+        require(_is_text(op.name) and len(op.name) <= NAME_MAX, f"its name must be text of at most {NAME_MAX} letters")
+        _int_tuple("inputs (earlier operations)", op.inputs, op.arity, 0, i - 1)
+        require(isinstance(op, Encode) == (i == 0), "the input comes first and once")
+        require(isinstance(op, Scale) == (i == len(self.operations) - 1), "the output scale comes last")
+        value = op.infer(*(values[j] for j in op.inputs))
+        good = all(1 <= n <= SIZE_MAX for n in value.shape) and int(np.prod(value.shape)) <= ELEMENTS_MAX
+        require(good, f"shape {value.shape} out of range")
+        if isinstance(value, Integers):
+            bounded = -ACCUMULATOR_MAX <= value.lo <= value.hi <= ACCUMULATOR_MAX
+            require(bounded, f"accumulators {value.lo}..{value.hi} may overflow 32 bits")
+        return value
+
+    @property
+    def input(self) -> Encode:
+        """The input operation."""
+        op = self.operations[0]
+        assert isinstance(op, Encode)
+        return op
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(op.macs(*(self.values[j] for j in op.inputs)) for op in self.operations)
+
+    def check_input(self, x: npt.ArrayLike) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
+        """The batch as a C-contiguous array: float32 (normalised) or uint8 images, ``[N, C, H, W]``.
+
+        Raises:
+            InputError: wrong shape or type, NaN, or uint8 images for a program without a pixel table.
+        """
+        a = np.asarray(x)
+        shape = self.input.shape
+        if a.ndim != 4 or a.shape[1:] != shape:
+            raise InputError(f"input: expected shape (N, {', '.join(map(str, shape))}), got {a.shape}")
+        if a.dtype == np.uint8:
+            if self.input.table is None:
+                raise InputError("input: uint8 images need a program compiled with mean= and std=; give float32")
+            return np.ascontiguousarray(a)
+        if a.dtype not in (np.float32, np.float64, np.float16):
+            raise InputError(f"input: expected float32 or uint8, got {a.dtype}")
+        a = np.ascontiguousarray(a, np.float32)
+        if np.isnan(a).any():
+            raise InputError("input: holds NaN")
+        return a
+
+    def reference(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Run the NumPy oracle: ``[N, C, H, W]`` float32 (or uint8) to float32 ``[N, *output_shape]``."""
+        from .reference import run
+
+        return run(self, x)
+
+    def engine(self, threads: int = 1, isa: str | None = None) -> Engine:
+        """A native engine for this program, see :class:`~bitbranch.runtime.engine.Engine`."""
+        from .engine import Engine
+
+        return Engine(self, threads=threads, isa=isa)
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write a ``.bb`` file, atomically; returns its size in bytes."""
+        from .container import write
+
+        return write(self, path)
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """Read and validate a ``.bb`` file.
+
+    Raises:
+        FormatError: malformed, truncated or altered.
+        InputError: no such file, or not readable.
+    """
+    from .container import read
+
+    return read(path)
+
+
+__all__ = [
+    "Add", "Codes", "Conv", "Encode", "Integers", "MaxPool", "Operation", "Program", "Reals", "Requantize", "Scale",
+    "SumPool", "Threshold", "Value", "load",
+]  # fmt: skip

@@ -1,0 +1,152 @@
+"""The NumPy oracle: one plain function per operation; every executor equals it, bit for bit.
+
+Sums are taken in float64 by matrix products where the program's bounds (below 2^31, so far below 2^53) make that
+exact; nothing here is approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import CodeType, requantize
+from ..errors import FormatError
+from . import program as p
+
+Array = npt.NDArray[Any]
+Codes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+
+
+def encode(op: p.Encode, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> Codes:
+    """Images ``[N, C, H, W]`` to codes: float32 by thresholds, uint8 by the pixel table."""
+    if x.dtype == np.uint8:
+        assert op.table is not None
+        return np.stack([op.table[c][x[:, c]] for c in range(x.shape[1])], axis=1)
+    return op.code_type.from_rank(np.searchsorted(op.thresholds, x, side="right"))
+
+
+def _windows(
+    x: Array,
+    kernel: p.Pair,
+    stride: p.Pair,
+    padding: p.Padding,
+    dilation: p.Pair,
+    fill: float,
+) -> Iterator[tuple[int, int, Array]]:
+    """For each tap (i, j) of a window: what it sees at every output position, ``[N, C, H', W']``."""
+    top, bottom, left, right = padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    height, width = p.window_size("window", (x.shape[2], x.shape[3]), kernel, stride, padding, dilation)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            y0, x0 = i * dilation[0], j * dilation[1]
+            rows = slice(y0, y0 + (height - 1) * stride[0] + 1, stride[0])
+            columns = slice(x0, x0 + (width - 1) * stride[1] + 1, stride[1])
+            yield i, j, padded[:, :, rows, columns]
+
+
+def conv(op: p.Conv, x: Codes, code_type: CodeType) -> Ints:
+    """Codes ``[N, I, H, W]`` to accumulators ``[N, O, H', W']``; padding adds nothing."""
+    values = code_type.decode(x).astype(np.float64)
+    weight = op.values().astype(np.float64)
+    outputs, per_group = weight.shape[0] // op.groups, weight.shape[1]
+    acc: Array = np.zeros(1)
+    for i, j, seen in _windows(values, op.kernel, op.stride, op.padding, op.dilation, 0.0):
+        n, _, height, width = seen.shape
+        columns = seen.reshape(n, op.groups, per_group, height * width)
+        taps = weight[:, :, i, j].reshape(op.groups, outputs, per_group)
+        acc = acc + (taps @ columns).reshape(n, len(weight), height, width)
+    return acc.astype(np.int64)
+
+
+def threshold(op: p.Threshold, v: Ints) -> Codes:
+    """Integers to codes: count the thresholds of the channel that each value reaches."""
+    rank = np.zeros(v.shape, np.int64)
+    for k in range(op.thresholds.shape[1]):
+        rank += v >= op.thresholds[:, k].reshape(1, -1, 1, 1)
+    return op.code_type.from_rank(rank)
+
+
+def requantize_stream(op: p.Requantize, v: Ints) -> Ints:
+    """Integers to a residual stream on another scale."""
+    m, s, offset = (a.astype(np.int64).reshape(-1, 1, 1) for a in (op.multiplier, op.shift, op.offset))
+    return requantize(v, m, s, offset, op.lo, op.hi)
+
+
+def add(op: p.Add, a: Ints, b: Ints) -> Ints:
+    """Sum of two streams, saturated."""
+    return np.clip(a + b, op.lo, op.hi)
+
+
+def max_pool(op: p.MaxPool, v: Array) -> Array:
+    """Largest integer of each window; padding is smaller than everything."""
+    seen = _windows(v, op.kernel, op.stride, op.padding, op.dilation, np.iinfo(v.dtype).min)
+    return np.maximum.reduce([window for _, _, window in seen])
+
+
+def sum_pool(op: p.SumPool, v: Array) -> Ints:
+    """Sum of each window; padding is 0."""
+    seen = _windows(v.astype(np.int64), op.kernel, op.stride, op.padding, (1, 1), 0)
+    return np.sum([window for _, _, window in seen], axis=0, dtype=np.int64)
+
+
+def scale(op: p.Scale, v: Ints) -> npt.NDArray[np.float32]:
+    """Accumulators to the float32 output: rounded to float32, multiplied, then added."""
+    product = v.astype(np.float32) * op.scale.reshape(-1, 1, 1)
+    return product + op.bias.reshape(-1, 1, 1)
+
+
+def trace(program: p.Program, x: npt.ArrayLike) -> Iterator[tuple[int, Array]]:
+    """Run the program and yield ``(operation number, its value)`` in order, each ``[N, C, H, W]``.
+
+    Values that no later operation needs are dropped on the way.
+    """
+    batch = program.check_input(x)
+    last_use = {j: i for i, op in enumerate(program.operations) for j in op.inputs}
+    live: dict[int, Array] = {}
+    for i, op in enumerate(program.operations):
+        inputs = [live[j] for j in op.inputs]
+        types = [program.values[j] for j in op.inputs]
+        live[i] = _apply(op, batch, inputs, types)
+        yield i, live[i]
+        live = {j: v for j, v in live.items() if last_use.get(j, -1) > i}
+
+
+def _apply(op: p.Operation, batch: Array, inputs: list[Array], types: list[p.Value]) -> Array:
+    source = types[0] if types else None
+    if isinstance(op, p.Encode):
+        return encode(op, batch)
+    if isinstance(op, p.Conv) and isinstance(source, p.Codes):
+        return conv(op, inputs[0], source.code_type)
+    if isinstance(op, p.Threshold):
+        return threshold(op, inputs[0])
+    if isinstance(op, p.Requantize):
+        return requantize_stream(op, inputs[0])
+    if isinstance(op, p.Add):
+        return add(op, inputs[0], inputs[1])
+    if isinstance(op, p.MaxPool):
+        if isinstance(source, p.Codes):
+            return source.code_type.encode(max_pool(op, source.code_type.decode(inputs[0])))
+        return max_pool(op, inputs[0])
+    if isinstance(op, p.SumPool):
+        return sum_pool(op, source.code_type.decode(inputs[0]) if isinstance(source, p.Codes) else inputs[0])
+    if isinstance(op, p.Scale):
+        return scale(op, inputs[0])
+    raise FormatError(f"the reference has no operation {type(op).__name__}")
+
+
+def run(program: p.Program, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """The whole program on a batch ``[N, C, H, W]``; returns float32 ``[N, *output_shape]``.
+
+    Raises:
+        InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
+    """
+    out: Array | None = None
+    for _, value in trace(program, x):
+        out = value
+    assert out is not None
+    return out.reshape(len(out), *program.output_shape).astype(np.float32, copy=False)

@@ -1,0 +1,143 @@
+"""Hypothesis strategies that the tests share: code types, and random valid programs with images for them."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from bitbranch.contract import CodeType, Kind
+from bitbranch.runtime import program as p
+
+CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
+
+code_types = st.sampled_from(CODE_TYPES)
+seeds = st.integers(0, 2**32 - 1)
+
+
+class _Builder:
+    """A program under construction: operations, the types of their values, and the source of their numbers."""
+
+    def __init__(self, draw: st.DrawFn, rng: np.random.Generator) -> None:
+        self.draw, self.rng = draw, rng
+        self.operations: list[p.Operation] = []
+        self.values: list[p.Value] = []
+
+    def add(self, operation: type[p.Operation], *arguments: object, inputs: tuple[int, ...] | None = None) -> None:
+        last = len(self.operations) - 1
+        inputs = inputs if inputs is not None else ((last,) if self.operations else ())
+        op = operation(f"block{last // 3}.{operation.__name__.lower()}", inputs, *arguments)
+        self.values.append(op.infer(*(self.values[j] for j in inputs)))
+        self.operations.append(op)
+
+    @property
+    def value(self) -> p.Value:
+        return self.values[-1]
+
+    def window(self, kernels: int, dilations: int) -> tuple[p.Pair, p.Pair, p.Padding, p.Pair]:
+        """Kernel, stride, padding and dilation that fit the last value."""
+        kernel, stride, dilation = [], [], []
+        padding: list[int] = []
+        for size in self.value.shape[1:]:
+            k, d = self.draw(st.integers(1, min(kernels, size))), self.draw(st.integers(1, dilations))
+            k = min(k, (size - 1) // d + 1)  # the window fits without padding, so no padding is too little
+            reach = d * (k - 1)
+            kernel.append(k)
+            dilation.append(d)
+            stride.append(self.draw(st.integers(1, 3)))
+            padding += [self.draw(st.integers(0, reach)), self.draw(st.integers(0, reach))]
+        return (kernel[0], kernel[1]), (stride[0], stride[1]), tuple(padding), (dilation[0], dilation[1])  # type: ignore[return-value]
+
+    def conv(self, channels: int, weight_type: CodeType) -> None:
+        inputs = self.value.shape[0]
+        groups = self.draw(st.sampled_from([g for g in range(1, inputs + 1) if inputs % g == 0]))
+        outputs = groups * self.draw(st.integers(1, max(1, channels // groups)))
+        kernel, stride, padding, dilation = self.window(kernels=3, dilations=2)
+        weight = self.rng.integers(0, weight_type.count, (outputs, inputs // groups, *kernel)).astype(np.uint8)
+        self.add(p.Conv, weight, weight_type, stride, padding, dilation, groups)
+
+    def pool(self, operation: type[p.MaxPool] | type[p.SumPool]) -> None:
+        kernel, stride, padding, dilation = self.window(kernels=3, dilations=2 if operation is p.MaxPool else 1)
+        if operation is p.MaxPool:  # half a window of padding at most, and without gaps: each window sees the image
+            padding, dilation = tuple(min(n, kernel[i // 2] // 2) for i, n in enumerate(padding)), (1, 1)
+            self.add(operation, kernel, stride, padding, dilation)
+        else:
+            self.add(operation, kernel, stride, padding)
+
+    def threshold(self, code_type: CodeType) -> None:
+        x = self.value
+        assert isinstance(x, p.Integers)
+        rows = self.draw(st.sampled_from([1, x.shape[0]]))
+        thresholds = np.sort(self.rng.integers(x.lo, x.hi + 2, (rows, code_type.count - 1)), axis=1)
+        self.add(p.Threshold, code_type, thresholds.astype(np.int32))
+
+    def requantize(self, source: int) -> int:
+        """A residual stream from value ``source``; returns its number."""
+        x = self.values[source]
+        multiplier = self.rng.integers(-(2**12), 2**12, x.shape[0]).astype(np.int32)
+        shift = self.rng.integers(0, 14, x.shape[0]).astype(np.uint8)
+        offset = self.rng.integers(-(2**16), 2**16, x.shape[0])
+        lo, hi = sorted(self.draw(st.tuples(st.integers(-1000, 1000), st.integers(-1000, 1000))))
+        self.add(p.Requantize, multiplier, shift, offset, lo, hi, inputs=(source,))
+        return len(self.operations) - 1
+
+    def residual(self) -> None:
+        """Two streams from the last integers, and their sum."""
+        source = len(self.operations) - 1
+        streams = self.requantize(source), self.requantize(source)
+        lo, hi = sorted(self.draw(st.tuples(st.integers(-1500, 1500), st.integers(-1500, 1500))))
+        self.add(p.Add, lo, hi, inputs=streams)
+
+
+@st.composite
+def programs(
+    draw: st.DrawFn,
+    channels: int = 9,
+    size: int = 9,
+    depth: int = 3,
+    weights: st.SearchStrategy[CodeType] = code_types,
+    activations: st.SearchStrategy[CodeType] = code_types,
+) -> p.Program:
+    """Valid programs: an input, up to ``depth`` convolutions with what may stand between them, an output.
+
+    Args:
+        channels, size: largest channel count, height and width.
+        depth: most convolutions before the last one.
+        weights, activations: where their code types come from.
+    """
+    b = _Builder(draw, np.random.default_rng(draw(seeds)))
+    shape = (draw(st.integers(1, channels)), draw(st.integers(1, size)), draw(st.integers(1, size)))
+    code_type = draw(activations)
+    thresholds = np.sort(b.rng.normal(size=code_type.count - 1)).astype(np.float32)
+    table = b.rng.integers(0, code_type.count, (shape[0], 256)).astype(np.uint8) if draw(st.booleans()) else None
+    b.add(p.Encode, shape, code_type, thresholds, table)
+    for _ in range(draw(st.integers(0, depth))):
+        if draw(st.integers(0, 3)) == 0:
+            b.pool(p.MaxPool)
+        b.conv(channels, draw(weights))
+        glue = draw(st.sampled_from(["", "", "max", "sum", "residual"]))
+        if glue == "residual":
+            b.residual()
+        elif glue:
+            b.pool(p.MaxPool if glue == "max" else p.SumPool)
+        b.threshold(draw(activations))
+    if draw(st.integers(0, 3)) == 0:
+        b.pool(p.SumPool)
+    else:
+        b.conv(channels, draw(weights))
+    c, h, w = b.value.shape
+    b.add(p.Scale, *b.rng.normal(size=(2, c)).astype(np.float32))
+    output_shape = (c, h, w) if draw(st.booleans()) else (c * h * w,)
+    return p.Program(tuple(b.operations), output_shape, draw(st.dictionaries(st.text(), st.text(), max_size=2)))
+
+
+def images(program: p.Program, seed: int, count: int = 3) -> np.ndarray:
+    """Float32 images that reach every code, thresholds hit exactly among them, ``[count, C, H, W]``."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, *program.input.shape)).astype(np.float32)
+    ties = rng.choice(program.input.thresholds, x.shape)
+    return np.where(rng.random(x.shape) < 0.2, ties, x)
+
+
+def pixels(program: p.Program, seed: int, count: int = 3) -> np.ndarray:
+    """Random uint8 images, ``[count, C, H, W]``."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *program.input.shape)).astype(np.uint8)
