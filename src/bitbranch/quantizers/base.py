@@ -1,0 +1,153 @@
+"""What every quantizer is: a thin module over a pure function, that also says its integers.
+
+During training a quantizer maps reals to reals that lie on its levels, with the gradient its paper gives. The same
+object states the integer meaning (code type, scale, encoder), from which evaluation, the compiler and every executor
+work; so what was trained is what runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..contract import CodeType, Encoder
+
+COMPARISONS_MAX = 15
+"""Up to so many thresholds, comparing with each is faster on a CPU than a search among them."""
+
+
+class ActivationQuantizer(nn.Module):
+    """Reals to codes, one scale for the whole tensor: ``real = scale * value``.
+
+    Subclasses define :attr:`code_type`, :meth:`scale`, :meth:`encoder` and :meth:`quantize`.
+
+    Attributes:
+        reads_signs: whether negative inputs carry information, so that a ReLU in front would destroy the codes.
+    """
+
+    reads_signs: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the parameters that come from data are known; see :meth:`start`."""
+        return True
+
+    @property
+    def code_type(self) -> CodeType:
+        """Type of the codes."""
+        raise NotImplementedError
+
+    def scale(self) -> float:
+        """The real number that value 1 means."""
+        raise NotImplementedError
+
+    def encoder(self) -> Encoder:
+        """The thresholds between codes, as float64 reals."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Reals to the nearest levels, any shape, with the training gradient."""
+        raise NotImplementedError
+
+    def start(self, x: Tensor) -> None:
+        """Choose starting parameters from the first batch seen in training (learned steps); default: nothing."""
+
+    def values(self, x: Tensor) -> Tensor:
+        """The integers that reals are encoded to, any shape, in the dtype of ``x``; exact, without gradient.
+
+        A float32 tensor is compared with the float32 form of the thresholds, a float64 tensor with the reals.
+        """
+        encoder = self.encoder()
+        if x.dtype == torch.float64:
+            thresholds, closed = torch.tensor(encoder.thresholds, dtype=torch.float64), encoder.closed
+        else:
+            thresholds, closed = torch.from_numpy(encoder.float32_thresholds()), True
+        t = encoder.code_type
+        return rank(x.detach(), thresholds, closed).to(x.dtype).mul_(t.step).add_(t.lo)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels with gradient while training; ``scale * values(x)`` in evaluation."""
+        if self.training:
+            self.start(x)
+            return self.quantize(x)
+        return self.values(x) * self.scale()
+
+
+class WeightQuantizer(nn.Module):
+    """Latent weights to low-bit weights with one scale per output channel: ``real = scale[o] * value``.
+
+    Weights always come with outputs first, ``[O, ...]``. Subclasses define :attr:`code_type`, :meth:`integers` and
+    :meth:`quantize`.
+    """
+
+    @property
+    def code_type(self) -> CodeType:
+        """Type of the codes."""
+        raise NotImplementedError
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Integer values ``[O, ...]`` (in the dtype of ``weight``) and scales ``[O]``, without gradient."""
+        raise NotImplementedError
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        """Reals ``[O, ...]`` on the levels, with the training gradient."""
+        raise NotImplementedError
+
+    def start(self, weight: Tensor) -> None:
+        """Choose starting parameters from the first weights seen in training; default: nothing."""
+
+    def project(self, weight: Tensor) -> None:
+        """Bring latent weights back into the method's range, in place, after an optimiser step; default: nothing."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels with gradient while training; ``scale * values`` in evaluation."""
+        if self.training:
+            self.start(weight)
+            return self.quantize(weight)
+        values, scale = self.integers(weight)
+        return values * per_output(scale, weight)
+
+
+class Passthrough(torch.autograd.Function):
+    """``forward`` gives the second argument, ``backward`` hands the gradient to the first, times a mask."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(mask)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        (mask,) = ctx.saved_tensors
+        return (grad if mask is None else grad * mask), None, None
+
+
+def rank(x: Tensor, thresholds: Tensor, closed: bool) -> Tensor:
+    """How many of the ascending thresholds ``[n]`` each element of ``x`` passes, as small integers, shape of ``x``."""
+    if len(thresholds) > COMPARISONS_MAX:
+        return torch.bucketize(x, thresholds.to(x.device), right=closed, out_int32=True)
+    passed = torch.ge if closed else torch.gt
+    count = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    for t in thresholds.tolist():  # a Python float compares as the float32 or float64 number it came from
+        count += passed(x, t).view(torch.uint8)
+    return count
+
+
+def straight_through(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``y`` in the forward direction with the gradient of ``x``, multiplied by ``mask`` where given.
+
+    Source: the straight-through estimator, Bengio et al., arXiv 1308.3432.
+    """
+    out: Tensor = Passthrough.apply(x, y, mask)
+    return out
+
+
+def per_output(scale: Tensor, weight: Tensor) -> Tensor:
+    """A vector ``[O]`` shaped so that it multiplies ``weight [O, ...]``."""
+    return scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def float32(number: float) -> float:
+    """The float32 number nearest to a float, as a Python float; scales are stored so."""
+    return float(np.float32(number))

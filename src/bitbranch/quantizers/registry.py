@@ -1,0 +1,128 @@
+"""Scheme strings, resolved to quantizers in one place.
+
+``METHOD:wM-aK`` names a method with its weights (``w1 .. w8``, ``wt`` for ternary, ``w32`` for float) and activations
+(``a1 .. a8``, ``a32``); ``wMaK`` alone is ``uniform:wM-aK``. To add a method, add a row to :data:`METHODS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from ..errors import InputError
+from .base import ActivationQuantizer, WeightQuantizer
+from .bwn import BinaryWeight
+from .hwgq import HalfWaveActivation
+from .lsq import LearnedStepActivation, LearnedStepWeight
+from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
+from .tsq import SparseActivation, TernaryWeight
+from .uniform import UniformActivation, UniformWeight
+
+WeightFactory = Callable[[], WeightQuantizer | None]
+ActivationFactory = Callable[[], ActivationQuantizer | None]
+
+
+def no_quantizer() -> None:
+    """The factory of ``w32`` and ``a32``: float."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the layers of a network are quantized; every layer gets quantizers of its own.
+
+    Attributes:
+        name: for reports.
+        weight: makes a weight quantizer, or None for float weights.
+        activation: makes a quantizer of the layer's input, or None for float.
+    """
+
+    name: str
+    weight: WeightFactory = no_quantizer
+    activation: ActivationFactory = no_quantizer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the registry: what ``w...`` and ``a...`` may say after the colon, and what it makes."""
+
+    weights: Mapping[str, WeightFactory]
+    activations: Mapping[str, ActivationFactory]
+
+    def scheme(self, method: str, weight: str, activation: str) -> Scheme:
+        """The scheme of one weight and one activation spelling, such as ``"t"`` and ``"2"``.
+
+        Raises:
+            InputError: a spelling that the method does not have.
+        """
+        name = f"{method}:w{weight}-a{activation}"
+        weights = {**self.weights, "32": no_quantizer}
+        activations = {**self.activations, "32": no_quantizer}
+        if weight not in weights or activation not in activations:
+            known = f"w{{{','.join(weights)}}}-a{{{','.join(activations)}}}"
+            raise InputError(f"unknown scheme {name!r}: {method} has {known}")
+        return Scheme(name, weights[weight], activations[activation])
+
+
+def _bits(make: Callable[[int], WeightQuantizer], bits: Iterable[int]) -> dict[str, WeightFactory]:
+    return {str(b): partial(make, b) for b in bits}
+
+
+def _activation_bits(make: Callable[[int], ActivationQuantizer]) -> dict[str, ActivationFactory]:
+    return {str(b): partial(make, b) for b in range(1, 9)}
+
+
+_TERNARY: dict[str, WeightFactory] = {"t": TernaryWeight}
+_BINARY: dict[str, WeightFactory] = {"1": BinaryWeight}
+_UNIFORM: dict[str, WeightFactory] = {**_BINARY, **_TERNARY, **_bits(UniformWeight, range(2, 9))}
+
+
+def mbn(*, clip: Clip = "htanh", gradient: Gradient = "ste", fixed_range: bool = False) -> Method:
+    """Multi-branch binary networks, with the options of :class:`BipolarActivation` and :class:`BipolarWeight`."""
+    weight = partial(BipolarWeight, fixed_range=fixed_range, gradient=gradient)
+    activation = partial(BipolarActivation, clip=clip, gradient=gradient)
+    return Method(_bits(weight, range(1, 9)), _activation_bits(activation))
+
+
+def tsq(*, sparsity: float = 0.625) -> Method:
+    """Two-step quantization with any share of codes 0 in [0.5, 1)."""
+    return Method({**_BINARY, **_TERNARY}, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+
+
+METHODS: dict[str, Method] = {
+    "uniform": Method(_UNIFORM, _activation_bits(UniformActivation)),
+    "mbn": mbn(),
+    "tsq": tsq(),
+    "hwgq": Method({**_BINARY, **_TERNARY}, _activation_bits(HalfWaveActivation)),
+    "lsq": Method(_bits(LearnedStepWeight, range(2, 9)), _activation_bits(LearnedStepActivation)),
+    "bwn": Method(_BINARY, {}),
+}
+"""Every method that a scheme string may name."""
+
+_SPELLING = re.compile(r"(?:(?P<method>\w+):)?w(?P<weight>\w+?)-?a(?P<activation>\d+)")
+
+
+def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
+    """The scheme that a string names; a :class:`Scheme` is handed back.
+
+    Args:
+        scheme: such as ``"tsq:wt-a2"``, ``"mbn:w2-a2"`` or ``"w8a8"``.
+        method: a method with options, in place of the registry's row, such as ``tsq(sparsity=0.75)``.
+
+    Raises:
+        InputError: a string that names no known scheme.
+
+    >>> parse_scheme("tsq:wt-a2", tsq(sparsity=0.75)).activation()
+    SparseActivation(2, eps=0.67449, step=0.786787)
+    """
+    if isinstance(scheme, Scheme):
+        return scheme
+    match = _SPELLING.fullmatch(scheme) if isinstance(scheme, str) else None
+    if match is None:
+        raise InputError(f"unknown scheme {scheme!r}: expected METHOD:wM-aK or wMaK, such as tsq:wt-a2 or w8a8")
+    name = match["method"] or "uniform"
+    row = method or METHODS.get(name)
+    if row is None:
+        raise InputError(f"unknown scheme {scheme!r}: no method {name!r}; known are {', '.join(METHODS)}")
+    return row.scheme(name, match["weight"], match["activation"])

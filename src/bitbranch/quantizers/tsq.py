@@ -1,0 +1,152 @@
+"""Two-step quantization (TSQ): sparse activation codes and optimal ternary weights."""
+
+from __future__ import annotations
+
+from functools import cache
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from ..contract import CodeType, Encoder, Kind, sparse_encoder
+from ..errors import InputError
+from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .gaussian import optimal_step
+
+
+def dead_zone(sparsity: float) -> float:
+    """``eps = Phi^-1(sparsity)``: below it lies this share of a standard Gaussian.
+
+    Raises:
+        InputError: a sparsity outside [0.5, 1).
+
+    Source: Wang et al., CVPR 2018, section 3.1.
+    """
+    if not 0.5 <= sparsity < 1:
+        raise InputError(f"sparse codes: sparsity must be at least 0.5 and below 1, got {sparsity}")
+    return NormalDist().inv_cdf(sparsity) if sparsity > 0.5 else 0.0
+
+
+@cache
+def solve_step(eps: float, bits: int) -> float:
+    """The step ``D`` that minimises ``E[(Q(x) - x)^2 | x > eps]`` under N(0, 1) for codes of 1..8 bits.
+
+    Where ``eps > 1.5 D`` (many bits, high sparsity) the lowest levels are empty: their cells lie in the dead zone. They
+    count nothing here and no input gets their code.
+
+    Source: Wang et al., CVPR 2018, section 3.1.
+    """
+    n = (1 << bits) - 1
+    return optimal_step(range(1, n + 1), [0.0, *(k - 0.5 for k in range(2, n + 1))], eps)
+
+
+def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
+    """``Q(x) = 0 (x <= eps), D (<= 1.5 D), 2 D (<= 2.5 D), .., n D (above)``, any shape; ``n = 2^K - 1``.
+
+    The gradient passes where ``0 < x < n D``: a real in the dead zone still learns.
+
+    Args:
+        x: reals, normalised so that one ``eps`` and ``D`` serve every layer.
+        bits: K, 1..8.
+        eps: end of the dead zone, at least 0.
+        step: ``D``.
+
+    Source: Wang et al., CVPR 2018, equations (4) and (5).
+    """
+    n = (1 << bits) - 1
+    return straight_through(x, sparse_codes(x, bits, eps, step) * step, (x > 0) & (x < n * step))
+
+
+def sparse_codes(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
+    """The codes ``0 .. n`` of :func:`sparse` as reals without gradient, any shape."""
+    n = (1 << bits) - 1
+    codes = torch.ceil(x.detach() / step - 0.5).clamp_(1, n)
+    return codes.mul_(x > eps)
+
+
+class SparseActivation(ActivationQuantizer):
+    """Unsigned activations of 1 to 8 bits through :func:`sparse`; scale ``D``.
+
+    Args:
+        bits: K.
+        sparsity: share of codes 0 that a normalised input gets, in [0.5, 1).
+        eps, step: given instead of computed from ``sparsity``.
+
+    Raises:
+        InputError: bits or sparsity out of range, or ``eps < 0``, or a step that is not positive.
+    """
+
+    def __init__(
+        self, bits: int = 2, *, sparsity: float = 0.625, eps: float | None = None, step: float | None = None
+    ) -> None:
+        super().__init__()
+        self._code_type = CodeType(Kind.UNSIGNED, bits)
+        self.bits = bits
+        self.eps = float32(dead_zone(sparsity) if eps is None else eps)
+        if not self.eps >= 0:
+            raise InputError(f"sparse codes: eps must be at least 0, got {eps}")
+        self.step = float32(solve_step(self.eps, bits) if step is None else step)
+        if not self.step > 0:
+            raise InputError(f"sparse codes: the step must be positive, got {step}")
+
+    @property
+    def code_type(self) -> CodeType:
+        return self._code_type
+
+    def scale(self) -> float:
+        return self.step
+
+    def encoder(self) -> Encoder:
+        return sparse_encoder(self.bits, self.eps, self.step)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return sparse(x, self.bits, self.eps, self.step)
+
+    def extra_repr(self) -> str:
+        return f"{self.bits}, eps={self.eps:.6g}, step={self.step:.6g}"
+
+
+def optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The ternary weights ``t`` and scales ``alpha`` that minimise ``|| w - alpha t ||^2`` per row, exactly.
+
+    The best support of size ``r`` is the ``r`` largest magnitudes, and leaves ``||w||^2 - (sum of them)^2 / r``; so
+    one sort finds ``r*`` and the threshold ``|w|_(r*)``, and ``alpha = w^T t / t^T t``. Rows that already are
+    ``alpha t`` come back unchanged, bit for bit; a negative ``alpha`` comes back with both signs turned, a row of zeros
+    with ``alpha = 0``.
+
+    Args:
+        weight: ``[O, n]`` reals.
+
+    Returns:
+        ``t [O, n]`` of {-1, 0, 1} and ``alpha [O]``, float32 numbers, both in the dtype of ``weight``.
+
+    Source: Wang et al., CVPR 2018, section 3.2.1 (initialisation).
+    """
+    magnitude = weight.detach().abs().double()  # sums of equal float32 numbers are exact in float64
+    ordered = magnitude.sort(dim=1, descending=True).values
+    count = torch.arange(1, ordered.shape[1] + 1, dtype=torch.float64, device=weight.device)
+    best = (ordered.cumsum(1).square() / count).argmax(1, keepdim=True)
+    support = (magnitude >= ordered.gather(1, best)) & (magnitude > 0)
+    alpha = (magnitude * support).sum(1) / support.sum(1).clamp_min(1)
+    t = torch.where(support, weight.detach().sign(), 0.0)
+    return t, alpha.float().to(weight.dtype)
+
+
+class TernaryWeight(WeightQuantizer):
+    """Ternary weights by :func:`optimal_ternary` of the latent weights, one scale per output channel.
+
+    The gradient passes straight through. To give a layer integers that a solver found, write ``alpha * t`` into its
+    latent weights: they are then quantized to exactly these ``t`` and ``alpha``, and can be trained further.
+    """
+
+    @property
+    def code_type(self) -> CodeType:
+        return CodeType(Kind.TERNARY, 2)
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        t, alpha = optimal_ternary(weight.flatten(1))
+        return t.view_as(weight), alpha
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        t, alpha = self.integers(weight)
+        return straight_through(weight, t * per_output(alpha, weight))

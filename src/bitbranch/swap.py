@@ -1,0 +1,184 @@
+"""The swap in a user's network: :func:`quantize`, and :func:`coverage`, which says what it reached."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import InputError
+from .layers import QuantizedLayer, quantized_layer, replace_modules, why_float
+from .quantizers.base import ActivationQuantizer, WeightQuantizer
+from .quantizers.registry import Scheme, parse_scheme
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What became of one layer.
+
+    Attributes:
+        name: as in ``named_modules()``.
+        type: name of its class.
+        scheme: what it is quantized by; None if it is float.
+        reason: why it is float, or what it replaces.
+    """
+
+    name: str
+    type: str
+    scheme: str | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type}): {self.scheme or self.reason}"
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str | Scheme,
+    *,
+    first: str | Scheme | None = "w8a8",
+    last: str | Scheme | None = "w8a8",
+    layers: Mapping[str, str | Scheme | None] | None = None,
+) -> nn.Module:
+    """A copy of a network whose Conv1d, Conv2d, ConvTranspose2d and Linear layers are quantized; weights are kept.
+
+    First and last are meant in the order of ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``),
+    the network's ReLU and ReLU6 modules become ``nn.Hardtanh``, since a ReLU would leave half of the codes unused; an
+    exception's scheme does not change activations. A network that is quantized already gets the new quantizers:
+    ``quantize(q8, "mbn:w4-a4")``.
+
+    Args:
+        model: any torch module; it is not changed.
+        scheme: a string such as ``"tsq:wt-a2"`` (see :mod:`bitbranch.quantizers.registry`) or a :class:`Scheme`.
+        first, last: for the first and the last layer; None leaves it float.
+        layers: exceptions, by the layer's name or a pattern such as ``"head.*"``; None leaves a layer float. A name
+            goes before patterns, and an earlier pattern before a later one.
+
+    Raises:
+        InputError: an unknown scheme, no layer to quantize, an exception that matches no layer, or one that asks for a
+            layer that has no quantized form.
+
+    Warns of layers with parameters that stay float without having been asked to; :func:`coverage` lists all.
+    """
+    network = copy.deepcopy(model)
+    parametric = dict(_parametric(network))
+    quantizable = [name for name, layer in parametric.items() if not why_float(layer)]
+    if not quantizable:
+        raise InputError(
+            f"{type(model).__name__} has no layer to quantize: no Conv1d, Conv2d, ConvTranspose2d or Linear"
+        )
+    wanted: dict[str, str | Scheme | None] = dict.fromkeys(quantizable, scheme)
+    wanted[quantizable[-1]] = last
+    wanted[quantizable[0]] = first
+    wanted |= _exceptions(layers or {}, list(parametric), quantizable)
+
+    new: dict[nn.Module, nn.Module] = {}
+    for name, spelling in wanted.items():
+        if spelling is not None:
+            new[parametric[name]] = _swapped(name, parametric[name], parse_scheme(spelling))
+    activation = parse_scheme(scheme).activation()
+    if activation is not None and activation.reads_signs and any(wanted[name] is scheme for name in quantizable):
+        new |= {m: _hardtanh(m) for m in network.modules() if type(m) in (nn.ReLU, nn.ReLU6)}
+    network = replace_modules(network, new)
+
+    left = [str(c) for c in coverage(network) if c.scheme is None and c.name not in wanted and c.name in parametric]
+    if left:
+        warnings.warn(f"quantize: these stay float: {'; '.join(left)}", stacklevel=2)
+    return network
+
+
+def coverage(network: nn.Module) -> list[Covered]:
+    """What :func:`quantize` made of each layer with parameters (BatchNorm apart, which folds), in module order.
+
+    An activation that took the place of another is listed with what it replaces.
+    """
+    parametric = dict(_parametric(network))
+    out = []
+    for name, module in network.named_modules():
+        if isinstance(module, QuantizedLayer):
+            out.append(Covered(name, type(module).__name__, module.scheme or "quantizers given as objects"))
+        elif name in parametric:
+            out.append(Covered(name, type(module).__name__, None, why_float(module) or "left float as asked"))
+        elif replaced := getattr(module, "replaces", ""):
+            out.append(Covered(name, type(module).__name__, None, f"replaces {replaced}, whose codes have signs"))
+    return out
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Choose the steps and ranges that come from data by running batches ``[N, ...]`` through the network.
+
+    Nothing is trained: BatchNorm statistics and weights stay. Training does the same on its way, so this is for
+    networks that are not trained after :func:`quantize`.
+
+    Raises:
+        InputError: no batch.
+    """
+
+    def start(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, QuantizedLayer)
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.start(args[0])
+
+    modes = {m: m.training for m in network.modules()}
+    hooks = [m.register_forward_pre_hook(start) for m in network.modules() if isinstance(m, QuantizedLayer)]
+    network.eval()
+    seen = False
+    try:
+        for x in batches:
+            network(x)
+            seen = True
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if not seen:
+        raise InputError("calibrate needs at least one batch")
+
+
+def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules with parameters of their own, by name; quantizers, what lies in them, and BatchNorm apart."""
+    found = []
+    for name, module in network.named_modules():
+        ours = isinstance(module, (ActivationQuantizer, WeightQuantizer, _BatchNorm))
+        if not ours and next(module.parameters(recurse=False), None) is not None:
+            found.append((name, module))
+    return found
+
+
+def _exceptions(
+    layers: Mapping[str, str | Scheme | None], parametric: list[str], quantizable: list[str]
+) -> dict[str, str | Scheme | None]:
+    """The schemes of the layers that names and patterns match; a pattern asks nothing of what cannot be quantized."""
+    out: dict[str, str | Scheme | None] = {}
+    for pattern, scheme in layers.items():
+        matched = [name for name in parametric if fnmatchcase(name, pattern)]
+        if not matched:
+            raise InputError(f"layers: {pattern!r} matches no layer with parameters")
+        for name in matched:
+            if scheme is None or name in quantizable:
+                out.setdefault(name, scheme)
+    return out | {name: scheme for name, scheme in layers.items() if name in parametric}
+
+
+def _swapped(name: str, layer: nn.Module, scheme: Scheme) -> QuantizedLayer:
+    try:
+        new = quantized_layer(layer, scheme.activation(), scheme.weight())
+    except InputError as error:
+        raise InputError(f"layer {name}: {error}") from None
+    new.scheme = scheme.name
+    return new
+
+
+def _hardtanh(relu: nn.Module) -> nn.Hardtanh:
+    new = nn.Hardtanh()
+    new.training = relu.training
+    new.replaces = type(relu).__name__  # type: ignore[assignment]
+    return new
