@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from bitbranch.contract import Encoder, Kind
 from bitbranch.errors import InputError
+from bitbranch.quantizers import registry
 from bitbranch.quantizers.base import ActivationQuantizer, WeightQuantizer, float32, per_output
 from bitbranch.quantizers.bwn import BinaryWeight, binary
 from bitbranch.quantizers.hwgq import HalfWaveActivation, half_wave
@@ -484,3 +486,7 @@ def test_unknown_schemes_are_named_in_one_line(scheme: str) -> None:
 def test_arguments_out_of_range(make: type[ActivationQuantizer]) -> None:
     with pytest.raises(InputError):
         make()
+
+
+def test_example_of_the_registry() -> None:
+    assert doctest.testmod(registry).failed == 0

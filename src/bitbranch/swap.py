@@ -56,8 +56,8 @@ def quantize(
     Args:
         model: any torch module; it is not changed.
         scheme: a string such as ``"tsq:wt-a2"`` (see :mod:`bitbranch.quantizers.registry`) or a :class:`Scheme`.
-        first, last: for the first and the last layer; None leaves it float.
-        layers: exceptions, by the layer's name or a pattern such as ``"head.*"``; None leaves a layer float. A name
+        first, last: for the first and the last layer; None leaves it as it is.
+        layers: exceptions, by the layer's name or a pattern such as ``"head.*"``; None leaves a layer as it is. A name
             goes before patterns, and an earlier pattern before a later one.
 
     Raises:
@@ -104,9 +104,9 @@ def coverage(network: nn.Module) -> list[Covered]:
         if isinstance(module, QuantizedLayer):
             out.append(Covered(name, type(module).__name__, module.scheme or "quantizers given as objects"))
         elif name in parametric:
-            out.append(Covered(name, type(module).__name__, None, why_float(module) or "left float as asked"))
+            out.append(Covered(name, type(module).__name__, None, why_float(module) or "no scheme asked for it"))
         elif replaced := getattr(module, "replaces", ""):
-            out.append(Covered(name, type(module).__name__, None, f"replaces {replaced}, whose codes have signs"))
+            out.append(Covered(name, type(module).__name__, None, f"replaces {replaced}: the next codes have signs"))
     return out
 
 

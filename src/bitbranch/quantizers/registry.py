@@ -114,7 +114,7 @@ def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
         InputError: a string that names no known scheme.
 
     >>> parse_scheme("tsq:wt-a2", tsq(sparsity=0.75)).activation()
-    SparseActivation(2, eps=0.67449, step=0.786787)
+    SparseActivation(2, eps=0.67449, step=0.786785)
     """
     if isinstance(scheme, Scheme):
         return scheme
