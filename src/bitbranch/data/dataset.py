@@ -1,0 +1,79 @@
+"""Labelled images as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images of one size.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``.
+        labels: int64 ``[N]``, ``0 .. len(classes) - 1``.
+        classes: the classes' names.
+        mean: per channel, of pixels scaled to 0..1.
+        std: likewise.
+        source: where the images are from, for reports.
+
+    Raises:
+        InputError: shapes, types or labels that do not fit together.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise InputError(f"{self.source}: images must be uint8 [N, C, H, W]")
+        if self.labels.shape != self.images.shape[:1]:
+            raise InputError(f"{self.source}: {len(self.images)} images but {len(self.labels)} labels")
+        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < len(self.classes)):
+            raise InputError(f"{self.source}: labels beyond the {len(self.classes)} classes")
+        if not len(self.mean) == len(self.std) == self.images.shape[1]:
+            raise InputError(f"{self.source}: mean and std are not for {self.images.shape[1]} channels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def take(self, indices: npt.NDArray[np.int64] | slice) -> Dataset:
+        """The images with these indices."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def spread(self, count: int) -> Dataset:
+        """At most ``count`` images at equal distances, so that every class that is spread evenly takes part."""
+        step = max(1, len(self) // max(1, count))
+        return self.take(slice(0, step * count, step))
+
+    def normalized(self) -> npt.NDArray[np.float32]:
+        """All images as float32, ``(pixel / 255 - mean) / std``, ``[N, C, H, W]``."""
+        return normalize(self.images, mean=self.mean, std=self.std)
+
+
+def normalize(
+    images: npt.NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> npt.NDArray[np.float32]:
+    """Pixels 0..255 to ``(float32(pixel) / 255 - mean) / std`` per channel, ``[N, C, H, W]``.
+
+    Evaluated in float32 in this order, as :func:`bitbranch.compile` does for its table of uint8 pixels, so that both
+    forms of an image give the same codes.
+    """
+    pixels = np.arange(256, dtype=np.float32) / np.float32(255)
+    tables = [(pixels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
+    return np.stack([table[images[:, c]] for c, table in enumerate(tables)], axis=1)

@@ -1,0 +1,100 @@
+"""Checkpoints: a network's recipe and its parameters in one file, loaded without running anyone's code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from secrets import token_hex
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..errors import InputError
+from ..swap import quantize
+
+FORMAT = "bitbranch checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a network before its parameters are loaded.
+
+    Args:
+        model: name in :data:`bitbranch.models`' registry.
+        arguments: of that model.
+        scheme: of :func:`bitbranch.quantize`; ``None`` for a float network.
+        first, last: schemes of the first and last layer.
+        input_shape: (C, H, W) of one image.
+        mean, std: of the normalisation of uint8 images, one number a channel; empty when there is none.
+        info: free text that goes into the compiled file.
+    """
+
+    model: str
+    arguments: Mapping[str, object]
+    input_shape: tuple[int, int, int]
+    scheme: str | None = None
+    first: str = "w8a8"
+    last: str = "w8a8"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    info: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The network with fresh parameters, quantized as the recipe says."""
+        network = models.build(self.model, self.arguments)
+        return network if self.scheme is None else quantize(network, self.scheme, first=self.first, last=self.last)
+
+    @property
+    def example(self) -> Tensor:
+        """An input of one image, zeros."""
+        return torch.zeros(1, *self.input_shape)
+
+
+def save(path: str | os.PathLike[str], recipe: Recipe, network: nn.Module) -> None:
+    """Write a checkpoint, atomically: an interrupted call leaves the old file, or none."""
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{token_hex(4)}")
+    content = {"format": FORMAT, "recipe": _plain(asdict(recipe)), "state": network.state_dict()}
+    try:
+        torch.save(content, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
+    """Read a checkpoint: its recipe and the network in evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or not a checkpoint; an unknown model or scheme; parameters that do not fit.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: damaged, or not a checkpoint ({str(error).splitlines()[0][:100]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path}: not a bitbranch checkpoint")
+    try:
+        stored = content["recipe"]
+        tuples = {key: tuple(stored[key]) for key in ("input_shape", "mean", "std")}
+        recipe = Recipe(**{**stored, **tuples})
+        network = recipe.build()
+        network.load_state_dict(content["state"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: the parameters do not fit ({' '.join(str(error).split())[:200]})") from None
+    return recipe, network.eval()
+
+
+def _plain(value: object) -> object:
+    """The same without tuples or mapping types, which a safe load does not know."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
