@@ -1,0 +1,10 @@
+"""Two-step quantization: first the activation codes, then low-bit weights that give the same codes.
+
+Source: Wang et al., Two-Step Quantization for Low-bit Neural Networks, CVPR 2018.
+"""
+
+from .batchnorm import reestimate_batchnorm
+from .codes import learn_codes, strip_affine
+from .driver import LayerReport, learn_transforms
+
+__all__ = ["LayerReport", "learn_codes", "learn_transforms", "reestimate_batchnorm", "strip_affine"]

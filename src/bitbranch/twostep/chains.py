@@ -1,0 +1,162 @@
+"""What follows each quantized layer of a network: its BatchNorm, and the layers that encode its output.
+
+Found on the graph that ``torch.fx`` traces, so functional calls count as well as modules. Only operations that commute
+with an activation's encoding may lie between: clipping, max-pool, dropout, flattening.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from ..layers import QuantizedLayer
+
+CLIPPING: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, "relu", "relu_"), (0.0, math.inf)),
+    **dict.fromkeys((nn.ReLU6, F.relu6), (0.0, 6.0)),
+}
+"""Operations that clip, with their range; Hardtanh modules say their own."""
+
+REARRANGING = {
+    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d),
+    *(F.dropout, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d, torch.flatten),
+    *("flatten", "view", "reshape", "contiguous"),
+}
+"""Operations that move values, or choose among them, without changing any (dropout in evaluation)."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A quantized layer that reads an output, and the range the output is clipped to on the way there."""
+
+    layer: str
+    lo: float = -math.inf
+    hi: float = math.inf
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What lies between a layer and those that read its output.
+
+    Attributes:
+        source: name of the layer.
+        batchnorm: name of the BatchNorm directly behind it, if any.
+        lo, hi: range that the output, or the BatchNorm's, is clipped to before anything else happens to it.
+        readers: the quantized layers behind, if they are all that reads the output.
+        obstacle: why there are no ``readers``.
+    """
+
+    source: str
+    batchnorm: str | None
+    lo: float
+    hi: float
+    readers: tuple[Reader, ...]
+    obstacle: str | None
+
+
+class _Tracer(fx.Tracer):
+    """Keeps quantized layers and every module without children whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            isinstance(m, QuantizedLayer)
+            or next(m.children(), None) is None
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+class Graph:
+    """The traced graph of a network.
+
+    Raises:
+        InputError: ``forward`` cannot be traced, as with control flow that depends on data.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        try:
+            self.nodes = list(_Tracer().trace(model).nodes)
+        except Exception as error:  # tracing runs the model's own code, which may raise anything
+            raise InputError(f"{type(model).__name__}: forward cannot be traced by torch.fx ({error})") from None
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def calls(self, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[fx.Node]:
+        """Calls of modules of a type, in order of execution."""
+        for node in self.nodes:
+            if isinstance(self.module(node), kind):
+                yield node
+
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes that read the values of a node, as opposed to its shape."""
+        return [u for u in node.users if not _asks_shape(u)]
+
+    def chain(self, node: fx.Node) -> Chain:
+        """What follows the call of a layer."""
+        name, batchnorm, users = str(node.target), None, self.users(node)
+        if len(users) == 1 and isinstance(self.module(users[0]), _BatchNorm):
+            node, batchnorm = users[0], str(users[0].target)
+            users = self.users(node)
+        ranges = {self._clip(u) for u in users}
+        lo, hi = (ranges.pop() if len(ranges) == 1 else None) or (-math.inf, math.inf)
+        readers, obstacles = self.readers(node)
+        return Chain(name, batchnorm, lo, hi, () if obstacles else readers, obstacles[0] if obstacles else None)
+
+    def readers(self, node: fx.Node) -> tuple[tuple[Reader, ...], tuple[str, ...]]:
+        """The quantized layers that encode a node's output, and what else is done with it."""
+        readers: list[Reader] = []
+        obstacles: list[str] = []
+
+        def follow(node: fx.Node, lo: float, hi: float) -> None:
+            for user in self.users(node):
+                if isinstance(self.module(user), QuantizedLayer):
+                    readers.append(Reader(str(user.target), lo, hi))
+                elif (clip := self._clip(user)) is not None:
+                    follow(user, max(lo, clip[0]), min(hi, clip[1]))
+                elif self._kind(user) in REARRANGING:
+                    follow(user, lo, hi)
+                else:
+                    obstacles.append(f"{self._spelling(user)} reads it")
+
+        follow(node, -math.inf, math.inf)
+        if not readers and not obstacles:
+            obstacles.append("nothing reads it")
+        return tuple(readers), tuple(obstacles)
+
+    def _kind(self, node: fx.Node) -> Any:
+        """What a node calls: a module's type, a function, or a method's name."""
+        module = self.module(node)
+        return type(module) if module is not None else node.target if node.op.startswith("call") else None
+
+    def _clip(self, node: fx.Node) -> tuple[float, float] | None:
+        """The range that a node clips to, if that is what it does."""
+        module = self.module(node)
+        if type(module) is nn.Hardtanh:
+            return module.min_val, module.max_val
+        return CLIPPING.get(self._kind(node))
+
+    def _spelling(self, node: fx.Node) -> str:
+        if node.op == "output":
+            return "the network's output"
+        kind = self._kind(node)
+        if kind in (operator.add, operator.iadd, torch.add, "add", "add_"):
+            return "an addition"
+        name = getattr(kind, "__name__", str(kind))
+        return f"{name} {node.target}" if node.op == "call_module" else name
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    return (node.op == "call_method" and node.target in ("size", "dim")) or (
+        node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
+    )

@@ -1,0 +1,246 @@
+"""Step 2 of two-step quantization: low-bit weights for a whole network, layer by layer, front to back.
+
+Each layer is solved from what it really sees, the codes of the layers already quantized, towards the codes of the
+step-1 network. Source: Wang et al., Two-Step Quantization for Low-bit Neural Networks, CVPR 2018, section 3.2.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..layers import QuantizedLayer
+from ..training.loop import Batches, to_stderr
+from .batchnorm import evaluation, reestimate_batchnorm
+from .chains import Chain, Graph
+from .codes import has_low_bit_weight
+from .layer import LayerProblem, collect
+from .solver import fit_codes, fit_linear, target_cross
+from .staircase import Clip, Code, Staircase
+
+Method = Literal["tsq", "linear", "start"]
+ZUpdate = Literal["staircase", "clipped"]
+
+LAMBDAS = (0.01, 0.1, 1.0)
+"""Schedule of lambda."""
+
+LINEAR_SWEEPS = 15
+"""Cycles of coordinate descent for linear reconstruction, at most."""
+
+MANY_LEVELS = 16
+"""A code with more levels is fitted as a clipped real: its staircase is as good as smooth."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How one layer was solved.
+
+    Attributes:
+        name: of the layer.
+        target: what was fitted, for people.
+        samples: number of output positions.
+        start: share of samples, 0..1, where the start gives the step-1 network's code; ``nan`` where no code of few
+            levels follows.
+        solved: the same for the result, with the BatchNorm statistics it was left with.
+        seconds: time to solve, without collecting the samples.
+    """
+
+    name: str
+    target: str
+    samples: int
+    start: float
+    solved: float
+    seconds: float
+
+    def __str__(self) -> str:
+        codes = "" if math.isnan(self.solved) else f", codes agree {100 * self.start:.1f} -> {100 * self.solved:.1f} %"
+        return f"{self.name}: {self.target}, {self.samples} samples{codes}, {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class Following:
+    """What follows a layer.
+
+    Attributes:
+        code: the function of the pre-activation whose values are fitted; None is the identity.
+        label: its name, for people.
+    """
+
+    code: Code | None
+    label: str
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """The arguments of :func:`learn_transforms` that concern a single layer, checked."""
+
+    method: Method
+    samples: int
+    lambdas: Sequence[float]
+    iterations: int
+    sweeps: int
+    z_update: ZUpdate
+    reestimate: bool
+
+    def __post_init__(self) -> None:
+        if self.method not in ("tsq", "linear", "start"):
+            raise InputError(f"method {self.method!r}: expected 'tsq', 'linear' or 'start'")
+        if self.z_update not in ("staircase", "clipped"):
+            raise InputError(f"z_update {self.z_update!r}: expected 'staircase' or 'clipped'")
+        for name in ("samples", "iterations", "sweeps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.lambdas or not all(lam > 0 for lam in self.lambdas):
+            raise InputError(f"lambdas must be positive, got {list(self.lambdas)}")
+
+
+@torch.no_grad()
+def learn_transforms(
+    q: nn.Module,
+    teacher: nn.Module,
+    loader: Batches,
+    *,
+    method: Method = "tsq",
+    samples: int = 20_000,
+    lambdas: Sequence[float] = LAMBDAS,
+    iterations: int = 2,
+    sweeps: int = 2,
+    z_update: ZUpdate = "clipped",
+    reestimate: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = to_stderr,
+    on_layer: Callable[[LayerReport], None] | None = None,
+) -> nn.Module:
+    """Give the network of step 1 low-bit weights, without gradients.
+
+    Layers whose weights are float or 8-bit in ``q`` (first and last) keep the weights of step 1. The others start from
+    the weights their quantizer gives (optimal ternary); ``z`` starts at the step-1 network's pre-activation, so that
+    the first fit is linear reconstruction. The steps of the ablation are ``method="start", reestimate=False``;
+    ``method="start"``; ``method="linear"``; ``method="tsq"``; and the last one trained further as any network.
+
+    The scale alpha is found for the normalised pre-activation. Re-estimation sets the BatchNorm's deviation to 1 again,
+    and with it alpha to ``1 / std(w^T X)``; with ``reestimate=False`` the variance of step 1 and the solved alpha stay,
+    and only the mean follows the new weights.
+
+    Where no code follows a layer (before an addition, say) its pre-activation is fitted, clipped if a ReLU follows; a
+    progress line says so.
+
+    Args:
+        q: the network from ``quantize()``, whose weight quantizers are taken; not changed.
+        teacher: the step-1 network made of it by :func:`learn_codes`; not changed.
+        loader: batches with a length, whose images calibrate; labels are not used. Iterated once per layer.
+        method: ``"tsq"`` fits codes, ``"linear"`` the pre-activations, ``"start"`` nothing.
+        samples: output positions per layer, spread over all batches.
+        lambdas: schedule of the relaxation.
+        iterations: ``z`` updates at each lambda; each reads the samples once.
+        sweeps: cycles of coordinate descent after each.
+        z_update: the exact staircase, or the clipped identity in its place.
+        reestimate: measure the BatchNorm statistics anew, behind each layer and of all in the end.
+        seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
+        progress: takes one line per layer; None is silent.
+        on_layer: takes a report per layer.
+
+    Returns:
+        The step-2 network, in evaluation mode.
+
+    Raises:
+        InputError: an unknown method or update, numbers out of range, a teacher that is not of ``q``, a layer whose
+            quantizers step 2 cannot serve, or a ``forward`` that cannot be traced; names the layer.
+    """
+    recipe = _Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate)
+    student, names = _start(q, teacher)
+    graph = Graph(student)
+    nodes = [node for node in graph.calls(QuantizedLayer) if str(node.target) in names and method != "start"]
+    with torch.random.fork_rng(devices=[]), evaluation(teacher):
+        torch.manual_seed(seed)
+        for number, node in enumerate(nodes, 1):
+            chain = graph.chain(node)
+            report = _solve(student, teacher, chain, loader, _following(graph, chain), recipe)
+            if progress is not None:
+                progress(f"transforms {number}/{len(nodes)}: {report}")
+            if on_layer is not None:
+                on_layer(report)
+            if reestimate and chain.batchnorm is None:  # a BatchNorm farther behind needs a pass of its own
+                reestimate_batchnorm(student, loader)
+        if reestimate:
+            reestimate_batchnorm(student, loader)
+    return student
+
+
+def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
+    """A copy of the teacher with the low-bit weight quantizers of ``q``, and the names of those layers."""
+    student = copy.deepcopy(teacher)
+    modules = dict(student.named_modules())
+    names: set[str] = set()
+    for name, layer in q.named_modules():
+        if not (isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer)):
+            continue
+        twin = modules.get(name)
+        if not isinstance(twin, QuantizedLayer) or twin.weight.shape != layer.weight.shape:
+            raise InputError(f"layer {name}: the teacher has no such layer; it must be made of q by learn_codes()")
+        if twin.input_quantizer is None:
+            raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
+        twin.weight_quantizer = copy.deepcopy(layer.weight_quantizer)
+        names.add(name)
+    if not names:
+        raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
+    return student.eval(), names
+
+
+def _solve(
+    student: nn.Module, teacher: nn.Module, chain: Chain, loader: Batches, following: Following, recipe: _Recipe
+) -> LayerReport:
+    """Solve one layer of the student, in place."""
+    with collect(student, teacher, chain, loader, recipe.samples) as file:
+        begin = time.perf_counter()
+        problem = LayerProblem(student, chain, file)
+        moments, solution, levels, shift = problem.moments, problem.solution, problem.levels, problem.shift
+        start = problem.agreement(following.code)
+        fit_linear(moments, target_cross(file, moments, shift), solution, levels, LINEAR_SWEEPS)
+        code = following.code if recipe.method == "tsq" else None
+        if code is not None:
+            fit_codes(
+                file,
+                moments,
+                solution,
+                levels,
+                code,
+                code.relaxed() if recipe.z_update == "clipped" else code,
+                shift,
+                lambdas=recipe.lambdas,
+                iterations=recipe.iterations,
+                sweeps=recipe.sweeps,
+            )
+        problem.write(renormalise=recipe.reestimate)
+        solved = problem.agreement(following.code)
+        label = following.label if recipe.method == "tsq" else "linear"
+        return LayerReport(chain.source, label, file.count, start, solved, time.perf_counter() - begin)
+
+
+def _following(graph: Graph, chain: Chain) -> Following:
+    """What follows a layer: a common code of all its readers, else a clip, else nothing that helps."""
+    lo, hi = chain.lo, chain.hi
+    codes = []
+    for reader in chain.readers:
+        layer = graph.modules[reader.layer]
+        assert isinstance(layer, QuantizedLayer)
+        if layer.input_quantizer is not None:
+            codes.append((layer.input_quantizer.encoder(), layer.input_quantizer.scale(), reader.lo, reader.hi))
+            code = Staircase.of(layer.input_quantizer)
+    if codes and len(codes) == len(chain.readers) and len(set(codes)) == 1:
+        if len(code.levels) <= MANY_LEVELS and code.commutes(*codes[0][2:]):
+            return Following(code, "codes")
+        clip = code.relaxed()
+        lo, hi = max(lo, clip.lo), min(hi, clip.hi)
+    why = f" ({chain.obstacle})" if chain.obstacle else ""
+    if (lo, hi) != (-math.inf, math.inf):
+        return Following(Clip(lo, hi), f"reals clipped to {lo:.3g}..{hi:.3g}{why}")
+    return Following(None, f"linear{why}")

@@ -1,0 +1,195 @@
+"""One layer of a network in the solver's terms, and the solution put back into the network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from ..layers import QuantizedLayer
+from ..quantizers.base import per_output
+from ..training.loop import Batches
+from .chains import Chain
+from .solver import Levels, Solution, agreement
+from .staircase import Staircase
+from .statistics import SampleFile, draw_positions, patches, smallest_dtype
+
+
+class LayerProblem:
+    """The normalised pre-activation behind a layer as ``alpha w^T (x - mean) + shift``.
+
+    ``x`` are the integer values of the layer's input. The BatchNorm's slope and the input's scale are within alpha, the
+    sign of the slope is within ``w``. The shift is the mean of the pre-activation: the BatchNorm's bias, or without one
+    what the step-1 network shows, to be set by the layer's bias.
+
+    Args:
+        student: the network that is being solved, in evaluation mode.
+        chain: the layer and its BatchNorm.
+        file: its samples.
+
+    Raises:
+        InputError: no samples, or weights that step 2 cannot serve.
+    """
+
+    def __init__(self, student: nn.Module, chain: Chain, file: SampleFile) -> None:
+        layer = student.get_submodule(chain.source)
+        assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
+        norm = student.get_submodule(chain.batchnorm) if chain.batchnorm else None
+        assert norm is None or isinstance(norm, _BatchNorm)
+        self.name, self.layer, self.norm, self.file = chain.source, layer, norm, file
+        self.input_scale = layer.input_quantizer.scale()
+        self.moments = file.moments()
+        values, scale, code_type = layer.integer_weight()
+        self.levels = Levels.of(code_type)
+        self.shape = values.shape
+        slope, shift = self._behind()
+        self.sign = torch.where(slope < 0, -1.0, 1.0)
+        self.slope = slope.abs().clamp_min(torch.finfo(torch.float32).tiny)
+        self.shift = shift.view(file.groups, -1)
+        self.solution = Solution(
+            self._columns(values.double().flatten(1) * self.sign[:, None]),
+            (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
+        )
+        self._start = Solution(self.solution.weight.clone(), self.solution.scale.clone())
+
+    def _behind(self) -> tuple[Tensor, Tensor]:
+        """Slope of the pre-activation in the layer's output, and its mean: ``[O]`` each."""
+        norm = self.norm
+        if norm is None:
+            mean = self.file.target_mean().flatten()
+            return torch.ones_like(mean), mean
+        assert norm.running_var is not None
+        slope = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is None:
+            return slope, torch.zeros_like(slope)
+        return slope * norm.weight.double(), norm.bias.double()
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        """Weights outputs first to the solver's order, ``[G O, n] -> [G, n, O]``."""
+        return rows.view(self.file.groups, -1, rows.shape[1]).transpose(1, 2).contiguous()
+
+    def agreement(self, code: object) -> float:
+        """Share of samples, 0..1, that get the step-1 network's code; ``nan`` if ``code`` is no staircase."""
+        if not isinstance(code, Staircase):
+            return float("nan")
+        return agreement(self.file, self.moments, self.solution, code, self.shift)
+
+    def write(self, *, renormalise: bool) -> None:
+        """Put the solution into the layer, and the mean that follows from it into BatchNorm or bias.
+
+        Args:
+            renormalise: set the BatchNorm's variance likewise, as re-estimation would from the same samples; alpha
+                then becomes ``1 / std(w^T X)``. Otherwise the variance stays, and alpha as solved with it.
+
+        Raises:
+            InputError: the layer's weight quantizer cannot hold the solved integers.
+        """
+        solution, start = self.solution, self._start
+        empty = (solution.weight == 0).all(1) | (solution.scale == 0)  # such an output would stay dead in training
+        solution.weight = torch.where(empty[:, None], start.weight, solution.weight)
+        solution.scale = torch.where(empty, start.scale, solution.scale)
+
+        rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
+        wanted = solution.scale.flatten() / (self.input_scale * self.slope)
+        scale = write_weight(self.layer, rows.view(self.shape), wanted)
+        if scale is None:
+            kind = type(self.layer.weight_quantizer).__name__
+            raise InputError(f"layer {self.name}: its {kind} does not hold the weights that step 2 found")
+        unit = scale * self.input_scale
+        mean = (self._columns(rows) * self.moments.mean[:, :, None]).sum(1).flatten() * unit
+        bias, norm = self.layer.bias, self.norm
+        if norm is None:
+            if bias is not None:
+                bias.copy_(self.shift.flatten() - mean)
+            return
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(mean if bias is None else mean + bias)
+        if renormalise:
+            variance = self.moments.power(solution.weight).flatten() / max(1, self.moments.count - 1)
+            norm.running_var.copy_(variance * unit**2)
+            slope, _ = self._behind()
+            solution.scale = (unit * slope.abs()).view_as(solution.scale)
+
+
+def write_weight(layer: QuantizedLayer, values: Tensor, scale: Tensor) -> Tensor | None:
+    """Write latent weights that the layer's quantizer reads as given integers.
+
+    Args:
+        layer: with a weight quantizer.
+        values: integers ``[O, I / G, *kernel]``, float64.
+        scale: wanted scales ``[O]``.
+
+    Returns:
+        The scales that the quantizer reads, ``[O]`` float64; some quantizers derive their own. None if it reads other
+        integers.
+    """
+    for latent in (values * per_output(scale, values), values / values.abs().max()):
+        layer.weight.copy_(layer.native_order(latent.to(layer.weight.dtype)))
+        read, kept, _ = layer.integer_weight()
+        if torch.equal(read.double(), values):
+            return kept.double()
+    return None
+
+
+class _Captured(Exception):
+    """Ends a forward pass once the wanted tensor has been seen."""
+
+
+def _capture(model: nn.Module, images: Tensor, name: str, *, output: bool) -> Tensor:
+    """Input or output of one module in a forward pass, which ends there."""
+    seen: list[Tensor] = []
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Captured
+
+    def behind(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.append(out)
+        raise _Captured
+
+    module = model.get_submodule(name)
+    hook = module.register_forward_hook(behind) if output else module.register_forward_pre_hook(before)
+    with hook:
+        try:
+            model(images)
+        except _Captured:
+            return seen[0]
+    raise InputError(f"layer {name}: the forward pass does not reach it")
+
+
+def collect(student: nn.Module, teacher: nn.Module, chain: Chain, loader: Batches, samples: int) -> SampleFile:
+    """Inputs of the student's layer and pre-activations of the teacher's, at the same random positions.
+
+    Args:
+        student: the network that is being solved, in evaluation mode; all layers in front are.
+        teacher: the step-1 network, likewise.
+        chain: the layer, and the BatchNorm whose output is the pre-activation.
+        loader: batches with a length.
+        samples: positions in all, evenly from all batches; fewer if the batches have no more.
+
+    Raises:
+        InputError: no batches, images that are not finite, or a layer that is not reached.
+    """
+    layer = student.get_submodule(chain.source)
+    assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
+    batches = len(loader)  # type: ignore[arg-type]
+    if not batches:
+        raise InputError("step 2: there are no batches to calibrate with")
+    weight, groups = layer.outputs_first(layer.weight), int(getattr(layer, "groups", 1))
+    code_type = layer.input_quantizer.code_type
+    file = SampleFile(groups, weight[0].numel(), len(weight) // groups, smallest_dtype(code_type.lo, code_type.hi))
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    for done, (images, _) in enumerate(loader, 1):
+        if not torch.isfinite(images).all():
+            raise InputError("step 2: the calibration images hold NaN or infinity")
+        quota = samples * done // batches - file.count
+        if quota <= 0:
+            continue
+        values = layer.input_quantizer.values(_capture(student, images, chain.source, output=False))
+        target = _capture(teacher, images, chain.batchnorm or chain.source, output=True)
+        channels_last = target if isinstance(layer, nn.Linear) else target.movedim(1, -1)
+        positions = draw_positions(channels_last.shape[:-1], quota, generator)
+        rows = channels_last[tuple(positions.T)]
+        file.append(patches(layer, values, positions), rows.view(len(rows), groups, -1))
+    return file

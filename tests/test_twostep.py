@@ -1,0 +1,500 @@
+"""Two-step quantization: the solver against brute force, the statistics against direct sums, whole networks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitbranch import quantize
+from bitbranch.contract import CodeType
+from bitbranch.errors import InputError
+from bitbranch.layers import QuantizedLayer, quantized_layer
+from bitbranch.quantizers.bwn import BinaryWeight
+from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
+from bitbranch.quantizers.registry import Scheme
+from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
+from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
+from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
+from bitbranch.twostep.chains import Graph, Reader
+from bitbranch.twostep.solver import (
+    Levels,
+    Solution,
+    Step,
+    agreement,
+    distance,
+    fit_codes,
+    fit_linear,
+    fit_weights,
+    target_cross,
+)
+from bitbranch.twostep.staircase import Clip, Staircase
+from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
+
+torch.set_num_threads(1)  # small problems; the machine may be shared
+
+TERNARY = Levels(1, 1)
+TWO_BITS = Staircase.of(SparseActivation(2))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def sample_file(x: Tensor, t: Tensor, **options) -> SampleFile:
+    """Inputs ``[p, G, n]`` and targets ``[p, G, O]`` as a file."""
+    file = SampleFile(x.shape[1], x.shape[2], t.shape[2], np.dtype(np.uint8), **options)
+    file.append(x, t)
+    return file
+
+
+def layer_problem(n: int, outputs: int, count: int, groups: int = 1, weight=TernaryWeight, **options):
+    """A float layer on 2-bit codes, normalised as by BatchNorm, started as its weight quantizer would."""
+    x = (torch.randn(count, groups, n) + 0.8 * torch.randn(count, groups, 1)).clamp(0, 3).round()
+    w = torch.randn(groups, n, outputs)
+    t = torch.einsum("pgn,gno->pgo", x, w)
+    deviation = t.std(0)
+    t = (t - t.mean(0)) / deviation
+    file = sample_file(x, t, precision=torch.float64, **options)
+    rows, scale = weight().integers(w.transpose(1, 2).flatten(0, 1))
+    start = Solution(
+        rows.view(groups, outputs, n).transpose(1, 2).contiguous().double(),
+        scale.view(groups, outputs).double() / deviation.double(),
+    )
+    return file, file.moments(), start
+
+
+# The solver
+
+
+QUANTIZER = {TERNARY: TernaryWeight, Levels(1, 2): BinaryWeight, Levels(3, 2): lambda: BipolarWeight(2)}
+
+
+@pytest.mark.parametrize("levels", QUANTIZER, ids=["ternary", "binary", "bipolar2"])
+def test_coordinate_descent_against_brute_force(levels):
+    """``min ||z - alpha X^T w||^2`` over all weights of at most 8 inputs (bipolar2: 5): how often it is reached."""
+    reached = total = 0
+    excess = []
+    for n in range(2, 9 if levels.top == 1 else 6):
+        values = torch.arange(-levels.top, levels.top + 1, levels.step, dtype=torch.float64)
+        every = torch.tensor(list(itertools.product(values.tolist(), repeat=n)), dtype=torch.float64).T[None]
+        file, moments, s = layer_problem(n, 40, 400, weight=QUANTIZER[levels])
+        cross = target_cross(file, moments, torch.zeros(1, 40))
+        fit_linear(moments, cross, s, levels, 50)
+        found = distance(moments, cross, s)[0]
+        power = moments.power(every)[0].clamp_min(1e-12)
+        best = cross.power[0] - ((every[0].T @ cross.product[0]) ** 2 / power[:, None]).amax(0)
+        assert (found >= best - 1e-6 * cross.power[0]).all()
+        hit = found <= best + 1e-6 * cross.power[0]
+        reached, total = reached + int(hit.sum()), total + hit.numel()
+        excess += ((found - best) / cross.power[0])[~hit].tolist()
+    share, worst = reached / total, np.median(excess)
+    print(
+        f"\n{levels}: optimum reached {reached}/{total} = {share:.1%}; where not, median excess {worst:.2%} of ||z||^2"
+    )
+    assert share > 0.55
+    assert worst < 0.05
+
+
+def test_coordinate_descent_ends_where_no_single_weight_improves():
+    file, moments, s = layer_problem(100, 12, 500)
+    cross = target_cross(file, moments, torch.zeros(1, 12))
+    while fit_weights(moments, cross, s, TERNARY):
+        pass
+    best = distance(moments, cross, s)
+    for i, level in itertools.product(range(100), (-1.0, 0.0, 1.0)):
+        other = Solution(s.weight.clone(), s.scale)
+        other.weight[:, i] = level
+        assert (distance(moments, cross, other) >= best - 1e-9 * cross.power).all()
+
+
+@pytest.mark.parametrize("relaxed", [False, True], ids=["staircase", "clipped"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_objective_never_increases(relaxed, groups):
+    file, moments, s = layer_problem(70, 10, 800, groups, chunk=300)
+    code = TWO_BITS.relaxed() if relaxed else TWO_BITS
+    steps: list[Step] = []
+    fit_codes(
+        *(file, moments, s, TERNARY, TWO_BITS, code, torch.zeros(groups, 10)),
+        lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=2, trace=steps.append,
+    )  # fmt: skip
+    assert [step.name for step in steps].count("z") == 3 * 3 and {"scale", "weights"} <= {step.name for step in steps}
+    for before, after in itertools.pairwise(steps):
+        if before.lam == after.lam:
+            assert (after.objective <= before.objective * (1 + 1e-9) + 1e-9).all(), after.name
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "code",
+    [
+        TWO_BITS,
+        TWO_BITS.relaxed(),
+        Staircase.of(BipolarActivation(2)),
+        Staircase.of(SparseActivation(3)),
+        Clip(0, math.inf),
+    ],
+    ids=["sparse2", "clipped", "bipolar2", "sparse3", "relu"],
+)
+def test_z_update_is_the_minimum(code, lam):
+    v = 2 * torch.randn(100, dtype=torch.float64)
+    y = code(2 * torch.randn(100, dtype=torch.float64))
+    z, cost = code.update(v, y, lam)
+    grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    best = ((y - code(grid)) ** 2 + lam * (grid - v) ** 2).amin(0)
+    assert (cost <= best + 1e-12).all()
+    torch.testing.assert_close(cost, best, atol=8e-3, rtol=0)
+    inside = z + 1e-9 * torch.randn_like(z).sign()  # the minimum may lie on an open end
+    reached = torch.minimum(*((y - code(u)) ** 2 + lam * (u - v) ** 2 for u in (inside, 2 * z - inside)))
+    torch.testing.assert_close(reached, cost, atol=1e-7, rtol=0)
+
+
+def test_codes_agree_better_than_at_the_start():
+    x = (torch.randn(6000, 1, 60) + 0.8 * torch.randn(6000, 1, 1)).clamp(0, 3).round()
+    t = torch.einsum("pgn,gno->pgo", x, torch.randn(1, 60, 20))
+    t = (t - t.mean(0)) / t.std(0)
+    fresh = sample_file(x[3000:], t[3000:])
+    _, _, s = layer_problem(60, 20, 10)
+    file = sample_file(x[:3000], t[:3000])
+    moments, shift = file.moments(), torch.zeros(1, 20)
+    cross = target_cross(file, moments, shift)
+    s.weight = TERNARY.nearest(torch.linalg.solve(moments.gram, cross.product) * 8)
+    s.scale = torch.full((1, 20), 0.1, dtype=torch.float64)
+    start = agreement(fresh, moments, s, TWO_BITS, shift)
+    fit_linear(moments, cross, s, TERNARY, 15)
+    linear = agreement(fresh, moments, s, TWO_BITS, shift)
+    fit_codes(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, shift, lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=3)
+    solved = agreement(fresh, moments, s, TWO_BITS, shift)
+    print(f"\ncodes that agree on fresh samples: start {start:.3f}, linear {linear:.3f}, codes {solved:.3f}")
+    assert start < linear < solved
+
+
+def test_inputs_that_never_vary_change_nothing():
+    x = torch.randint(0, 4, (200, 1, 6)).float()
+    x[:, :, 2] = 1
+    file = sample_file(x, torch.randn(200, 1, 3))
+    moments = file.moments()
+    s = Solution(torch.ones(1, 6, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    fit_linear(moments, target_cross(file, moments, torch.zeros(1, 3)), s, TERNARY, 5)
+    assert (s.weight[:, 2].abs() == 1).all() and torch.isfinite(s.scale).all()
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000, 5000])
+def test_streamed_statistics_are_the_direct_sums(chunk):
+    x = torch.randint(0, 4, (1000, 2, 12))
+    t = torch.randn(1000, 2, 5)
+    file = sample_file(x, t, chunk=chunk, precision=torch.float64)
+    moments = file.moments()
+    cross = target_cross(file, moments, torch.full((2, 5), 0.25))
+    xs, ts = x.double().transpose(0, 1), t.double().transpose(0, 1) - 0.25
+    whole = sample_file(x, t).moments()
+    assert torch.equal(moments.gram, whole.gram) and torch.equal(moments.mean, whole.mean)
+    centred = xs - xs.mean(1, keepdim=True)
+    torch.testing.assert_close(moments.gram, centred.transpose(1, 2) @ centred)
+    torch.testing.assert_close(cross.product, centred.transpose(1, 2) @ ts)
+    torch.testing.assert_close(cross.power, ts.square().sum(1))
+
+
+def test_result_does_not_depend_on_chunks():
+    results = []
+    for chunk in (13, 200, 10_000):
+        torch.manual_seed(1)
+        file, moments, s = layer_problem(40, 8, 600, chunk=chunk)
+        fit_codes(
+            *(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, torch.zeros(1, 8)),
+            lambdas=(0.1, 1.0), iterations=2, sweeps=2,
+        )  # fmt: skip
+        results.append(s)
+    for other in results[1:]:
+        assert torch.equal(results[0].weight, other.weight)
+        torch.testing.assert_close(results[0].scale, other.scale)
+
+
+def test_memory_does_not_grow_with_the_samples():
+    peaks = []
+    for repeats in (3, 15):
+        with SampleFile(1, 300, 20, np.dtype(np.uint8), chunk=500) as file:
+            for _ in range(repeats):
+                file.append(torch.randint(0, 4, (1000, 1, 300)), torch.randn(1000, 1, 20))
+            tracemalloc.start()
+            assert max(x.shape[1] for x, _ in file.chunks()) == 500
+            moments = file.moments()
+            target_cross(file, moments, torch.zeros(1, 20))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert file.count == 1000 * repeats
+    assert peaks[1] < 1.2 * peaks[0] < 2_000_000
+
+
+LAYERS = {
+    "linear": (nn.Linear(12, 5), (6, 12)),
+    "tokens": (nn.Linear(12, 5), (6, 4, 12)),
+    "conv1d": (nn.Conv1d(4, 6, 5, stride=2, padding=2, dilation=2, groups=2), (3, 4, 21)),
+    "conv2d": (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2), (3, 6, 9, 8)),
+    "same": (nn.Conv2d(3, 4, (4, 3), padding="same"), (2, 3, 7, 6)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), (2, 6, 7, 6)),
+    "transposed": (
+        nn.ConvTranspose2d(
+            6, 4, (3, 4), stride=(2, 3), padding=(1, 0), output_padding=(1, 0), dilation=(2, 1), groups=2
+        ),
+        (2, 6, 5, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_patches_times_weights_are_the_layer(name):
+    plain, shape = LAYERS[name]
+    layer = quantized_layer(plain, SparseActivation(2), TernaryWeight())
+    x = torch.randint(0, 4, shape).float()
+    expected = layer.accumulate(x, layer.weight, None).detach()
+    expected = expected if isinstance(layer, nn.Linear) else expected.movedim(1, -1)
+    positions = draw_positions(expected.shape[:-1], 10_000, torch.Generator())
+    assert len(positions) == expected[..., 0].numel()
+    rows = patches(layer, x, positions)
+    groups = getattr(layer, "groups", 1)
+    weight = layer.outputs_first(layer.weight).detach().flatten(1).view(groups, -1, rows.shape[2])
+    torch.testing.assert_close(
+        torch.einsum("pgn,gon->pgo", rows, weight).flatten(1), expected[tuple(positions.T)], atol=1e-4, rtol=1e-4
+    )
+
+
+# Whole networks
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 24, 3, padding=1, groups=2), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.0)),
+        *(nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(24 * 9, 48), nn.BatchNorm1d(48), nn.ReLU()),
+        nn.Linear(48, 4),
+    )
+
+
+def stroke_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy 12x12 images of a stroke in one of four directions."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, count)
+    rows, columns = np.mgrid[:12, :12] - 5.5
+    angle = (label * np.pi / 4 + rng.normal(0, 0.15, count))[:, None, None]
+    offset = rng.normal(0, 1.5, (count, 1, 1))
+    across = rows * np.cos(angle) + columns * np.sin(angle) - offset
+    along = -rows * np.sin(angle) + columns * np.cos(angle)
+    image = np.exp(-(across**2)) * (np.abs(along) < 4) + rng.normal(0, 0.45, (count, 12, 12))
+    return torch.from_numpy(image[:, None].astype(np.float32)), torch.from_numpy(label)
+
+
+def batches(x: Tensor, y: Tensor, size: int = 50) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Network, step-1 network, calibration batches and test set; small, so that it takes seconds."""
+    torch.manual_seed(3)
+    loader = batches(*stroke_images(1500, 0))
+    q = quantize(small_net(), "tsq:wt-a2")
+    teacher = learn_codes(q, loader, epochs=5, lr=5e-3, seed=0, progress=None)
+    return q, teacher, loader, stroke_images(1500, 1)
+
+
+def accuracy(net: nn.Module, test: tuple[Tensor, Tensor]) -> float:
+    with torch.no_grad():
+        return float((net(test[0]).argmax(1) == test[1]).float().mean())
+
+
+def inner_layers(net: nn.Module) -> list[QuantizedLayer]:
+    return [
+        m for m in net.modules() if isinstance(m, QuantizedLayer) and not isinstance(m.weight_quantizer, UniformWeight)
+    ]
+
+
+def test_step_one_learns_with_float_weights(trained):
+    q, teacher, _, test = trained
+    assert accuracy(teacher, test) > 0.8
+    assert not teacher.training
+    assert all(layer.weight_quantizer is None for layer in inner_layers(teacher))
+    assert all(layer.weight_quantizer is not None for layer in inner_layers(q))
+    coded = [teacher[i] for i in (1, 4, 9)]
+    assert all((bn.weight == 1).all() and (bn.bias == 0).all() and not bn.weight.requires_grad for bn in coded)
+    assert teacher[14].weight.requires_grad  # read by an 8-bit layer, whose step is learned from data
+
+
+def test_step_one_is_repeatable(trained):
+    q, _, loader, _ = trained
+    first, second = (learn_codes(q, loader[:5], epochs=1, seed=4, progress=None) for _ in range(2))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_step_two_on_a_network(trained):
+    q, teacher, loader, test = trained
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    reports, lines = [], []
+    student = learn_transforms(q, teacher, loader, samples=6000, progress=lines.append, on_layer=reports.append)
+    start = learn_transforms(q, teacher, loader, method="start", reestimate=False, progress=None)
+    linear = learn_transforms(q, teacher, loader, method="linear", samples=6000, progress=None)
+
+    found = {
+        k: accuracy(n, test) for k, n in [("float", teacher), ("start", start), ("linear", linear), ("tsq", student)]
+    }
+    print("\n" + "\n".join(lines), found)
+    assert found["tsq"] > found["start"] and found["tsq"] > found["float"] - 0.1
+    assert [r.name for r in reports] == ["3", "8", "13"] and len(lines) == 3
+    assert all(r.solved > r.start for r in reports[:2]) and math.isnan(reports[2].solved)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert not student.training
+    for layer in inner_layers(student):
+        values, scale, _ = layer.integer_weight()
+        assert set(values.unique().tolist()) <= {-1, 0, 1} and (scale > 0).all()
+        real = values.flatten(1) * scale[:, None]
+        assert torch.equal(real, layer.outputs_first(layer.weight).detach().flatten(1))
+
+
+def test_step_two_is_repeatable(trained):
+    q, teacher, loader, _ = trained
+    first, second = (learn_transforms(q, teacher, loader[:6], samples=300, seed=5, progress=None) for _ in range(2))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "weight", [BinaryWeight, lambda: BipolarWeight(2), lambda: UniformWeight(3)], ids=["binary", "bipolar2", "uniform3"]
+)
+def test_step_two_with_other_weights(trained, weight):
+    """The solver's integers are those that the layer evaluates with, whatever the quantizer."""
+    _, teacher, loader, test = trained
+    q = quantize(small_net(), Scheme("other", weight, lambda: SparseActivation(2)))
+    student = learn_transforms(q, teacher, loader[:12], samples=1500, progress=None, z_update="staircase")
+    assert accuracy(student, test) > 0.5
+    for layer in inner_layers(student):
+        levels = Levels.of(layer.integer_weight()[2])
+        assert torch.equal(layer.integer_weight()[0], levels.nearest(layer.integer_weight()[0]))
+
+
+@torch.no_grad()
+def test_reestimated_statistics_are_those_of_the_data():
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), nn.BatchNorm1d(3)).train()
+    x = torch.randn(400, 5)
+    reestimate_batchnorm(net, [(x, torch.zeros(400))])
+    assert net.training and net[1].training and net[1].momentum == 0.1
+    first = net[0](x)
+    torch.testing.assert_close(net[1].running_mean, first.mean(0))
+    torch.testing.assert_close(net[1].running_var, first.var(0))
+    hidden = F.relu((first - first.mean(0)) / (first.var(0, unbiased=False) + net[1].eps).sqrt() * net[1].weight)
+    torch.testing.assert_close(net[4].running_mean, net[3](hidden).mean(0))
+
+
+@torch.no_grad()
+def test_strip_affine_keeps_the_function_but_for_the_shift():
+    net = small_net().eval()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            module.weight.normal_()
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 1, 12, 12)
+    expected = net(x)
+    q = quantize(net, "tsq:wt-a2").eval()
+    assert strip_affine(q) == []
+    for layer in q.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.input_quantizer = layer.weight_quantizer = None
+    torch.testing.assert_close(q(x), expected, atol=1e-4, rtol=1e-4)
+
+
+class Residual(nn.Module):
+    """One layer is followed by an addition, the other by functional pooling and flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = quantized_layer(nn.Conv2d(1, 8, 3, padding=1), UniformActivation(8), UniformWeight(8))
+        self.norm = nn.BatchNorm2d(8)
+        self.inner = quantized_layer(nn.Conv2d(8, 8, 3, padding=1), SparseActivation(2), TernaryWeight())
+        self.inner_norm = nn.BatchNorm2d(8)
+        self.outer = quantized_layer(nn.Conv2d(8, 8, 3, padding=1, bias=False), SparseActivation(2), TernaryWeight())
+        self.outer_norm = nn.BatchNorm2d(8)
+        self.head = quantized_layer(nn.Linear(8 * 9, 10), SparseActivation(2), TernaryWeight())
+        self.last = quantized_layer(nn.Linear(10, 4), UniformActivation(8), UniformWeight(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        x = x + self.inner_norm(self.inner(F.relu(x)))
+        x = F.max_pool2d(F.relu(self.outer_norm(self.outer(x))), 4)
+        return self.last(self.head(x.reshape(x.size(0), -1)))
+
+
+def test_chains_and_layers_without_a_following_code():
+    net = Residual()
+    graph = Graph(net)
+    chains = {c.source: c for c in map(graph.chain, graph.calls(QuantizedLayer))}
+    assert chains["inner"].obstacle == "an addition reads it" and chains["inner"].batchnorm == "inner_norm"
+    assert (chains["outer"].batchnorm, chains["outer"].readers, chains["outer"].lo) == (
+        "outer_norm",
+        (Reader("head", 0),),
+        0,
+    )
+    assert (chains["head"].batchnorm, chains["head"].readers, chains["head"].lo) == (None, (Reader("last"),), -math.inf)
+    assert chains["last"].obstacle == "the network's output reads it"
+
+    loader, lines = batches(*stroke_images(300, 0)), []
+    teacher = learn_codes(net, loader, epochs=1, progress=None)
+    student = learn_transforms(net, teacher, loader, samples=1000, progress=lines.append)
+    assert "linear (an addition reads it)" in lines[0] and "codes agree" in lines[1]
+    gap = (student(stroke_images(50, 2)[0]) - teacher(stroke_images(50, 2)[0])).abs().mean()
+    assert torch.isfinite(gap)
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = quantized_layer(nn.Linear(4, 4), SparseActivation(2), TernaryWeight())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+def test_bad_input_is_named(trained):
+    q, teacher, loader, _ = trained
+    with pytest.raises(InputError, match=r"method 'fast': expected"):
+        learn_transforms(q, teacher, loader, method="fast")
+    with pytest.raises(InputError, match=r"z_update 'x'"):
+        learn_transforms(q, teacher, loader, z_update="x")
+    with pytest.raises(InputError, match="lambdas must be positive"):
+        learn_transforms(q, teacher, loader, lambdas=())
+    with pytest.raises(InputError, match="must be positive"):
+        learn_transforms(q, teacher, loader, samples=0)
+    with pytest.raises(InputError, match=r"layer 3: the teacher has no such layer"):
+        learn_transforms(q, small_net(), loader)
+    with pytest.raises(InputError, match="no batches"):
+        learn_transforms(q, teacher, [])
+    with pytest.raises(InputError, match="no layer with low-bit weights"):
+        learn_codes(small_net(), loader, epochs=1)
+    with pytest.raises(InputError, match="DataDependent: forward cannot be traced"):
+        learn_codes(DataDependent(), loader, epochs=1)
+    with pytest.raises(InputError, match="NaN"):
+        learn_transforms(q, teacher, [(torch.full((8, 1, 12, 12), torch.nan), torch.zeros(8))], progress=None)
+    with pytest.raises(InputError, match="cannot be negative"):
+        Levels.of(CodeType.parse("u2"))
+    with pytest.raises(InputError, match="no samples"):
+        SampleFile(1, 2, 3, np.dtype(np.uint8)).moments()
+
+
+def test_cross_and_moments_describe_the_residual():
+    """``distance`` from statistics is the sum over samples."""
+    file, moments, s = layer_problem(9, 4, 300)
+    cross = target_cross(file, moments, torch.zeros(1, 4))
+    ((x, t),) = file.chunks()
+    v = (x - moments.mean[:, None]) @ (s.weight * s.scale[:, None])
+    torch.testing.assert_close(distance(moments, cross, s), (t - v).square().sum(1))
