@@ -1,0 +1,332 @@
+"""The torch operations that have an integer form, as nodes of the small graph; one entry of a table per operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..contract import Floats
+from ..errors import CompileError
+from ..runtime.program import Padding, Pair
+from . import graph as g
+
+OFFER = 'a program holds integers only; quantize it, the first and last layers with first="w8a8", last="w8a8"'
+"""What to do about a float layer."""
+
+COMPILED = (
+    "convolution, linear, BatchNorm, ReLU, ReLU6, Hardtanh, clamp, max-pool, average-pool, flatten, dropout, addition"
+)
+"""What a network may consist of, for error messages."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the graph: its number, (C, H, W), and the number of dimensions that it has in torch."""
+
+    number: int
+    shape: g.Shape
+    dimensions: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One exported operation.
+
+    Args:
+        operation: torch's name, as ``aten::relu``.
+        name: the user's name of the layer it belongs to.
+        args: arguments by name: :class:`Value`, constant tensor, number or list of numbers.
+        result: what it makes; its number is not known yet.
+        next_number: number that the first node made will get.
+    """
+
+    operation: str
+    name: str
+    args: dict[str, Any]
+    result: Value
+    next_number: int
+
+    @property
+    def x(self) -> Value:
+        """The operation's first argument."""
+        value = self.args.get("self", self.args.get("input"))
+        if not isinstance(value, Value):
+            raise self.refuse("its first argument must be a value of the network")
+        return value
+
+    def refuse(self, reason: str) -> CompileError:
+        """The error that names the layer, the operation and the reason."""
+        return CompileError(f"layer {self.name!r} ({self.operation.replace('::', '.')}): {reason}")
+
+    def constant(self, number: object, default: float = 0.0) -> Floats:
+        """A constant of one number, or of one per channel, as ``[C]`` float64; ``None`` is the default.
+
+        Raises:
+            CompileError: a value of the network, a tensor that differs within a channel, or a NaN.
+        """
+        channels = self.x.shape[0]
+        if number is None:
+            return np.full(channels, default)
+        if isinstance(number, Value):
+            raise self.refuse("takes two values of the network; one of them must be a constant")
+        a = torch.as_tensor(number, dtype=torch.float64).numpy()
+        shape = (1,) * (self.x.dimensions - a.ndim) + a.shape
+        if len(shape) != self.x.dimensions or a.size != shape[1] or a.size not in (1, channels):
+            raise self.refuse(f"a constant of shape {a.shape}; it must be one number or one per channel")
+        if not np.isfinite(a).all():
+            raise self.refuse("its constant holds a NaN or an infinity")
+        return np.zeros(channels) + a.reshape(-1)
+
+    def affine(self, slope: Floats, intercept: Floats) -> g.Affine:
+        """The affine map of the first argument."""
+        if not (np.isfinite(slope).all() and np.isfinite(intercept).all()):
+            raise self.refuse("its parameters hold a NaN or an infinity")
+        return g.Affine(self.name, (self.x.number,), slope, intercept)
+
+    def clip(self, lo: float | Floats, hi: float | Floats) -> g.Clip:
+        """The clip of the first argument."""
+        zeros = np.zeros(self.x.shape[0])
+        return g.Clip(self.name, (self.x.number,), zeros + lo, zeros + hi)
+
+    def pair(self, key: str, single: int) -> Pair:
+        """One or two numbers as (vertical, horizontal); a 1-d operation's vertical number is ``single``."""
+        numbers = self.args[key]
+        first, *rest = numbers if isinstance(numbers, Sequence) else [numbers]
+        if self.x.dimensions == 3:
+            return (single, int(first))
+        return (int(first), int(rest[0] if rest else first))
+
+
+def read(call: Call) -> Sequence[g.Node]:
+    """The nodes that an operation becomes, the last making its result.
+
+    Raises:
+        CompileError: no integer form; names the layer and the reason.
+    """
+    reader = READERS.get(call.operation)
+    if reader is None:
+        raise call.refuse(REASONS.get(call.operation, f"has no integer form; compiled are {COMPILED}"))
+    nodes = reader(call)
+    return [nodes] if isinstance(nodes, g.Node) else nodes
+
+
+def _identity(call: Call) -> g.Node:
+    if call.args.get("train"):
+        raise call.refuse("drops values at random; it must follow eval()")
+    return g.Identity(call.name, (call.x.number,))
+
+
+def _reshape(call: Call) -> g.Node:
+    """Flatten, squeeze, view, ..: either (C, H, W) stays, or everything becomes channels."""
+    before, after = call.x.shape, call.result.shape
+    if before == after:
+        return g.Identity(call.name, (call.x.number,))
+    if after == (before[0] * before[1] * before[2], 1, 1):
+        return g.Flatten(call.name, (call.x.number,))
+    raise call.refuse(f"from {before} to {after}; of the changes of shape only flatten to [N, -1] is compiled")
+
+
+def _batch_norm(call: Call) -> g.Node:
+    mean, variance = call.args["running_mean"], call.args["running_var"]
+    if mean is None or call.args.get("training"):
+        raise call.refuse("a BatchNorm without running statistics depends on the batch; track them and use eval()")
+    mean, variance = mean.double().numpy(), variance.double().numpy()
+    slope = call.constant(1.0) if call.args["weight"] is None else call.args["weight"].double().numpy()
+    shift = call.constant(0.0) if call.args["bias"] is None else call.args["bias"].double().numpy()
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        slope = slope / np.sqrt(variance + call.args["eps"])
+        return call.affine(slope, shift - mean * slope)
+
+
+def _add(call: Call) -> Sequence[g.Node]:
+    return _sum(call, call.args["other"], float(call.args.get("alpha", 1)))
+
+
+def _sub(call: Call) -> Sequence[g.Node]:
+    return _sum(call, call.args["other"], -float(call.args.get("alpha", 1)))
+
+
+def _sum(call: Call, other: object, factor: float) -> Sequence[g.Node]:
+    """``x + factor * other``, where either may be the constant."""
+    first = call.args["self"]
+    if not isinstance(first, Value) and isinstance(other, Value):
+        swapped = Call(call.operation, call.name, {"self": other, "other": first}, call.result, call.next_number)
+        return [swapped.affine(np.full(other.shape[0], factor), swapped.constant(first))]
+    if not isinstance(other, Value):
+        return [call.affine(call.constant(1.0), factor * call.constant(other))]
+    if other.dimensions != call.x.dimensions or other.shape != call.x.shape:
+        raise call.refuse(f"adds shapes {call.x.shape} and {other.shape}; they must be equal")
+    if factor == 1:
+        return [g.Add(call.name, (call.x.number, other.number))]
+    scaled = g.Affine(call.name, (other.number,), np.full(other.shape[0], factor), np.zeros(other.shape[0]))
+    return [scaled, g.Add(call.name, (call.x.number, call.next_number))]
+
+
+def _rsub(call: Call) -> g.Node:
+    return call.affine(call.constant(-float(call.args.get("alpha", 1))), call.constant(call.args["other"]))
+
+
+def _mul(call: Call) -> g.Node:
+    first, other = call.args["self"], call.args["other"]
+    if not isinstance(first, Value):
+        call = Call(call.operation, call.name, {"self": other, "other": first}, call.result, call.next_number)
+    return call.affine(call.constant(call.args["other"]), call.constant(0.0))
+
+
+def _div(call: Call) -> g.Node:
+    if call.args.get("rounding_mode") is not None:
+        raise call.refuse("rounds; only a plain division by a constant is compiled")
+    with np.errstate(divide="ignore"):
+        return call.affine(1 / call.constant(call.args["other"]), call.constant(0.0))
+
+
+def _hardtanh(call: Call) -> g.Node:
+    return call.clip(call.args["min_val"], call.args["max_val"])
+
+
+def _clamp(call: Call) -> g.Node:
+    lo, hi = call.constant(call.args.get("min"), -np.inf), call.constant(call.args.get("max"), np.inf)
+    return call.clip(np.minimum(lo, hi), hi)  # torch: where the limits cross, the upper one holds
+
+
+def _window(call: Call, dimensions: int) -> tuple[Pair, Pair, Pair]:
+    """Kernel, stride (the kernel where not given) and padding of a pool."""
+    if call.x.dimensions != dimensions:
+        raise call.refuse(f"its input must have {dimensions} dimensions, a batch of them")
+    kernel = call.pair("kernel_size", 1)
+    return kernel, call.pair("stride", 1) if call.args["stride"] else kernel, call.pair("padding", 0)
+
+
+def _ceiling(call: Call, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Padding:
+    """Padding that gives torch's output size: where ``ceil_mode`` rounds it up, more at the bottom and right."""
+    more = []
+    for axis in (0, 1):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        covered = (call.result.shape[1 + axis] - 1) * stride[axis] + reach
+        more.append(max(0, covered - call.x.shape[1 + axis] - 2 * padding[axis]))
+    return (padding[0], padding[0] + more[0], padding[1], padding[1] + more[1])
+
+
+def _max_pool(dimensions: int) -> Reader:
+    def reader(call: Call) -> g.Node:
+        kernel, stride, padding = _window(call, dimensions)
+        dilation = call.pair("dilation", 1)
+        full = _ceiling(call, kernel, stride, padding, dilation)
+        return g.MaxPool(call.name, (call.x.number,), kernel, stride, full, dilation)
+
+    return reader
+
+
+def _avg_pool(dimensions: int) -> Reader:
+    def reader(call: Call) -> g.Node:
+        kernel, stride, padding = _window(call, dimensions)
+        full = _ceiling(call, kernel, stride, padding, (1, 1))
+        if sum(full) > 2 * sum(padding):
+            raise call.refuse("ceil_mode divides by another number at the border; use sizes that the stride divides")
+        divisor = call.args.get("divisor_override")
+        if any(padding) and not call.args["count_include_pad"] and divisor is None:
+            raise call.refuse("count_include_pad=False divides by another number at the border")
+        divisor = float(kernel[0] * kernel[1] if divisor is None else divisor)
+        return g.AvgPool(call.name, (call.x.number,), kernel, stride, full, divisor)
+
+    return reader
+
+
+def _ratio(call: Call) -> Pair:
+    """Window of an adaptive pool, which must divide the image into equal parts."""
+    before, after = call.x.shape[1:], call.result.shape[1:]
+    if any(b % a for b, a in zip(before, after, strict=True)):
+        raise call.refuse(f"from {before} to {after}; an adaptive pool is compiled where its windows are equal")
+    return before[0] // after[0], before[1] // after[1]
+
+
+def _adaptive_avg_pool(call: Call) -> g.Node:
+    window = _ratio(call)
+    return g.AvgPool(call.name, (call.x.number,), window, window, (0, 0, 0, 0), float(window[0] * window[1]))
+
+
+def _adaptive_max_pool(call: Call) -> g.Node:
+    window = _ratio(call)
+    return g.MaxPool(call.name, (call.x.number,), window, window)
+
+
+def _reduced(call: Call) -> Pair:
+    """Window of a reduction over whole image axes."""
+    axes = call.args["dim"]
+    axes = range(call.x.dimensions) if axes is None else [axes] if isinstance(axes, int) else axes
+    reduced = {a % call.x.dimensions for a in axes}
+    image = dict(zip(range(2, call.x.dimensions), call.x.shape[1:][4 - call.x.dimensions :], strict=True))
+    if not reduced <= image.keys():
+        raise call.refuse("reduces over images or channels; only height and width are compiled")
+    sizes = [image[a] if a in reduced else 1 for a in image]
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _mean(call: Call) -> g.Node:
+    window = _reduced(call)
+    return g.AvgPool(call.name, (call.x.number,), window, window, (0, 0, 0, 0), float(window[0] * window[1]))
+
+
+def _amax(call: Call) -> g.Node:
+    window = _reduced(call)
+    return g.MaxPool(call.name, (call.x.number,), window, window)
+
+
+Reader = Callable[[Call], "g.Node | Sequence[g.Node]"]
+
+READERS: dict[str, Reader] = {
+    **dict.fromkeys(("aten::clone", "aten::alias", "aten::contiguous", "aten::detach"), _identity),
+    **dict.fromkeys(("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"), _identity),
+    **dict.fromkeys(("aten::flatten", "aten::view", "aten::reshape", "aten::_unsafe_view"), _reshape),
+    **dict.fromkeys(("aten::squeeze", "aten::unsqueeze", "aten::unflatten"), _reshape),
+    "aten::batch_norm": _batch_norm,
+    "aten::_native_batch_norm_legit_no_training": _batch_norm,
+    "aten::add": _add,
+    "aten::sub": _sub,
+    "aten::rsub": _rsub,
+    "aten::neg": lambda call: call.affine(call.constant(-1.0), call.constant(0.0)),
+    "aten::mul": _mul,
+    "aten::div": _div,
+    "aten::relu": lambda call: call.clip(0.0, np.inf),
+    "aten::relu6": lambda call: call.clip(0.0, 6.0),
+    "aten::hardtanh": _hardtanh,
+    **dict.fromkeys(("aten::clamp", "aten::clamp_min", "aten::clamp_max"), _clamp),
+    **dict.fromkeys(("aten::max_pool1d", "aten::max_pool1d_with_indices"), _max_pool(3)),
+    **dict.fromkeys(("aten::max_pool2d", "aten::max_pool2d_with_indices"), _max_pool(4)),
+    "aten::avg_pool1d": _avg_pool(3),
+    "aten::avg_pool2d": _avg_pool(4),
+    **dict.fromkeys(("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d", "aten::_adaptive_avg_pool2d"),
+                    _adaptive_avg_pool),
+    **dict.fromkeys(("aten::adaptive_max_pool1d", "aten::adaptive_max_pool2d"), _adaptive_max_pool),
+    "aten::mean": _mean,
+    "aten::amax": _amax,
+}  # fmt: skip
+"""How each operation is read."""
+
+_FLOAT = f"a float layer: {OFFER}"
+_CURVED = "is neither a clip nor affine, so it has no integer form; use ReLU, ReLU6 or Hardtanh"
+_IMAGE = "normalises by statistics of each image, which has no integer form; use BatchNorm"
+
+REASONS: dict[str, str] = {
+    **dict.fromkeys((f"aten::{op}" for op in (
+        "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm",
+        "matmul", "bmm")), _FLOAT),
+    **dict.fromkeys((f"aten::{op}" for op in (
+        "sigmoid", "tanh", "silu", "gelu", "elu", "celu", "selu", "leaky_relu", "prelu", "softplus", "hardswish",
+        "hardsigmoid", "mish", "softmax", "_softmax", "log_softmax", "_log_softmax")), _CURVED),
+    **dict.fromkeys((f"aten::{op}" for op in (
+        "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm")), _IMAGE),
+    "aten::_native_batch_norm_legit": "a BatchNorm without running statistics depends on the batch; track them",
+    "aten::cat": "concatenation is not yet compiled: needs an operation that joins channels",
+    "aten::upsample_nearest2d": "upsampling is not yet compiled: needs an operation that repeats codes",
+    "aten::constant_pad_nd": "padding by itself is not compiled; use the padding of the convolution or pool",
+    "aten::pad": "padding by itself is not compiled; use the padding of the convolution or pool",
+    "aten::native_dropout": "drops values at random; it must follow eval()",
+}  # fmt: skip
+"""Why common operations are refused."""
+
+__all__ = ["COMPILED", "OFFER", "Call", "Value", "read"]

@@ -1,0 +1,265 @@
+"""From a torch network to the small graph, by torch.export.
+
+Every quantized layer becomes one opaque node of the exported graph, so that its arithmetic on levels never has to be
+recognised; its integers are read from the module. The rest of the network is ordinary torch operations; those with
+an integer form are in :mod:`~bitbranch.compiler.aten`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import CompileError, InputError
+from ..layers import QuantizedConv1d, QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLayer, QuantizedLinear
+from ..runtime.program import Padding, Pair
+from . import aten
+from . import graph as g
+
+BATCH = 2
+"""Batch size of the export: a reshape that mixes images with channels shows at 2 and would not at 1."""
+
+
+@torch.library.custom_op("bitbranch::layer", mutates_args=())
+def _layer(x: Tensor, like: Tensor, path: str) -> Tensor:
+    """A quantized layer as one node: its input, a tensor of its output's shape, its module path."""
+    return torch.empty_like(like)
+
+
+@_layer.register_fake
+def _(x: Tensor, like: Tensor, path: str) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _marked_forward(layer: QuantizedLayer, path: str, x: Tensor) -> Tensor:
+    """Forward of a layer while it is exported: as a float layer it says the shape, the marker says which it is."""
+    return _layer(x, layer.accumulate(x, layer.weight, layer.bias), path)
+
+
+def capture(q: nn.Module, example: Tensor) -> g.Graph:
+    """Export a quantized network and read it as a graph.
+
+    Args:
+        q: quantized network; not changed.
+        example: images as the network takes them, ``[N, C, H, W]``, ``[N, C, L]`` or ``[N, C]``; only the shape and
+            the type matter.
+
+    Raises:
+        CompileError: an operation or layer without an integer form, by name; a network that cannot be exported.
+        InputError: an example of another shape.
+    """
+    if not isinstance(example, Tensor) or example.dim() not in (2, 3, 4) or len(example) == 0:
+        raise InputError("compile: the example must be a tensor [N, C, H, W], [N, C, L] or [N, C] with N >= 1")
+    network = copy.deepcopy(q).cpu().eval()
+    modules = dict(network.named_modules())
+    for path, module in modules.items():
+        if isinstance(module, QuantizedLayer):
+            module.forward = partial(_marked_forward, module, path)  # type: ignore[method-assign]
+    images = example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's, about its own internals
+            exported = torch.export.export(network, (images,), strict=False).run_decompositions({})
+    except Exception as error:  # whatever the user's forward or torch.export raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CompileError(f"torch.export cannot capture the network: {lines[0]}") from error
+    return _Reader(exported, modules).graph
+
+
+class _Reader:
+    """Walks an exported program and appends nodes to a graph."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, modules: dict[str, nn.Module]) -> None:
+        self.modules = modules
+        self.nodes: list[g.Node] = []
+        self.shapes: list[g.Shape] = []
+        self.values: dict[fx.Node, aten.Value] = {}
+        self.constants: dict[fx.Node, Tensor] = {}
+        signature = exported.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        names |= signature.inputs_to_lifted_tensor_constants
+        tensors = {**exported.state_dict, **exported.constants}
+        live = _live(exported.graph)
+        for node in exported.graph.nodes:
+            if node.op == "output":
+                self.read_output(node)
+            elif node.op == "placeholder" and node.name in names:
+                self.constants[node] = tensors[names[node.name]].detach()
+            elif node.op == "placeholder":
+                number = self.append(g.Input("input", (), shape=self.result(node).shape))
+                self.values[node] = self.result(node, number)
+            elif node in live:
+                self.read(node)
+
+    @property
+    def graph(self) -> g.Graph:
+        return g.Graph(tuple(self.nodes))
+
+    def append(self, node: g.Node) -> int:
+        self.shapes.append(node.infer(*(self.shapes[j] for j in node.inputs)))
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def result(self, node: fx.Node, number: int = -1) -> aten.Value:
+        """What an exported operation makes, with its number in the graph."""
+        meta = node.meta["val"]
+        shape = tuple(int(s) for s in (meta if isinstance(meta, Tensor) else meta[0]).shape)
+        if len(shape) not in (2, 3, 4) or shape[0] != BATCH:
+            text = ", ".join(map(str, ("N", *shape[1:]) if shape[:1] == (BATCH,) else shape))
+            raise _refuse(node, f"makes a tensor [{text}]; compiled are [N, C], [N, C, L] and [N, C, H, W]")
+        channels, *size = shape[1:]
+        return aten.Value(number, (channels, *([1] * (2 - len(size))), *size), len(shape))  # type: ignore[arg-type]
+
+    def read(self, node: fx.Node) -> None:
+        """Append one exported operation, or compute it at once where it depends on constants only."""
+        if not any(source in self.values for source in node.all_input_nodes):
+            args, kwargs = self.known(node.args), self.known(node.kwargs)
+            with torch.no_grad():
+                self.constants[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        elif node.target is operator.getitem:
+            source, index = node.args
+            if index != 0:
+                raise _refuse(source, f"result {index} has no integer form")  # type: ignore[arg-type]
+            self.values[node] = self.values[source]  # type: ignore[index]
+        elif node.target is torch.ops.bitbranch.layer.default:
+            x, path = self.values[node.args[0]], node.args[-1]  # type: ignore[index]
+            layer = self.modules[path]  # type: ignore[index]
+            assert isinstance(layer, QuantizedLayer) and isinstance(path, str)
+            try:
+                self.add(node, [layer_node(layer, path, x)])
+            except InputError as error:  # a quantizer that is not ready
+                raise CompileError(f"layer {path!r}: {error}") from error
+        else:
+            self.add(node, aten.read(self.call(node)))
+
+    def known(self, argument: Any) -> Any:
+        """Arguments with every exported node replaced by its value or constant."""
+        if isinstance(argument, fx.Node):
+            return self.values[argument] if argument in self.values else self.constants[argument]
+        if isinstance(argument, Mapping):
+            return {key: self.known(a) for key, a in argument.items()}
+        if isinstance(argument, (list, tuple)):
+            return [self.known(a) for a in argument]
+        return argument
+
+    def call(self, node: fx.Node) -> aten.Call:
+        schema = node.target._schema  # type: ignore[union-attr]
+        args, kwargs = self.known(node.args), self.known(node.kwargs)
+        named = {
+            a.name: args[i] if i < len(args) else kwargs.get(a.name, a.default_value)
+            for i, a in enumerate(schema.arguments)
+        }
+        return aten.Call(schema.name, _name(node), named, self.result(node), next_number=len(self.nodes))
+
+    def add(self, node: fx.Node, new: Sequence[g.Node]) -> None:
+        """Append the nodes that an operation became, and check the shape that they make against torch's."""
+        for n in new:
+            number = self.append(n)
+        self.values[node] = self.result(node, number)
+        made, wanted = self.shapes[-1], self.values[node].shape
+        if made != wanted:
+            raise _refuse(node, f"makes shape {wanted} in torch, which was read as {made}")
+
+    def read_output(self, node: fx.Node) -> None:
+        (results,) = node.args
+        result = results[0] if isinstance(results, (list, tuple)) and len(results) == 1 else None
+        if not isinstance(result, fx.Node):
+            raise CompileError("the network has several outputs; a program has one, a tensor")
+        if result not in self.values:
+            raise CompileError("the network's output does not depend on its input")
+        shape = tuple(int(s) for s in result.meta["val"].shape[1:])
+        if len(shape) == 2:  # a program's output is flat or an image: a sequence has height 1
+            shape = (shape[0], 1, shape[1])
+        self.append(g.Output("output", (self.values[result].number,), output_shape=shape))
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """What the output depends on, without the float layers that only told the markers their shape."""
+    live: set[fx.Node] = set()
+    todo = [n for n in graph.nodes if n.op == "output"]
+    while todo:
+        node = todo.pop()
+        if node not in live:
+            live.add(node)
+            marker = node.target is torch.ops.bitbranch.layer.default
+            todo += node.all_input_nodes[:1] if marker else node.all_input_nodes
+    return live
+
+
+def _name(node: fx.Node) -> str:
+    """The user's name of the layer that an operation belongs to, or the operation's own name at the top."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""  # torch marks a module's second call by @1
+    return path or node.name
+
+
+def _refuse(node: fx.Node, reason: str) -> CompileError:
+    return CompileError(f"layer {_name(node)!r}: {reason}")
+
+
+def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
+    """The integers of a quantized layer that reads ``x``.
+
+    Raises:
+        CompileError: a float layer, a transposed convolution, a linear layer along an image's axis, or parameters
+            that are not finite.
+    """
+    quantizer = layer.input_quantizer
+    if quantizer is None or layer.weight_quantizer is None:
+        what = "weights are" if layer.weight_quantizer is None else "input is"
+        raise CompileError(f"layer {path!r}: its {what} float: {aten.OFFER}")
+    if isinstance(layer, QuantizedConvTranspose2d):
+        raise CompileError(f"layer {path!r}: ConvTranspose2d is not yet compiled: needs an upsampling operation")
+    values, scales, weight_type = layer.integer_weight()
+    bias = torch.zeros(len(values)) if layer.bias is None else layer.bias.detach()
+    if not all(bool(torch.isfinite(t).all()) for t in (values, scales, bias)):
+        raise CompileError(f"layer {path!r}: its weights, scales or bias hold a NaN or an infinity")
+    weight = values.to(torch.int64).numpy()
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    groups = 1
+    if isinstance(layer, QuantizedLinear):
+        if x.dimensions != 2:
+            raise CompileError(f"layer {path!r}: a linear layer takes [N, C] here; flatten or pool its input first")
+        weight = weight[:, :, None, None]
+    elif isinstance(layer, QuantizedConv1d):
+        weight = weight[:, :, None, :]
+        stride, dilation, groups = (1, layer.stride[0]), (1, layer.dilation[0]), layer.groups
+        padding = _padding(layer.padding, (1, weight.shape[3]), dilation)
+    elif isinstance(layer, QuantizedConv2d):
+        stride, dilation, groups = tuple(layer.stride), tuple(layer.dilation), layer.groups  # type: ignore[assignment]
+        padding = _padding(layer.padding, (weight.shape[2], weight.shape[3]), dilation)
+    else:
+        raise CompileError(f"layer {path!r}: {type(layer).__name__} is not yet compiled")
+    return g.Layer(
+        path,
+        (x.number,),
+        weight=weight,
+        weight_type=weight_type,
+        weight_scale=scales.detach().double().numpy(),
+        bias=bias.double().numpy(),
+        encoder=quantizer.encoder(),
+        scale=quantizer.scale(),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+
+def _padding(padding: str | tuple[int, ...], kernel: Pair, dilation: Pair) -> Padding:
+    """Padding of a torch layer as (top, bottom, left, right); 'same' puts an odd one at the bottom and right."""
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        return (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+    vertical, horizontal = (0, *padding)[-2:]  # a 1-d layer has the horizontal only
+    return (vertical, vertical, horizontal, horizontal)

@@ -1,0 +1,64 @@
+"""`compile`: capture, simplify, lower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..runtime.program import Program
+from .capture import capture
+from .lower import Table, lower
+from .passes import simplify
+
+
+def compile(
+    q: nn.Module,
+    example: Tensor | npt.ArrayLike,
+    *,
+    name: str | None = None,
+    info: Mapping[str, str] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Program:
+    """The integer program of a quantized network.
+
+    The program takes float32 images ``[N, C, H, W]`` (a sequence ``[N, C, L]`` as ``[N, C, 1, L]``, a vector
+    ``[N, C]`` as ``[N, C, 1, 1]``) and gives what ``q`` gives in evaluation: the same integers at every layer, apart
+    from roundings of residual sums and of averages behind an activation. Without those its codes equal the ones that
+    ``q`` has in exact arithmetic, bit for bit; :func:`verify` counts.
+
+    Args:
+        q: network of quantized layers, from :func:`~bitbranch.layers.quantize`; not changed, nor is its mode.
+        example: one image or more, as ``q`` takes them, tensor or array; only shape and type matter.
+        name: the network's name, kept in the program's info.
+        info: further texts about the network, kept in the file.
+        mean, std: the images' normalisation, a number or one per channel. With either, the program also takes uint8
+            images; pixel ``u`` counts as ``(float32(u) / 255 - mean) / std``, evaluated in float32 in this order.
+            Default 0 and 1.
+
+    Raises:
+        CompileError: a layer or operation that has no integer form; names it and the reason.
+        InputError: an example, mean or std that does not fit.
+    """
+    graph = simplify(capture(q, torch.as_tensor(example)))
+    table = None if mean is None and std is None else _table(graph.shapes[0][0], mean, std)
+    texts = {} if name is None else {"name": name}
+    texts |= {str(k): str(v) for k, v in (info or {}).items()}
+    return lower(graph, texts, table)
+
+
+def _table(channels: int, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> Table:
+    numbers = []
+    for what, given, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+        a = np.asarray(default if given is None else given, np.float32).reshape(-1)
+        if a.size not in (1, channels) or not np.isfinite(a).all():
+            raise InputError(f"compile: {what} must be one finite number or one for each of {channels} channels")
+        numbers.append(np.array(np.broadcast_to(a, (channels,))))
+    if (numbers[1] <= 0).any():
+        raise InputError("compile: std must be positive")
+    return Table(*numbers)

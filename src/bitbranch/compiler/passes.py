@@ -1,0 +1,221 @@
+"""Small rewrites of the graph that keep its meaning, each ``pass(graph) -> (graph, changed)`` and idempotent.
+
+Together they bring everything between two quantized layers into one order: an affine map, then a clip, then
+max-pools; with average-pools taken as early, and affine maps as late, as they commute. That is the form in which
+:mod:`~bitbranch.compiler.lower` turns it into integer thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from . import graph as g
+
+Pass = Callable[[g.Graph], tuple[g.Graph, bool]]
+
+
+class _Rewriter:
+    """The new graph while a rule goes over the old one.
+
+    A rule is called with each node, its inputs already being numbers of the new graph. It returns the number of the
+    value that takes the node's place, or ``None`` to keep the node.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[g.Node] = []
+        self.shapes: list[g.Shape] = []
+
+    def append(self, node: g.Node) -> int:
+        self.shapes.append(node.infer(*(self.shapes[j] for j in node.inputs)))
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def source(self, node: g.Node) -> g.Node | None:
+        """The node that made the first input."""
+        return self.nodes[node.inputs[0]] if node.inputs else None
+
+
+Rule = Callable[[_Rewriter, g.Node], "int | None"]
+
+
+def _apply(graph: g.Graph, rule: Rule) -> tuple[g.Graph, bool]:
+    """Use a rule on every node, again and again until it finds nothing; then drop what is no longer read."""
+    changed = False
+    while True:
+        new, found = _Rewriter(), False
+        places: list[int] = []
+        for old in graph.nodes:
+            node = replace(old, inputs=tuple(places[j] for j in old.inputs))
+            place = rule(new, node)
+            found |= place is not None
+            places.append(new.append(node) if place is None else place)
+        if not found:
+            return graph, changed
+        graph, _ = drop_dead_nodes(g.Graph(tuple(new.nodes)))
+        changed = True
+
+
+def drop_dead_nodes(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """Remove nodes that the output does not depend on; the input stays."""
+    live = {0, len(graph.nodes) - 1}
+    for i in range(len(graph.nodes) - 1, -1, -1):
+        if i in live:
+            live.update(graph.nodes[i].inputs)
+    if len(live) == len(graph.nodes):
+        return graph, False
+    place = {old: new for new, old in enumerate(sorted(live))}
+    kept = (replace(graph.nodes[i], inputs=tuple(place[j] for j in graph.nodes[i].inputs)) for i in sorted(live))
+    return g.Graph(tuple(kept)), True
+
+
+def drop_identities(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """Remove nodes that return their input: identities, ``1 x + 0``, an infinite clip, a pool of one pixel, .."""
+    return _apply(graph, _identity)
+
+
+def _identity(new: _Rewriter, node: g.Node) -> int | None:
+    nothing = (
+        isinstance(node, g.Identity)
+        or (isinstance(node, g.Affine) and bool((node.slope == 1).all() and (node.intercept == 0).all()))
+        or (isinstance(node, g.Clip) and bool((node.lo == -np.inf).all() and (node.hi == np.inf).all()))
+        or (isinstance(node, (g.MaxPool, g.AvgPool)) and node.kernel == node.stride == (1, 1) and not any(node.padding))
+        or (isinstance(node, g.Flatten) and new.shapes[node.inputs[0]][1:] == (1, 1))
+    )
+    nothing = nothing and not (isinstance(node, g.AvgPool) and node.divisor != 1)
+    return node.inputs[0] if nothing else None
+
+
+def merge_affine(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """``s (a x + b) + t`` becomes ``(s a) x + (s b + t)``."""
+    return _apply(graph, _merge_affine)
+
+
+def _merge_affine(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not (isinstance(node, g.Affine) and isinstance(inner, g.Affine)):
+        return None
+    slope, intercept = node.slope * inner.slope, node.slope * inner.intercept + node.intercept
+    return new.append(g.Affine(node.name, inner.inputs, slope, intercept))
+
+
+def merge_clips(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """Two clips become one: the outer clip of the inner limits."""
+    return _apply(graph, _merge_clips)
+
+
+def _merge_clips(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not (isinstance(node, g.Clip) and isinstance(inner, g.Clip)):
+        return None
+    return new.append(
+        g.Clip(node.name, inner.inputs, np.clip(inner.lo, node.lo, node.hi), np.clip(inner.hi, node.lo, node.hi))
+    )
+
+
+def affine_after_average(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """An affine map before an average-pool moves behind it, so that the pool can sum plain accumulators.
+
+    Padding counts as the real 0, so under padding a map with an intercept stays.
+    """
+    return _apply(graph, _affine_after_average)
+
+
+def _affine_after_average(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not (isinstance(node, g.AvgPool) and isinstance(inner, g.Affine)):
+        return None
+    if any(node.padding) and (inner.intercept != 0).any():
+        return None
+    pool = new.append(replace(node, inputs=inner.inputs))
+    return new.append(replace(inner, inputs=(pool,), intercept=inner.intercept * (node.taps / node.divisor)))
+
+
+def affine_before_clip(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """An affine map behind a clip moves before it and takes the limits along."""
+    return _apply(graph, _affine_before_clip)
+
+
+def _affine_before_clip(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not (isinstance(node, g.Affine) and isinstance(inner, g.Clip)):
+        return None
+    affine = new.append(replace(node, inputs=inner.inputs))
+    return new.append(g.Clip(node.name, (affine,), *node.limits(inner.lo, inner.hi)))
+
+
+def before_max_pool(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """A clip, or an affine map without negative slopes, moves before the max-pool that it follows."""
+    return _apply(graph, _before_max_pool)
+
+
+def _before_max_pool(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    monotone = isinstance(node, g.Clip) or (isinstance(node, g.Affine) and bool((node.slope >= 0).all()))
+    if not (monotone and isinstance(inner, g.MaxPool)):
+        return None
+    return new.append(replace(inner, inputs=(new.append(replace(node, inputs=inner.inputs)),)))
+
+
+def before_flatten(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """A clip or affine map that is the same within each channel's image moves before the flatten."""
+    return _apply(graph, _before_flatten)
+
+
+def _before_flatten(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not (isinstance(node, (g.Affine, g.Clip)) and isinstance(inner, g.Flatten)):
+        return None
+    channels = new.shapes[inner.inputs[0]][0]
+    fields = ("slope", "intercept") if isinstance(node, g.Affine) else ("lo", "hi")
+    images = {f: getattr(node, f).reshape(channels, -1) for f in fields}
+    if any((image != image[:, :1]).any() for image in images.values()):
+        return None
+    moved = new.append(replace(node, inputs=inner.inputs, **{f: image[:, 0] for f, image in images.items()}))
+    return new.append(replace(inner, inputs=(moved,)))
+
+
+def absorb_flatten(graph: g.Graph) -> tuple[g.Graph, bool]:
+    """A linear layer behind a flatten becomes a convolution whose kernel covers the image; the output needs none."""
+    return _apply(graph, _absorb_flatten)
+
+
+def _absorb_flatten(new: _Rewriter, node: g.Node) -> int | None:
+    inner = new.source(node)
+    if not isinstance(inner, g.Flatten):
+        return None
+    if isinstance(node, g.Output):
+        return new.append(replace(node, inputs=inner.inputs))
+    if not (
+        isinstance(node, g.Layer) and node.groups == 1 and node.weight.shape[2:] == (1, 1) and not any(node.padding)
+    ):
+        return None
+    weight = node.weight.reshape(-1, *new.shapes[inner.inputs[0]])
+    return new.append(replace(node, inputs=inner.inputs, weight=weight, stride=(1, 1), dilation=(1, 1)))
+
+
+PASSES: tuple[Pass, ...] = (
+    drop_dead_nodes,
+    drop_identities,
+    before_flatten,
+    absorb_flatten,
+    merge_affine,
+    affine_after_average,
+    before_max_pool,
+    affine_before_clip,
+    merge_clips,
+)
+"""In the order of use: a map that can pass an average or a max-pool does so before it would pass a clip."""
+
+
+def simplify(graph: g.Graph) -> g.Graph:
+    """All passes, until none changes anything."""
+    changed = True
+    while changed:
+        changed = False
+        for apply in PASSES:
+            graph, here = apply(graph)
+            changed |= here
+    return graph

@@ -1,0 +1,290 @@
+"""`verify`: does the program compute what the trained network computes, code for code, layer by layer?
+
+The network is evaluated in float64, where a real that lies near a threshold is on the side where exact arithmetic has
+it; in float32 the network itself may round it over. Compared with it is the NumPy reference, and with that, bit for
+bit, any number of engines.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers import QuantizedLayer
+from ..runtime import program as p
+from ..runtime import reference
+from .exact import Call, Recorder
+
+Array = npt.NDArray[np.generic]
+
+
+class Executor(Protocol):
+    """What runs a program, such as :class:`~bitbranch.runtime.engine.Engine`.
+
+    One that also has ``trace(x)``, yielding ``(operation number, value)`` as
+    :func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
+    """
+
+    def __call__(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first place where two tensors differ: numbers of the batch and the image in it, channel, row, column."""
+
+    batch: int
+    image: int
+    channel: int
+    y: int
+    x: int
+    expected: float
+    got: float
+
+    def __str__(self) -> str:
+        place = f"batch {self.batch} image {self.image} channel {self.channel} y {self.y} x {self.x}"
+        return f"{place}: expected {self.expected:g}, got {self.got:g}"
+
+
+@dataclass
+class Count:
+    """How many numbers were compared, how many differ, and where the first difference is."""
+
+    compared: int = 0
+    differing: int = 0
+    first: Divergence | None = None
+
+    def compare(self, batch: int, expected: Array, got: Array) -> None:
+        """Add a comparison of two tensors ``[N, ...]`` of one size."""
+        # Shapes differ where the program keeps an image that torch has flattened; the order of numbers does not.
+        expected = np.asarray(expected).reshape(got.shape)
+        differs = expected != got
+        self.compared += differs.size
+        self.differing += int(np.count_nonzero(differs))
+        if self.first is None and differs.any():
+            place = np.unravel_index(int(np.argmax(differs)), differs.shape)
+            image, channel, y, x = (*(int(i) for i in place), 0, 0)[:4]
+            self.first = Divergence(batch, image, channel, y, x, float(expected[place]), float(got[place]))
+
+
+@dataclass
+class LayerCheck:
+    """One quantized layer: the codes that it reads and its accumulators, torch in float64 against the reference."""
+
+    name: str
+    codes: Count = field(default_factory=Count)
+    accumulators: Count = field(default_factory=Count)
+
+    @property
+    def first(self) -> Divergence | None:
+        """The first differing code, or else accumulator."""
+        return self.codes.first or self.accumulators.first
+
+
+@dataclass
+class EngineCheck:
+    """One engine against the reference: its outputs and, where it can show them, the values of its operations."""
+
+    name: str
+    values: Count = field(default_factory=Count)
+    operation: str = ""
+    """The first operation that differs."""
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found; ``str()`` is a table.
+
+    Attributes:
+        images: number of images.
+        layers: in the program's order.
+        engines: in the order given.
+        output_error: largest difference of an output from the network's in float32, as PyTorch evaluates it.
+        output_error_exact: largest difference of an output from the network's in float64.
+        decisions_differing: images whose largest output is another than the float32 network's.
+    """
+
+    images: int = 0
+    layers: list[LayerCheck] = field(default_factory=list)
+    engines: list[EngineCheck] = field(default_factory=list)
+    output_error: float = 0.0
+    output_error_exact: float = 0.0
+    decisions_differing: int = 0
+
+    @property
+    def codes_differing(self) -> int:
+        """Differing codes of all layers."""
+        return sum(layer.codes.differing for layer in self.layers)
+
+    @property
+    def mismatches(self) -> int:
+        """Differing codes and accumulators of all layers, and differing values of all engines."""
+        layers = sum(layer.codes.differing + layer.accumulators.differing for layer in self.layers)
+        return layers + sum(engine.values.differing for engine in self.engines)
+
+    @property
+    def first(self) -> tuple[str, Divergence] | None:
+        """The first layer that differs, by name, and where."""
+        return next(((layer.name, layer.first) for layer in self.layers if layer.first), None)
+
+    def __str__(self) -> str:
+        names = [layer.name for layer in self.layers] + [engine.name for engine in self.engines]
+        width = max(len(name) for name in ["layer", *names])
+        lines = [f"{'layer':{width}}  {'codes':>12} {'differ':>8}  {'accumulators':>12} {'differ':>8}"]
+        for layer in self.layers:
+            a, b = layer.codes, layer.accumulators
+            numbers = f"{a.compared:12,} {a.differing:8,}  {b.compared:12,} {b.differing:8,}"
+            lines.append(f"{layer.name:{width}}  {numbers}  {layer.first or ''}".rstrip())
+        for engine in self.engines:
+            numbers = f"{engine.values.compared:12,} {engine.values.differing:8,}"
+            where = f"{engine.operation}: {engine.values.first}" if engine.values.first else ""
+            lines.append(f"{engine.name:{width}}  {numbers}  values against the reference  {where}".rstrip())
+        lines.append(
+            f"{self.images} images, {self.mismatches:,} mismatches; outputs within {self.output_error:.3g} of the "
+            f"float32 network ({self.decisions_differing} decisions differ), {self.output_error_exact:.3g} of float64"
+        )
+        return "\n".join(lines)
+
+
+def verify(
+    q: nn.Module,
+    program: p.Program,
+    batches: Iterable[npt.ArrayLike | Tensor | Sequence[Tensor]],
+    engines: Sequence[Executor] = (),
+) -> Verification:
+    """Compare a compiled program with the network that it came from, on real inputs.
+
+    For networks without residual sums and without averages behind an activation, no code is expected to differ.
+
+    Args:
+        q: the quantized network; not changed, evaluated in copies.
+        program: what :func:`~bitbranch.compiler.compile` made of it.
+        batches: float32 images as ``q`` takes them, ``[N, ...]``; of a tuple (images, labels) the images.
+        engines: executors of the program, compared with the reference bit for bit.
+
+    Raises:
+        InputError: no batch, one of other numbers or another shape, or a program whose layers are not those of ``q``.
+    """
+    plain = copy.deepcopy(q).cpu().eval()
+    recorder = Recorder(q)
+    layers = _Layers(program, recorder.network)
+    result = Verification(layers=layers.checks, engines=[EngineCheck(_engine_name(engine)) for engine in engines])
+    for number, batch in enumerate(batches):
+        x, images = _images(batch, program.input.shape)
+        with torch.no_grad():
+            exact, calls = recorder.run(x)
+            rounded = plain(x)
+        values = {}
+        for i, value in reference.trace(program, images):
+            values[i] = value
+            layers.compare(number, i, values, calls)
+            if not engines:
+                values = {j: v for j, v in values.items() if j in layers.inputs or j == i}
+        output = values[len(program.operations) - 1]
+        result.images += len(x)
+        _compare_outputs(result, output, exact.numpy(), rounded.numpy())
+        for engine, check in zip(engines, result.engines, strict=True):
+            _compare_engine(check, number, engine, program, images, values)
+    if not result.images:
+        raise InputError("verify: no images were given")
+    return result
+
+
+def _images(
+    batch: npt.ArrayLike | Tensor | Sequence[Tensor], shape: tuple[int, int, int]
+) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """A batch as the network takes it, and as the program does: a sequence or vector as an image."""
+    x = torch.as_tensor(np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch))
+    if not x.is_floating_point():
+        raise InputError(f"verify: images must be float32, as the network takes them, got {x.dtype}")
+    if x.dim() < 2 or len(x) == 0 or x[0].numel() != np.prod(shape):
+        raise InputError(f"verify: images must be N of shape {shape}, got {tuple(x.shape)}")
+    x = x.float()
+    return x, x.numpy().reshape(len(x), *shape)
+
+
+def _compare_outputs(result: Verification, output: Array, exact: Array, rounded: Array) -> None:
+    flat = [np.asarray(a, np.float64).reshape(len(a), -1) for a in (output, exact, rounded)]
+    result.output_error_exact = max(result.output_error_exact, float(np.abs(flat[0] - flat[1]).max()))
+    result.output_error = max(result.output_error, float(np.abs(flat[0] - flat[2]).max()))
+    result.decisions_differing += int(np.count_nonzero(flat[0].argmax(1) != flat[2].argmax(1)))
+
+
+def _compare_engine(
+    check: EngineCheck,
+    batch: int,
+    engine: Executor,
+    program: p.Program,
+    images: npt.NDArray[np.float32],
+    values: dict[int, Array],
+) -> None:
+    last = len(program.operations) - 1
+    trace: Callable[[Array], Iterable[tuple[int, Array]]] | None = getattr(engine, "trace", None)
+    shown = dict(trace(images)) if trace is not None else {}
+    shown[last] = engine(images)
+    for i in sorted(shown):
+        clean = check.values.first is None
+        check.values.compare(batch, values[i].reshape(shown[i].shape), shown[i])
+        if clean and check.values.first is not None:
+            check.operation = f"operation {i} ({type(program.operations[i]).__name__} {program.operations[i].name!r})"
+
+
+def _engine_name(engine: Executor) -> str:
+    isa, threads = getattr(engine, "isa", None), getattr(engine, "threads", None)
+    return " ".join([type(engine).__name__, *([isa] if isa else []), *([f"x{threads}"] if threads else [])])
+
+
+class _Layers:
+    """Which convolution of the program is which call of which layer of the network."""
+
+    def __init__(self, program: p.Program, network: nn.Module) -> None:
+        self.program = program
+        self.checks: list[LayerCheck] = []
+        self.of: dict[int, tuple[LayerCheck, str, int, npt.NDArray[np.int64]]] = {}
+        self.inputs: set[int] = set()
+        called: dict[str, int] = {}
+        modules = dict(network.named_modules())
+        for i, op in enumerate(program.operations):
+            if not isinstance(op, p.Conv):
+                continue
+            layer = modules.get(op.name)
+            if not isinstance(layer, QuantizedLayer):
+                raise InputError(f"verify: the network has no quantized layer {op.name!r}, which the program has")
+            call = called.get(op.name, 0)
+            called[op.name] = call + 1
+            check = LayerCheck(op.name if call == 0 else f"{op.name} (call {call + 1})")
+            self.checks.append(check)
+            self.of[i] = (check, op.name, call, _turned(op, layer))
+            self.inputs.add(op.inputs[0])
+
+    def compare(self, batch: int, number: int, values: dict[int, Array], calls: dict[str, list[Call]]) -> None:
+        """Compare an operation of the program, if it is a layer's."""
+        if number not in self.of:
+            return
+        check, name, index, sign = self.of[number]
+        source = self.program.operations[number].inputs[0]
+        source_type = self.program.values[source]
+        assert isinstance(source_type, p.Codes)
+        if index >= len(calls.get(name, ())):
+            raise InputError(f"verify: the network does not call layer {name!r} as often as the program")
+        call = calls[name][index]
+        check.codes.compare(batch, call.inputs.numpy(), source_type.code_type.decode(values[source]))
+        check.accumulators.compare(batch, call.accumulators.numpy(), values[number] * sign[:, None, None])  # type: ignore[operator]
+
+
+def _turned(op: p.Conv, layer: QuantizedLayer) -> npt.NDArray[np.int64]:
+    """+1 for each output channel, or -1 where the compiler negated its weights, as it does under negative slopes."""
+    own = layer.integer_weight()[0].numpy().reshape(len(op.weight), -1)
+    compiled = op.values().reshape(len(op.weight), -1)
+    if own.shape == compiled.shape:
+        same, negated = (own == compiled).all(1), (own == -compiled).all(1)
+        if (same | negated).all():
+            return np.where(same, 1, -1)
+    raise InputError(f"verify: the program's weights of layer {op.name!r} are not those of the network")
