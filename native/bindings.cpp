@@ -1,0 +1,398 @@
+// The only file that knows Python. Arrays are held, not copied; the planner in Python is trusted with their shapes.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "convolution.hpp"
+#include "glue.hpp"
+#include "instruction_sets.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitbranch {
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using MaybeArray = std::optional<Array<T>>;
+using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Keep = std::vector<std::shared_ptr<void>>;
+
+template <class T>
+const T* hold(Keep& keep, const Array<T>& array) {
+  keep.push_back(std::make_shared<Array<T>>(array));
+  return array.data();
+}
+
+template <class T>
+const T* hold(Keep& keep, const MaybeArray<T>& array) {
+  return array ? hold(keep, *array) : nullptr;
+}
+
+// Zeroed memory that starts on a cache line.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : size_((bytes + 63) / 64 * 64), data_(static_cast<uint8_t*>(std::aligned_alloc(64, size_))) {
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, size_);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  size_t size_;
+  uint8_t* data_;
+};
+
+struct HeldView : View {
+  std::shared_ptr<Buffer> buffer;
+};
+
+struct HeldEpilogue : Epilogue {
+  Keep keep;
+};
+
+const InstructionSet* find_instruction_set(const std::string& name) {
+  for (const InstructionSet* set : instruction_sets())
+    if (name == set->name) return set;
+  throw std::invalid_argument("unknown instruction set " + name);
+}
+
+const Kernel& find_kernel(const InstructionSet& set, const std::string& family, int bits, int outputs, int pixels) {
+  for (int i = 0; i < set.kernel_count; ++i) {
+    const Kernel& k = set.kernels[i];
+    if (family == k.family && bits == k.bits && outputs == k.outputs && pixels == k.pixels) return k;
+  }
+  throw std::invalid_argument("no kernel " + family);
+}
+
+using KernelKey = std::tuple<std::string, int, int, int>;  // family, bits, outputs, pixels
+
+KernelKey key_of(nb::handle kernel) {
+  return {nb::cast<std::string>(kernel.attr("family")), nb::cast<int>(kernel.attr("bits")),
+          nb::cast<int>(kernel.attr("outputs")), nb::cast<int>(kernel.attr("pixels"))};
+}
+
+// A plan together with the arrays and buffers that its steps point into.
+class HeldPlan {
+ public:
+  explicit HeldPlan(std::shared_ptr<Machine> machine) : plan_(std::move(machine)) {}
+
+  const InstructionSet* isa() const { return plan_.machine().isa; }
+
+  View hold_view(const HeldView& view) {
+    keep_.push_back(view.buffer);
+    return view;
+  }
+
+  Epilogue hold_epilogue(const HeldEpilogue& epilogue) {
+    keep_.insert(keep_.end(), epilogue.keep.begin(), epilogue.keep.end());
+    Epilogue e = epilogue;
+    e.isa = isa();
+    return e;
+  }
+
+  template <class T>
+  T& add(std::unique_ptr<T> step) {
+    T& s = *step;
+    plan_.add(std::move(step));
+    return s;
+  }
+
+  Plan plan_;
+  Keep keep_;
+};
+
+Window window_of(std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
+                 std::pair<int, int> dilation) {
+  return {kernel.first,    kernel.second,   stride.first,   stride.second,
+          top_left.first,  top_left.second, dilation.first, dilation.second};
+}
+
+void add_encode(HeldPlan& p, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
+                int add, const HeldView& target) {
+  Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
+  s.channels = channels;
+  s.table = hold(p.keep_, table);
+  s.target = p.hold_view(target);
+}
+
+void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Array<int32_t> offsets,
+                     Array<int32_t> first_tap, Array<int32_t> taps, Array<int64_t> weights_at, Array<uint8_t> weights,
+                     MaybeArray<uint8_t> dictionary, int64_t second, int word_bytes, int flush, int span, int chunks,
+                     const HeldEpilogue& epilogue) {
+  const auto [family, bits, outputs, pixels] = key_of(kernel);
+  Convolution& s = p.add(std::make_unique<Convolution>());
+  s.isa = p.isa();
+  s.kernel = find_kernel(*s.isa, family, bits, outputs, pixels);
+  s.source = p.hold_view(source);
+  s.offsets = hold(p.keep_, offsets);
+  s.first_tap = hold(p.keep_, first_tap);
+  s.taps = hold(p.keep_, taps);
+  s.weights_at = hold(p.keep_, weights_at);
+  s.weights = hold(p.keep_, weights);
+  s.dictionary = hold(p.keep_, dictionary);
+  s.second = second;
+  s.word_bytes = word_bytes;
+  s.flush = flush;
+  s.span = span;
+  s.chunks = chunks;
+  s.epilogue = p.hold_epilogue(epilogue);
+}
+
+void add_linear(HeldPlan& p, nb::handle single, nb::handle several, std::shared_ptr<Buffer> activations, int depth,
+                Array<uint8_t> weights, int weight_bytes, int outputs, const HeldEpilogue& epilogue) {
+  Linear& s = p.add(std::make_unique<Linear>());
+  const auto one = key_of(single), few = key_of(several);
+  s.single = find_kernel(*p.isa(), std::get<0>(one), std::get<1>(one), std::get<2>(one), std::get<3>(one));
+  s.several = find_kernel(*p.isa(), std::get<0>(few), std::get<1>(few), std::get<2>(few), std::get<3>(few));
+  s.activations = reinterpret_cast<const int16_t*>(activations->data());
+  p.keep_.push_back(std::move(activations));
+  s.depth = depth;
+  s.weights = hold(p.keep_, weights);
+  s.weight_bytes = weight_bytes;
+  s.outputs = outputs;
+  s.epilogue = p.hold_epilogue(epilogue);
+}
+
+void add_repack(HeldPlan& p, const HeldView& source, const Form& from, const HeldView& target, const Form& to,
+                int channels, std::pair<int, int> stride, const std::vector<std::pair<int, int>>& phases) {
+  Repack& s = p.add(std::make_unique<Repack>());
+  s.isa = p.isa();
+  s.source = p.hold_view(source);
+  s.from = from;
+  s.target = p.hold_view(target);
+  s.to = to;
+  s.channels = channels;
+  s.stride_y = stride.first;
+  s.stride_x = stride.second;
+  for (const auto& [y, x] : phases) s.phases.push_back({y, x});
+}
+
+void add_flatten(HeldPlan& p, const HeldView& source, const Form& from, int channels, std::shared_ptr<Buffer> target,
+                 int depth) {
+  Flatten& s = p.add(std::make_unique<Flatten>(from));
+  s.source = p.hold_view(source);
+  s.channels = channels;
+  s.target = reinterpret_cast<int16_t*>(target->data());
+  p.keep_.push_back(std::move(target));
+  s.depth = depth;
+}
+
+void add_threshold(HeldPlan& p, const HeldView& source, int chunks, const HeldEpilogue& epilogue) {
+  Threshold& s = p.add(std::make_unique<Threshold>());
+  s.source = p.hold_view(source);
+  s.chunks = chunks;
+  s.epilogue = p.hold_epilogue(epilogue);
+}
+
+void add_requantize(HeldPlan& p, const HeldView& source, const HeldView& target, int channels,
+                    Array<int32_t> multiplier, Array<uint8_t> shift, Array<int64_t> offset, int64_t lo, int64_t hi) {
+  Requantize& s = p.add(std::make_unique<Requantize>());
+  s.isa = p.isa();
+  s.source = p.hold_view(source);
+  s.target = p.hold_view(target);
+  s.channels = channels;
+  s.multiplier = hold(p.keep_, multiplier);
+  s.shift = hold(p.keep_, shift);
+  s.offset = hold(p.keep_, offset);
+  s.lo = lo;
+  s.hi = hi;
+}
+
+void add_add(HeldPlan& p, const HeldView& left, const HeldView& right, const HeldView& target, int channels, int32_t lo,
+             int32_t hi) {
+  Add& s = p.add(std::make_unique<Add>());
+  s.isa = p.isa();
+  s.left = p.hold_view(left);
+  s.right = p.hold_view(right);
+  s.target = p.hold_view(target);
+  s.channels = channels;
+  s.lo = lo;
+  s.hi = hi;
+}
+
+void add_max_pool_codes(HeldPlan& p, const HeldView& source, const HeldView& target, const Form& form, int chunks,
+                        std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
+                        std::pair<int, int> dilation) {
+  p.add(std::make_unique<MaxPoolCodes>(p.isa(), p.hold_view(source), p.hold_view(target), form, chunks,
+                                       window_of(kernel, stride, top_left, dilation),
+                                       p.plan_.machine().pool.threads()));
+}
+
+void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& source, const Form& form,
+                       const HeldView& target, int channels, std::pair<int, int> kernel, std::pair<int, int> stride,
+                       std::pair<int, int> top_left, std::pair<int, int> dilation) {
+  PoolIntegers& s = p.add(std::make_unique<PoolIntegers>());
+  s.kind = kind == "max"   ? PoolIntegers::Kind::max
+           : kind == "sum" ? PoolIntegers::Kind::sum
+                           : PoolIntegers::Kind::sum_bytes;
+  s.source = p.hold_view(source);
+  s.form = form;
+  s.target = p.hold_view(target);
+  s.channels = channels;
+  s.window = window_of(kernel, stride, top_left, dilation);
+}
+
+void add_scale(HeldPlan& p, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
+  Scale& s = p.add(std::make_unique<Scale>());
+  s.isa = p.isa();
+  s.source = p.hold_view(source);
+  s.channels = channels;
+  s.scale = hold(p.keep_, scale);
+  s.bias = hold(p.keep_, bias);
+}
+
+void run_plan(HeldPlan& p, AnyArray input, nb::ndarray<float, nb::c_contig, nb::device::cpu> output, int begin, int end,
+              std::optional<nb::ndarray<double, nb::c_contig, nb::device::cpu>> seconds) {
+  const bool is_float = input.dtype() == nb::dtype<float>();
+  if (!is_float && input.dtype() != nb::dtype<uint8_t>()) throw std::invalid_argument("input must be float32 or uint8");
+  const int images = static_cast<int>(input.shape(0));
+  const void* const x = input.data();
+  float* const y = output.data();
+  double* const s = seconds ? seconds->data() : nullptr;
+  nb::gil_scoped_release unlocked;
+  p.plan_.run(begin, end, images, x, is_float, y, s);
+}
+
+}  // namespace
+}  // namespace bitbranch
+
+NB_MODULE(_core, m) {
+  using namespace bitbranch;
+
+  m.attr("chunk") = kChunk;
+  m.attr("max_pixels") = kMaxPixels;
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const InstructionSet* set : instruction_sets()) names.push_back(set->name);
+    return names;
+  });
+
+  nb::class_<Kernel>(m, "Kernel")
+      .def_prop_ro("family", [](const Kernel& k) { return std::string(k.family); })
+      .def_ro("bits", &Kernel::bits)
+      .def_ro("outputs", &Kernel::outputs)
+      .def_ro("pixels", &Kernel::pixels);
+  m.def("kernels", [](const std::string& isa) {
+    const InstructionSet* set = find_instruction_set(isa);
+    return std::vector<Kernel>(set->kernels, set->kernels + set->kernel_count);
+  });
+
+  nb::class_<Machine>(m, "Machine").def(
+      "__init__",
+      [](Machine* self, const std::string& isa, int threads) { new (self) Machine(find_instruction_set(isa), threads); },
+      "isa"_a, "threads"_a);
+
+  nb::class_<Buffer>(m, "Buffer")
+      .def(nb::init<size_t>(), "bytes"_a)
+      .def_prop_ro("size", &Buffer::size)
+      .def(
+          "array",
+          [](const std::shared_ptr<Buffer>& b) {
+            return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(b->data(), {b->size()}, nb::find(b));
+          },
+          "The memory itself as bytes, not a copy.");
+
+  nb::class_<Form>(m, "Form")
+      .def(
+          "__init__",
+          [](Form* self, int bits, bool is_signed, int multiplier, int add) {
+            new (self) Form{bits, is_signed, multiplier, add};
+          },
+          "bits"_a, "is_signed"_a, "multiplier"_a, "add"_a)
+      .def_ro("bits", &Form::bits)
+      .def_ro("is_signed", &Form::is_signed)
+      .def_ro("multiplier", &Form::multiplier)
+      .def_ro("add", &Form::add);
+
+  nb::class_<HeldView>(m, "View").def(
+      "__init__",
+      [](HeldView* self, std::shared_ptr<Buffer> buffer, int64_t start, int64_t stride, int pixel_bytes, int height,
+         int width, int rows, int pitch) {
+        new (self) HeldView;
+        self->base = buffer->data() + start;
+        self->stride = stride;
+        self->pixel_bytes = pixel_bytes;
+        self->height = height;
+        self->width = width;
+        self->rows = rows;
+        self->pitch = pitch;
+        self->buffer = std::move(buffer);
+      },
+      nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a);
+
+  nb::class_<HeldEpilogue>(m, "Epilogue")
+      .def(
+          "__init__",
+          [](HeldEpilogue* self, const HeldView& target, bool wide, int height, int width, int rows, int pitch,
+             int multiplier, MaybeArray<int32_t> constants, MaybeArray<int32_t> border_class,
+             MaybeArray<int32_t> border_terms, int border_classes, std::optional<Form> form,
+             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess) {
+            new (self) HeldEpilogue;
+            self->keep.push_back(target.buffer);
+            self->target = target;
+            self->wide = wide;
+            self->height = height;
+            self->width = width;
+            self->rows = rows;
+            self->pitch = pitch;
+            self->multiplier = multiplier;
+            self->constants = hold(self->keep, constants);
+            self->border_class = hold(self->keep, border_class);
+            self->border_terms = hold(self->keep, border_terms);
+            self->border_classes = border_classes;
+            self->integers = !form;
+            if (form) self->form = *form;
+            self->limits = hold(self->keep, limits);
+            self->thresholds = thresholds;
+            self->guess = hold(self->keep, guess);
+          },
+          nb::kw_only(), "target"_a, "wide"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a, "multiplier"_a = 1,
+          "constants"_a.noconvert() = nb::none(), "border_class"_a.noconvert() = nb::none(),
+          "border_terms"_a.noconvert() = nb::none(), "border_classes"_a = 0, "form"_a = nb::none(),
+          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0,
+          "guess"_a.noconvert() = nb::none());
+
+  nb::class_<HeldPlan>(m, "Plan")
+      .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
+      .def("__len__", [](const HeldPlan& p) { return p.plan_.size(); })
+      .def("encode", add_encode, nb::kw_only(), "channels"_a, "thresholds"_a, "table"_a.noconvert().none(),
+           "multiplier"_a, "add"_a, "target"_a)
+      .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
+           "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
+           "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a)
+      .def("linear", add_linear, nb::kw_only(), "single"_a, "several"_a, "activations"_a, "depth"_a,
+           "weights"_a.noconvert(), "weight_bytes"_a, "outputs"_a, "epilogue"_a)
+      .def("repack", add_repack, nb::kw_only(), "source"_a, "source_form"_a, "target"_a, "target_form"_a, "channels"_a,
+           "stride"_a, "phases"_a)
+      .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a)
+      .def("threshold", add_threshold, nb::kw_only(), "source"_a, "chunks"_a, "epilogue"_a)
+      .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a,
+           "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a)
+      .def("add", add_add, nb::kw_only(), "left"_a, "right"_a, "target"_a, "channels"_a, "lo"_a, "hi"_a)
+      .def("max_pool_codes", add_max_pool_codes, nb::kw_only(), "source"_a, "target"_a, "form"_a, "chunks"_a,
+           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+      .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
+           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+      .def("scale", add_scale, nb::kw_only(), "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
+      .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
+           "seconds"_a.noconvert() = nb::none());
+}

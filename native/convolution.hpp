@@ -1,0 +1,48 @@
+// The steps that multiply and accumulate.
+#pragma once
+#include "epilogue.hpp"
+#include "step.hpp"
+
+namespace bitbranch {
+
+// A convolution whose lanes are the flattened pixels of the batch. Every `kernel.outputs` channels share a list of
+// taps: all (channel group, kernel position) pairs, or with grouped channels the ones that they read.
+class Convolution final : public Step {
+ public:
+  const InstructionSet* isa = nullptr;
+  Kernel kernel{};
+  View source;
+  const int32_t* offsets = nullptr;    // bytes from an output pixel to each tap, lists one after the other
+  const int32_t* first_tap = nullptr;  // [tiles] start of each tile's list in `offsets`
+  const int32_t* taps = nullptr;       // [tiles] its length
+  const int64_t* weights_at = nullptr; // [tiles] bytes into `weights`
+  const uint8_t* weights = nullptr;
+  const uint8_t* dictionary = nullptr;
+  ptrdiff_t second = 0;  // bytes to the second plane of 3 and 4-bit codes
+  int word_bytes = 0;  // of `weights` per tap
+  int flush = 0;       // see Tile
+  int span = 0;        // taps whose sum fits 16 bits, for 32-bit accumulators
+  int chunks = 0;
+  Epilogue epilogue;
+
+  void run(const Run& run) const override;
+
+ private:
+  void sum_tile(int tile, const uint8_t* x, void* sums) const;
+};
+
+// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth].
+class Linear final : public Step {
+ public:
+  Kernel single{}, several{};  // one image, and a few at once
+  const int16_t* activations = nullptr;
+  int depth = 0;  // even
+  const uint8_t* weights = nullptr;
+  int weight_bytes = 1;
+  int outputs = 0;
+  Epilogue epilogue;
+
+  void run(const Run& run) const override;
+};
+
+}  // namespace bitbranch

@@ -1,0 +1,151 @@
+// From sums to codes: the rank of a sum is the number of limits it exceeds; ranks of 8 channels are packed into
+// nibble bit-planes or pairs of bytes.
+// Included inside the namespace of an instruction set, after its vector wrapper.
+
+constexpr int kHalf = kBytes / 2;
+
+// Ranks of kBytes pixels of one channel, in 16-bit lanes, pixels in order.
+static inline void ranks(const int16_t* sums, const int32_t* limits, int thresholds, Vector& low, Vector& high) {
+  const Vector a = load(sums), b = load(sums + kHalf);
+  low = high = zero();
+  for (int k = 0; k < thresholds; ++k) {
+    const Vector limit = broadcast32(limits[k]);
+    low = count_greater16(low, a, limit);
+    high = count_greater16(high, b, limit);
+  }
+}
+
+static inline void ranks(const int32_t* sums, const int32_t* limits, int thresholds, Vector& low, Vector& high) {
+  const Vector a = load(sums), b = load(sums + kHalf / 2), c = load(sums + kHalf), d = load(sums + kHalf + kHalf / 2);
+  Vector na = zero(), nb = zero(), nc = zero(), nd = zero();
+  for (int k = 0; k < thresholds; ++k) {
+    const Vector limit = broadcast32(limits[k]);
+    na = count_greater32(na, a, limit);
+    nb = count_greater32(nb, b, limit);
+    nc = count_greater32(nc, c, limit);
+    nd = count_greater32(nd, d, limit);
+  }
+  low = narrow32(na, nb);
+  high = narrow32(nc, nd);
+}
+
+// Bit `From` of a rank, moved to bit `To` of its lane.
+template <int From, int To>
+static inline Vector move_bit(Vector rank) {
+  const Vector bit = and_(rank, broadcast32((1 << From) * 0x10001));
+  if constexpr (To >= From) return shift_left16<To - From>(bit);
+  else return shift_right16<From - To>(bit);
+}
+
+// Adds channel J of a group of 4 to the group's one or two byte-planes.
+template <int Bits, int J>
+static inline void add_channel(Vector rank, Vector plane[2]) {
+  plane[0] = or_(plane[0], move_bit<0, J>(rank));
+  plane[0] = or_(plane[0], move_bit<1, 4 + J>(rank));
+  if constexpr (Bits >= 3) plane[1] = or_(plane[1], move_bit<2, J>(rank));
+  if constexpr (Bits >= 4) plane[1] = or_(plane[1], move_bit<3, 4 + J>(rank));
+}
+
+template <int Bits, int J, class Sum>
+static inline void pack_channel(const Codes& c, const Sum* sums, int channel, Vector low[2], Vector high[2]) {
+  Vector a, b;
+  ranks(sums + (channel + J) * c.stride, c.limits + (channel + J) * c.thresholds, c.thresholds, a, b);
+  add_channel<Bits, J>(a, low);
+  add_channel<Bits, J>(b, high);
+}
+
+template <int Bits, class Sum>
+static void pack_planes(const Codes& c) {
+  for (int p = 0; p < c.pixels; p += kBytes) {
+    const Sum* const sums = static_cast<const Sum*>(c.sums) + p;
+    if constexpr (Bits == 1) {
+      Vector low = zero(), high = zero();
+      for (int r = kChunk - 1; r >= 0; --r) {
+        Vector a, b;
+        ranks(sums + r * c.stride, c.limits + r, 1, a, b);
+        low = or_(shift_left16<1>(low), a);
+        high = or_(shift_left16<1>(high), b);
+      }
+      store(c.packed + p, narrow16(low, high));
+    } else {
+      for (int group = 0; group < 2; ++group) {
+        Vector low[2] = {zero(), zero()}, high[2] = {zero(), zero()};
+        pack_channel<Bits, 0>(c, sums, 4 * group, low, high);
+        pack_channel<Bits, 1>(c, sums, 4 * group, low, high);
+        pack_channel<Bits, 2>(c, sums, 4 * group, low, high);
+        pack_channel<Bits, 3>(c, sums, 4 * group, low, high);
+        constexpr int planes = Bits == 2 ? 1 : 2;
+        for (int plane = 0; plane < planes; ++plane)
+          store(c.packed + (group * planes + plane) * kMaxPixels + p, narrow16(low[plane], high[plane]));
+      }
+    }
+  }
+}
+
+// Evenly spaced limits: a monotone guess that is exact up to one comparison.
+template <class Sum>
+static void rank_even(const Sum* __restrict sums, const int32_t* __restrict limits, int last, const float* guess,
+                      int multiplier, int add, uint8_t* __restrict out, int count) {
+  const float low = guess[0], scale = guess[1];
+  const int32_t least = limits[0], greatest = limits[last];
+  for (int p = 0; p < count; ++p) {
+    const int32_t sum = sums[p];
+    int32_t y = sum > least ? sum : least;
+    y = y < greatest ? y : greatest;
+    const int32_t rank = static_cast<int32_t>((static_cast<float>(y) - low) * scale + 0.5f);
+    out[p] = static_cast<uint8_t>(multiplier * (rank + (sum > limits[rank] ? 1 : 0)) + add);
+  }
+}
+
+// Any limits: binary search; where there are many pixels, one pass over them for each halving, in vectors.
+template <class Sum>
+static void rank_any(const Sum* __restrict sums, const int32_t* __restrict limits, int thresholds, int multiplier,
+                     int add, uint8_t* __restrict out, int count) {
+  if (count < kBytes / 4) {
+    for (int p = 0; p < count; ++p) {
+      int32_t rank = 0;
+      for (int step = (thresholds + 1) / 2; step > 0; step /= 2) rank += sums[p] > limits[rank + step - 1] ? step : 0;
+      out[p] = static_cast<uint8_t>(multiplier * rank + add);
+    }
+    return;
+  }
+  int32_t rank[kMaxPixels];
+  for (int p = 0; p < count; ++p) rank[p] = 0;
+  for (int step = (thresholds + 1) / 2; step > 0; step /= 2)
+    for (int p = 0; p < count; ++p) rank[p] += sums[p] > limits[rank[p] + step - 1] ? step : 0;
+  for (int p = 0; p < count; ++p) out[p] = static_cast<uint8_t>(multiplier * rank[p] + add);
+}
+
+template <class Sum>
+static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
+  const Sum* const sums = static_cast<const Sum*>(c.sums) + channel * c.stride;
+  const int32_t* const limits = c.limits + channel * c.thresholds;
+  const float* const guess = c.guess + 2 * channel;
+  if (guess[1] > 0) rank_even(sums, limits, c.thresholds - 1, guess, c.multiplier, c.add, out, c.pixels);
+  else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
+}
+
+template <class Sum>
+static void pack_bytes(const Codes& c) {
+  uint8_t even[kMaxPixels], odd[kMaxPixels];
+  for (int pair = 0; pair < kChunk / 2; ++pair) {
+    rank_bytes<Sum>(c, 2 * pair, even);
+    rank_bytes<Sum>(c, 2 * pair + 1, odd);
+    uint8_t* __restrict const out = c.packed + pair * 2 * kMaxPixels;
+    for (int p = 0; p < c.pixels; ++p) {
+      out[2 * p] = even[p];
+      out[2 * p + 1] = odd[p];
+    }
+  }
+}
+
+template <class Sum>
+static void codes(int bits, const Codes& c) {
+  switch (bits) {
+    case 0: return pack_bytes<Sum>(c);
+    case 1: return pack_planes<1, Sum>(c);
+    case 2: return pack_planes<2, Sum>(c);
+    case 3: return pack_planes<3, Sum>(c);
+    default: return pack_planes<4, Sum>(c);
+  }
+}

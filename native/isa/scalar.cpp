@@ -1,0 +1,104 @@
+// The same kernels on every machine: vectors of 16 bytes in plain C++ (gcc's and clang's vector types).
+#include "../kernels.hpp"
+
+#include <cstring>
+
+namespace bitbranch::scalar {
+
+typedef uint8_t Vector __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+typedef int16_t SignedHalves __attribute__((vector_size(16)));
+typedef int32_t Words __attribute__((vector_size(16)));
+constexpr int kBytes = 16;
+
+static inline Vector zero() { return Vector{}; }
+static inline Vector load(const void* p) {
+  Vector v;
+  std::memcpy(&v, p, kBytes);
+  return v;
+}
+static inline void store(void* p, Vector v) { std::memcpy(p, &v, kBytes); }
+static inline Vector broadcast32(int32_t x) { return (Vector)(Words{x, x, x, x}); }
+static inline Vector and_(Vector a, Vector b) { return a & b; }
+static inline Vector or_(Vector a, Vector b) { return a | b; }
+static inline Vector add8(Vector a, Vector b) { return a + b; }
+static inline Vector add16(Vector a, Vector b) { return (Vector)((Halves)a + (Halves)b); }
+static inline Vector add32(Vector a, Vector b) { return (Vector)((Words)a + (Words)b); }
+template <int N> static inline Vector shift_left16(Vector a) { return (Vector)((Halves)a << N); }
+template <int N> static inline Vector shift_right16(Vector a) { return (Vector)((Halves)a >> N); }
+
+static inline Vector low_nibbles(Vector a) { return a & broadcast32(0x0f0f0f0f); }
+static inline Vector high_nibbles(Vector a) { return a >> 4; }
+static inline Vector load_table(const uint8_t* p) { return load(p); }
+static inline Vector lookup(Vector table, Vector index) {
+  Vector v;
+  for (int i = 0; i < kBytes; ++i) v[i] = table[index[i]];
+  return v;
+}
+
+// Bytes of a little-endian machine: the even byte is the low one.
+static inline Vector even_bytes(Vector a) { return a & broadcast32(0x00ff00ff); }
+static inline Vector odd_bytes(Vector a) { return (Vector)((Halves)a >> 8); }
+static inline void interleave16(Vector even, Vector odd, Vector& low, Vector& high) {
+  const Halves e = (Halves)even, o = (Halves)odd;
+  low = (Vector)(Halves{e[0], o[0], e[1], o[1], e[2], o[2], e[3], o[3]});
+  high = (Vector)(Halves{e[4], o[4], e[5], o[5], e[6], o[6], e[7], o[7]});
+}
+
+// A comparison is -1 where it holds.
+static inline Vector count_greater16(Vector count, Vector x, Vector limit) {
+  return (Vector)((SignedHalves)count - ((SignedHalves)x > (SignedHalves)limit));
+}
+static inline Vector count_greater32(Vector count, Vector x, Vector limit) {
+  return (Vector)((Words)count - ((Words)x > (Words)limit));
+}
+static inline Vector narrow16(Vector low, Vector high) {
+  Vector v;
+  for (int i = 0; i < 8; ++i) v[i] = low[2 * i], v[8 + i] = high[2 * i];
+  return v;
+}
+static inline Vector narrow32(Vector low, Vector high) {
+  Halves v;
+  for (int i = 0; i < 4; ++i) v[i] = ((Halves)low)[2 * i], v[4 + i] = ((Halves)high)[2 * i];
+  return (Vector)v;
+}
+
+static inline Vector widen_signed(const uint8_t* p) {
+  SignedHalves v;
+  for (int i = 0; i < 8; ++i) v[i] = static_cast<int8_t>(p[i]);
+  return (Vector)v;
+}
+static inline Vector widen_unsigned(const uint8_t* p) {
+  SignedHalves v;
+  for (int i = 0; i < 8; ++i) v[i] = p[i];
+  return (Vector)v;
+}
+static inline Vector multiply_pairs(Vector a, Vector b) {
+  const SignedHalves x = (SignedHalves)a, y = (SignedHalves)b;
+  Words v;
+  for (int i = 0; i < 4; ++i) v[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+  return (Vector)v;
+}
+
+#include "generic.inc"
+
+static const Kernel kernels[] = {
+    {"dictionary", 1, 4, 2 * kBytes, dictionary<1, 4, 2>},
+    {"dictionary", 2, 4, kBytes, dictionary<2, 4, 1>},
+    {"dictionary", 3, 2, kBytes, dictionary<3, 2, 1>},
+    {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
+    {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},
+    {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
+    {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},
+    {"byte_signed", 8, 2, kBytes, bytes<true, 2, 4>},
+    {"linear8", 16, kBytes / 2, 1, linear<1, 1, 2>},
+    {"linear8", 16, kBytes / 2, 4, linear<1, 4, 2>},
+    {"linear16", 16, kBytes / 2, 1, linear<2, 1, 2>},
+    {"linear16", 16, kBytes / 2, 4, linear<2, 4, 2>},
+};
+
+}  // namespace bitbranch::scalar
+
+namespace bitbranch {
+extern const InstructionSet kScalar = INSTRUCTION_SET(scalar, "scalar");
+}

@@ -1,0 +1,93 @@
+// The kernel table: what a kernel is, and everything an instruction set provides. Plain types only: this header is
+// compiled with different machine flags in different files, so it must not define a single inline function.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace bitbranch {
+
+// Channels that a convolution finishes at once: two whole groups of 4, one byte of 1-bit codes.
+constexpr int kChunk = 8;
+// Pixels of the widest tile of any kernel; buffers may be read this far past their last pixel.
+constexpr int kMaxPixels = 128;
+
+// One register tile of a kernel: `outputs` channels x `pixels` pixels, summed over a list of taps.
+struct Tile {
+  const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
+  const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
+  const void* weights;        // [taps][outputs], in the family's form
+  int taps;                   // linear: depth / 2
+  const uint8_t* dictionary;  // [words][16], dictionary family only
+  int flush;                  // taps whose table entries sum to at most 255
+  ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
+  void* sums;                 // [outputs][stride] uint16 (dictionary) or int32; linear: int32 [images][stride]
+  int stride;                 // elements
+};
+
+// A row of the table. Families:
+//   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, uint16 sums
+//   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
+//   byte_signed    the same for signed bytes
+//   linear8        int16 activations x int8 weights, lanes are outputs, `pixels` counts images, int32 sums
+//   linear16       the same for int16 weights
+struct Kernel {
+  const char* family;
+  int bits;
+  int outputs;
+  int pixels;
+  void (*run)(const Tile&);
+};
+
+// From sums to codes: how many of the channel's limits each of 8 channels' sums exceeds, packed.
+struct Codes {
+  const void* sums;       // [8][stride] int16 or int32
+  int stride;             // elements
+  int pixels;             // written in whole vectors, up to kMaxPixels
+  const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. int16 sums: both halves equal.
+  int thresholds;         // bytes: padded to 2^n - 1 with limits that no sum passes
+  const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
+                          // k for the k-th limit; scale 0: limits are too uneven for that
+  int multiplier, add;    // bytes: stored byte = multiplier * rank + add
+  uint8_t* packed;        // planes of kMaxPixels pixels: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`
+};
+
+struct FloatEncoder {
+  const float* thresholds;  // [count] and +infinity behind
+  int count;
+  const int32_t* start;     // [buckets]: thresholds that every real of the bucket passes; null: bucket k holds the k-th
+  int buckets;
+  float low, high, scale;   // bucket = int((clamp(x, low, high) - low) * scale + 0.5)
+  int steps;                // most thresholds in one bucket
+  int multiplier, add;      // stored byte = multiplier * rank + add
+};
+
+// Everything the engine needs from one instruction set.
+struct InstructionSet {
+  const char* name;
+  int width;  // bytes of a vector
+  const Kernel* kernels;
+  int kernel_count;
+
+  void (*codes16)(int bits, const Codes&);  // bits 1..4: planes; 0: bytes
+  void (*codes32)(int bits, const Codes&);
+  void (*widen)(const uint16_t* part, int32_t* sums, int count, bool first);
+  void (*affine16)(int16_t* sums, int count, int multiplier, int32_t constant);
+  void (*affine32)(int32_t* sums, int count, int multiplier, int32_t constant);
+  void (*to_int32)(const int16_t* sums, int32_t* out, int count);
+
+  void (*encode)(const FloatEncoder&, const float* x, uint8_t* out, int count);
+  void (*interleave)(const uint8_t* even, const uint8_t* odd, uint8_t* out, int count);
+  void (*requantize)(const int32_t* x, int32_t* y, int64_t count, int64_t multiplier, int shift, int64_t offset,
+                     int64_t lo, int64_t hi);
+  void (*add)(const int32_t* a, const int32_t* b, int32_t* y, int64_t count, int32_t lo, int32_t hi);
+  void (*scale)(const int32_t* x, float* y, int64_t count, float scale, float bias);
+  void (*pack_ranks)(int bits, const uint16_t* pairs, int stride, uint8_t* const planes[4], int count);
+  void (*to_ranks)(const uint8_t* x, uint8_t* out, int add, int shift, int count);
+  void (*max_planes)(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
+                     uint8_t* out2, int count);
+  void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
+  void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
+  void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
+};
+
+}  // namespace bitbranch

@@ -1,0 +1,69 @@
+// A plan is a list of steps over buffers that were laid out before; running it allocates nothing.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.hpp"
+#include "thread_pool.hpp"
+#include "view.hpp"
+
+namespace bitbranch {
+
+// What the steps of one run share.
+struct Run {
+  int images;
+  const void* input;  // float32 or uint8 [images][C][H][W]
+  bool input_is_float;
+  float* output;  // [images][C][H][W]
+  ThreadPool& pool;
+};
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void run(const Run& run) const = 0;
+};
+
+// An instruction set and threads, shared by the plans of an engine. Plans run one at a time.
+struct Machine {
+  const InstructionSet* isa;
+  ThreadPool pool;
+  std::mutex mutex;
+
+  Machine(const InstructionSet* set, int threads) : isa(set), pool(threads) {}
+};
+
+class Plan {
+ public:
+  explicit Plan(std::shared_ptr<Machine> machine) : machine_(std::move(machine)) {}
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  Machine& machine() const { return *machine_; }
+  int size() const { return static_cast<int>(steps_.size()); }
+  void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+
+  // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given.
+  void run(int begin, int end, int images, const void* input, bool input_is_float, float* output, double* seconds) {
+    std::lock_guard<std::mutex> lock(machine_->mutex);
+    const Run run{images, input, input_is_float, output, machine_->pool};
+    for (int i = begin; i < end; ++i) {
+      if (!seconds) {
+        steps_[i]->run(run);
+        continue;
+      }
+      const auto start = std::chrono::steady_clock::now();
+      steps_[i]->run(run);
+      seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+  }
+
+ private:
+  std::shared_ptr<Machine> machine_;
+  std::vector<std::unique_ptr<Step>> steps_;
+};
+
+}  // namespace bitbranch

@@ -1,0 +1,231 @@
+"""The native executor: the reference's integers by packed kernels. The only importer of the compiled core."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import CodeType
+from ..errors import BitbranchError, InputError
+from . import layout
+from . import program as p
+from .planner import Planner, StepInfo, Stored
+
+WORKSPACE = 4 << 20
+"""Large batches are run in parts whose buffers take about this many bytes.
+
+Measured: the time per image falls while small images fill the vectors better, and is flat from there on.
+"""
+PART_MAX = 64
+"""Largest part of a batch."""
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    try:
+        return importlib.import_module("._core", __package__)
+    except ImportError as error:
+        raise BitbranchError(
+            f"the native engine is not installed ({error}); build it with `pip install .` in bitbranch's folder"
+            " (needs a C++17 compiler), or use the program's reference()"
+        ) from None
+
+
+def instruction_sets() -> list[str]:
+    """Names for ``isa=`` that this build and this processor have, the widest first.
+
+    Raises:
+        BitbranchError: the compiled core is not installed.
+    """
+    return list(_core().instruction_sets())
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """Time of one step of the plan, for one batch."""
+
+    name: str
+    family: str
+    seconds: float
+    """Median."""
+    macs: int
+    """Multiply-accumulates of the batch."""
+
+    @property
+    def gmacs(self) -> float:
+        """10^9 multiply-accumulates per second."""
+        return self.macs / self.seconds / 1e9 if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a batch goes.
+
+    Attributes:
+        rows: one per step, in order.
+        seconds: median of the whole call, Python included.
+        images: size of the batch.
+    """
+
+    rows: tuple[ProfileRow, ...]
+    seconds: float
+    images: int
+
+    @property
+    def glue(self) -> float:
+        """Share of the whole call that is not multiply-accumulate steps, 0..1."""
+        arithmetic = sum(row.seconds for row in self.rows if row.macs)
+        return max(0.0, 1 - arithmetic / self.seconds) if self.seconds else 0.0
+
+
+class Engine:
+    """Runs a program with packed integer kernels; equal to the reference bit for bit.
+
+    Calls are safe from several threads, which take turns.
+
+    Args:
+        source: a program, or the path of a ``.bb`` file.
+        threads: of the processor; results do not depend on it.
+        isa: an instruction set to force, one of :func:`instruction_sets`; else the environment's ``BITBRANCH_ISA``,
+            else the widest.
+
+    Raises:
+        InputError: unknown instruction set, or ``threads`` below 1.
+        FormatError: malformed file.
+        BitbranchError: the compiled core is not installed.
+    """
+
+    def __init__(self, source: p.Program | str | os.PathLike[str], threads: int = 1, isa: str | None = None) -> None:
+        core = _core()
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        isa = isa or os.environ.get("BITBRANCH_ISA") or core.instruction_sets()[0]
+        if isa not in core.instruction_sets():
+            raise InputError(
+                f"instruction set {isa!r} is not available here; there are {', '.join(core.instruction_sets())}"
+            )
+        self.program = source if isinstance(source, p.Program) else p.load(source)
+        self.threads = threads
+        self.isa = isa
+        self._machine = core.Machine(isa, threads)
+        self._packed: dict[tuple[int, str], Any] = {}
+        self._plans: dict[int, Planner] = {}
+        self._part = self._part_size()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.program.info.get('name', 'program')!r}, threads={self.threads}, isa={self.isa!r})"
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Run a batch.
+
+        Args:
+            x: float32 (normalised) or uint8 images ``[N, C, H, W]``.
+
+        Returns:
+            float32 ``[N, *output_shape]``.
+
+        Raises:
+            InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
+        """
+        return self._run(self.program.check_input(x), None)
+
+    def trace(self, x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
+        """Run a batch and yield ``(operation number, its value)`` for every value that is materialised.
+
+        The values are the reference's (:func:`bitbranch.runtime.reference.trace`): codes as uint8, integers as int64,
+        the output as float32, each ``[N, C, H, W]``. Accumulators that go straight into thresholds are not among them.
+        """
+        batch = self.program.check_input(x)
+        plan = self._new_plan(max(1, len(batch)))  # its own: between two steps no other call may use the buffers
+        out = np.empty((len(batch), *self.program.values[-1].shape), np.float32)
+        for number, step in enumerate(plan.steps):
+            if len(batch):
+                plan.plan.run(batch, out, number, number + 1)
+            if step.completes:
+                yield step.operation, self._value(plan, step.operation, out)
+
+    def profile(self, x: npt.ArrayLike, repeat: int = 20) -> Profile:
+        """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
+        batch = self.program.check_input(x)
+        self._run(batch, None)
+        whole, steps = [], []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            self._run(batch, None)
+            whole.append(time.perf_counter() - start)
+            steps.append(self._run_timed(batch))
+        seconds = np.median(np.asarray(steps), axis=0)
+        rows = [
+            ProfileRow(step.name, step.family, float(s), step.macs * len(batch))
+            for step, s in zip(self._steps(len(batch)), seconds, strict=True)
+        ]
+        return Profile(tuple(rows), float(np.median(whole)), len(batch))
+
+    # ---- plans --------------------------------------------------------------------------------------------------
+
+    def _plan(self, capacity: int) -> Planner:
+        """The plan for batches up to ``capacity``, rounded up to a power of two; made on first use."""
+        capacity = 1 << (capacity - 1).bit_length()
+        plan = self._plans.get(capacity)
+        if plan is None:
+            plan = self._plans[capacity] = self._new_plan(capacity)
+        return plan
+
+    def _new_plan(self, capacity: int) -> Planner:
+        plan = Planner(_core(), self._machine, self.isa, self.program, capacity, self._packed)
+        plan.build()
+        return plan
+
+    def _part_size(self) -> int:
+        images = WORKSPACE // self._plan(1).workspace
+        return max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
+
+    def _run(self, batch: npt.NDArray[Any], seconds: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
+        out = np.empty((len(batch), *self.program.output_shape), np.float32)
+        for first in range(0, len(batch), self._part):
+            part = batch[first : first + self._part]
+            plan = self._plan(len(part))
+            plan.plan.run(part, out[first : first + self._part], 0, len(plan.steps), seconds)
+        return out
+
+    def _steps(self, images: int) -> list[StepInfo]:
+        return self._plan(min(images, self._part)).steps
+
+    def _run_timed(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Seconds of each step of the plan, summed over the parts of a batch."""
+        seconds = np.zeros(len(self._steps(len(batch))))
+        self._run(batch, seconds)
+        return seconds
+
+    def _value(self, plan: Planner, operation: int, out: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
+        value = self.program.values[operation]
+        if isinstance(value, p.Reals):
+            return out
+        n, (channels, height, width) = len(out), value.shape
+        if n == 0:
+            return np.empty((0, *value.shape), np.uint8 if isinstance(value, p.Codes) else np.int64)
+        stored: Stored = plan.stored[operation][0]
+        memory = stored.buffer.array()
+        if stored.form is None:
+            size = n * height * width * 4
+            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(size)
+            planes = memory[at].view(np.int32).reshape(channels, n, height, width)
+            return planes.transpose(1, 0, 2, 3).astype(np.int64)
+        assert isinstance(value, p.Codes)
+        numbers = layout.unpack(memory, stored.start, stored.plane_stride, stored.geometry, stored.form, channels, n)
+        return _codes(numbers, stored.form, value.code_type)
+
+
+def _codes(numbers: npt.NDArray[np.uint8], form: layout.Form, code_type: CodeType) -> npt.NDArray[np.uint8]:
+    """Stored numbers back to plain codes."""
+    multiplier, add = form.stored(code_type)
+    rank = (numbers.astype(np.int16) - add) % 256 // multiplier
+    return code_type.from_rank(rank)

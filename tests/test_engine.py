@@ -1,0 +1,405 @@
+"""The native engine equals the NumPy reference in every bit, on every instruction set and for any number of threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from bitbranch import contract
+from bitbranch.contract import ACCUMULATOR_MAX, CodeType
+from bitbranch.errors import BitbranchError, FormatError, InputError
+from bitbranch.runtime import engine as engine_module
+from bitbranch.runtime import program as p
+from bitbranch.runtime import reference
+
+try:
+    ISAS = engine_module.instruction_sets()
+except BitbranchError:
+    pytest.skip("the compiled core is not installed", allow_module_level=True)
+
+ACTIVATIONS = ["u1", "u2", "u3", "u4", "b1", "b2", "b3", "b4", "t", "s2", "s3", "s4", "u8", "s8", "b8", "b5", "u6"]
+WEIGHTS = ["b1", "t", "b2", "b3", "b4", "s4", "s8", "b8", "u1", "u2", "s2", "u8"]
+# Hypothesis shrinks these towards their first element: the plainest case first.
+activations, weights = st.sampled_from(ACTIVATIONS).map(CodeType.parse), st.sampled_from(WEIGHTS).map(CodeType.parse)
+
+
+def assert_equal(program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2)) -> None:
+    """Every materialised value and the output, on all instruction sets and thread counts."""
+    expected = dict(reference.trace(program, x))
+    output = reference.run(program, x)
+    for isa in isas:
+        for n in threads:
+            engine = p.Program.engine(program, threads=n, isa=isa)
+            got = engine(x)
+            assert got.dtype == np.float32 and got.shape == output.shape
+            for number, value in engine.trace(x):
+                where = f"operation {number} {program.operations[number]!r:.80}, {isa}, {n} threads"
+                np.testing.assert_array_equal(value, expected[number], err_msg=where)
+                assert value.dtype == expected[number].dtype
+            np.testing.assert_array_equal(got, output, err_msg=f"output, {isa}, {n} threads")
+            np.testing.assert_array_equal(engine(x), output, err_msg=f"second call, {isa}, {n} threads")
+
+
+class Builder:
+    """Makes a program operation by operation, with parameters from a seed."""
+
+    def __init__(self, shape: tuple[int, int, int], code_type: CodeType, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        t = np.sort(self.rng.normal(size=code_type.count - 1)).astype(np.float32)
+        table = self.rng.integers(0, code_type.count, (shape[0], 256), dtype=np.uint8)
+        self.operations: list[p.Operation] = []
+        self.values: list[p.Value] = []
+        self.add(p.Encode("input", (), shape, code_type, t, table))
+
+    def add(self, op: p.Operation) -> int:
+        self.values.append(op.infer(*(self.values[i] for i in op.inputs)))
+        self.operations.append(op)
+        return len(self.operations) - 1
+
+    def conv(
+        self, source: int, outputs: int, weight_type: CodeType, kernel: p.Pair = (1, 1), groups: int = 1, **where
+    ) -> int:
+        channels = self.values[source].shape[0]
+        shape = (outputs, channels // groups, *kernel)
+        weight = self.rng.integers(0, weight_type.count, shape, dtype=np.uint8)
+        return self.add(p.Conv("conv", (source,), weight, weight_type, groups=groups, **where))
+
+    def threshold(self, source: int, code_type: CodeType, shared: bool = False) -> int:
+        v = self.values[source]
+        count = 1 if shared else v.shape[0]
+        spread = max(2, (v.hi - v.lo) // 6)
+        middle = (v.hi + v.lo) // 2
+        t = np.sort(self.rng.integers(middle - spread, middle + spread, (count, code_type.count - 1)), axis=1)
+        return self.add(p.Threshold("threshold", (source,), code_type, t.astype(np.int32)))
+
+    def requantize(self, source: int) -> int:
+        c = self.values[source].shape[0]
+        top = max(abs(self.values[source].lo), abs(self.values[source].hi), 1)
+        shift = self.rng.integers(0, 32, c)
+        multiplier = np.clip(self.rng.normal(size=c) * 2.0**shift * 500 / top, -(2**30), 2**30).astype(np.int32)
+        offset = (self.rng.normal(size=c) * 100 * 2.0**shift).astype(np.int64)
+        return self.add(p.Requantize("stream", (source,), multiplier, shift.astype(np.uint8), offset, -1000, 900))
+
+    def program(self, source: int) -> p.Program:
+        c, *size = self.values[source].shape
+        scale = self.rng.normal(size=c).astype(np.float32)
+        self.add(p.Scale("scale", (source,), scale, self.rng.normal(size=c).astype(np.float32)))
+        return p.Program(tuple(self.operations), (c, *size), {"name": "test"})
+
+    def batch(self, n: int, uint8: bool = False) -> np.ndarray:
+        shape = (n, *self.values[0].shape)
+        if uint8:
+            return self.rng.integers(0, 256, shape, dtype=np.uint8)
+        return self.rng.normal(size=shape).astype(np.float32)
+
+
+@st.composite
+def convolutions(draw, channels: int = 70, size: int = 40, wide: bool = True):
+    """A program of one convolution, with or without thresholds, and its batch."""
+    code_type, weight_type = draw(activations), draw(weights)
+    depthwise = draw(st.sampled_from([False, False, False, True]))
+    groups = draw(st.integers(1, channels if depthwise else 4))
+    per_group = 1 if depthwise else draw(st.integers(1, max(1, channels // groups)))
+    outputs = groups * draw(st.integers(1, max(1, (3 if depthwise else channels) // groups)))
+    height, width = draw(st.integers(1, size)), draw(st.integers(1, size))
+    kernel = draw(st.sampled_from([1, 3, 2, 5, 7, 4])), draw(st.sampled_from([1, 3, 2, 5, 7]))
+    stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    padding = tuple(draw(st.integers(0, 3)) for _ in range(4))
+    b = Builder((groups * per_group, height, width), code_type, draw(st.integers(0, 2**16)))
+    try:
+        v = b.conv(0, outputs, weight_type, kernel, groups, stride=stride, padding=padding, dilation=dilation)
+    except FormatError:
+        assume(False)  # the window does not fit
+    if draw(st.booleans()):
+        v = b.threshold(v, draw(activations), draw(st.booleans()))
+        v = b.conv(v, draw(st.integers(1, 9)), CodeType.parse("s4"))
+    return b.program(v), b.batch(draw(st.integers(1, 5)), draw(st.booleans()))
+
+
+@st.composite
+def networks(draw):
+    """A few convolutions, pools and a residual sum, and a linear layer behind them."""
+    b = Builder(
+        (draw(st.integers(1, 20)), draw(st.integers(4, 20)), draw(st.integers(4, 20))),
+        draw(activations),
+        draw(st.integers(0, 2**16)),
+    )
+    v = 0
+    for _ in range(draw(st.integers(1, 3))):
+        _, height, width = b.values[v].shape
+        what = draw(st.sampled_from(["conv", "max", "residual", "max of integers"]))
+        if what == "max":
+            k = draw(st.integers(1, min(3, height, width)))
+            pad = draw(st.integers(0, k - 1))
+            v = b.add(p.MaxPool("max", (v,), (k, k), (draw(st.integers(1, 3)),) * 2, (pad, 0, 0, pad)))
+            continue
+        k = draw(st.sampled_from([1, 3]))
+        outputs, stride = draw(st.integers(1, 24)), draw(st.integers(1, 2)) if what == "conv" else 1
+        pads = (k // 2,) * 4
+        a = b.conv(v, outputs, draw(weights), (k, k), padding=pads, stride=(stride, stride))
+        if what == "residual":
+            c = b.conv(v, outputs, draw(weights), (1, 1))
+            a = b.add(p.Add("sum", (b.requantize(a), b.requantize(c)), -1500, 1200))
+        if what == "max of integers" and min(height, width) > 1:
+            a = b.add(p.MaxPool("max", (a,), (2, 2), (1, 2), (1, 0, 0, 1)))
+        v = b.threshold(a, draw(activations), draw(st.booleans()))
+    c, height, width = b.values[v].shape
+    tail = draw(st.sampled_from(["linear", "sum pool", "integers"]))
+    if tail == "sum pool":
+        k = draw(st.integers(1, min(height, width)))
+        v = b.add(p.SumPool("average", (v,), (k, k), (1, 1), (0, k - 1, k - 1, 0)))
+        v = b.threshold(v, draw(activations))
+    if tail != "integers":
+        v = b.conv(v, draw(st.integers(1, 40)), draw(weights), b.values[v].shape[1:])
+    else:
+        v = b.conv(v, 5, draw(weights), (1, 1))
+        v = b.requantize(v)
+    return b.program(v), b.batch(draw(st.integers(1, 20)), draw(st.booleans()))
+
+
+def examples(count: int) -> settings:
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@examples(150)
+@given(convolutions(channels=24, size=14))
+def test_convolution(case) -> None:
+    assert_equal(*case)
+
+
+@examples(40)
+@given(convolutions())
+def test_larger_convolution(case) -> None:
+    assert_equal(*case)
+
+
+@examples(100)
+@given(networks())
+def test_network(case) -> None:
+    assert_equal(*case)
+
+
+@pytest.mark.long
+@examples(3000)
+@given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks()))
+def test_many(case) -> None:
+    assert_equal(*case)
+
+
+# ---- every row of the kernel table ----------------------------------------------------------------------------------
+
+core = engine_module._core()
+KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in ISAS for k in core.kernels(isa)]
+
+
+@pytest.mark.parametrize(("isa", "family", "bits", "outputs", "pixels"), KERNELS)
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, extra: int) -> None:
+    """A layer that takes this kernel, at its tile's size and one less and more; the plan says that it was taken."""
+    t = CodeType.parse
+    if family == "dictionary":
+        b = Builder((9, 1, pixels + extra), t(f"u{bits}"), 1)
+        v = b.threshold(b.conv(0, outputs + extra, t("t"), (1, 3), padding=(0, 0, 1, 1)), t("u2"))
+        n = 1
+    elif family.startswith("byte"):
+        code_type = t("u8" if family == "byte_unsigned" else "s8")
+        b = Builder((10, 2, pixels + extra), code_type, 2)
+        groups = 10 if outputs == 2 else 1
+        v = b.conv(0, 10 if groups > 1 else outputs + extra, t("s8"), (1, 1), groups)
+        n = 1
+    else:
+        b = Builder((7, 3, 1), t("u8"), 3)
+        v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
+        n = pixels + 1 + extra
+    program = b.program(b.conv(v, 3, t("s4")) if family == "dictionary" else v)
+    assert_equal(program, b.batch(n), [isa], (1,))
+    engine = program.engine(isa=isa)
+    engine(b.batch(n))
+    assert family[:6] in {s.family[:6] for plan in engine._plans.values() for s in plan.steps}
+
+
+# ---- edges ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code_type", ["u1", "u2", "u3", "u4", "b2", "b4"])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
+    """The largest sum just within, at and beyond int16; only the last needs 32 bits."""
+    t = CodeType.parse(code_type)
+    channels = (2**15 - 1) // (t.count - 1 if code_type[0] == "u" else t.hi) + extra
+    b = Builder((channels, 1, 2), t, 4)
+    v = b.conv(0, 9, CodeType.parse("t"))
+    weight = b.operations[v].weight
+    weight[0], weight[1], weight[2] = 2, 0, np.arange(channels).reshape(-1, 1, 1) % 2 * 2
+    limits = np.array([[t.hi * channels], [-t.hi * channels + 1], [0]] * 3, np.int32)
+    v = b.add(p.Threshold("threshold", (v,), CodeType.parse("u1"), limits))
+    x = np.concatenate([np.full((1, channels, 1, 2), s, np.float32) for s in (100, -100)])
+    assert_equal(b.program(b.conv(v, 9, CodeType.parse("b1"))), x, threads=(1,))
+
+
+def test_thresholds_that_always_or_never_pass() -> None:
+    for code_type in ("u1", "b2", "u4", "s8"):
+        count = CodeType.parse(code_type).count - 1
+        b = Builder((3, 5, 5), CodeType.parse("b2"), 5)
+        v = b.conv(0, 4, CodeType.parse("t"), (3, 3), padding=(1, 1, 1, 1))
+        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        rows = [np.full(count, low), np.full(count, high), np.repeat([low, high], [count // 2, count - count // 2])]
+        limits = np.array([*rows, np.zeros(count)], np.int64).astype(np.int32)
+        v = b.add(p.Threshold("threshold", (v,), CodeType.parse(code_type), limits))
+        assert_equal(b.program(b.conv(v, 3, CodeType.parse("s4"))), b.batch(2))
+
+
+@pytest.mark.parametrize("code_type", ["u1", "t", "u3", "s8", "b8", "u8", "b5"])
+@pytest.mark.parametrize("spread", ["even", "uneven", "equal", "extreme"])
+def test_encoding_at_every_threshold(code_type: str, spread: str) -> None:
+    """Reals at each threshold and its two neighbours, and the infinities."""
+    t = CodeType.parse(code_type)
+    n, rng = t.count - 1, np.random.default_rng(6)
+    thresholds = {
+        "even": (np.arange(n) - n / 2) * 0.0173,
+        "uneven": np.sort(np.concatenate([rng.normal(size=n - n // 2), rng.normal(size=n // 2) * 1e-3])),
+        "equal": np.zeros(n),
+        "extreme": np.sort(rng.choice([-3e38, 3e38, 1e-45, 0.0, 1.0], n)),
+    }[spread].astype(np.float32)
+    down, up = np.nextafter(thresholds, np.float32(-np.inf)), np.nextafter(thresholds, np.float32(np.inf))
+    x = np.concatenate([thresholds, down, up, np.float32([np.inf, -np.inf, 0, -0.0, 3.4e38, -3.4e38])])
+    x = np.resize(x, 2 * len(x)).reshape(1, 2, 1, -1)
+    b = Builder(x.shape[1:], t, 7)
+    b.operations[0] = p.Encode("input", (), x.shape[1:], t, thresholds)
+    assert_equal(b.program(b.conv(0, 2, CodeType.parse("t"))), x, threads=(1,))
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_many_thresholds(even: bool) -> None:
+    """255 thresholds on every accumulator in their range, evenly spaced or not."""
+    b = Builder((1, 40, 250), CodeType.parse("u8"), 8)
+    v = b.conv(0, 9, CodeType.parse("s8"))
+    limits = np.linspace(-9000, 9000, 255).astype(np.int32)
+    limits = limits if even else np.sort(b.rng.integers(-9000, 9000, (9, 255), dtype=np.int32), axis=1)
+    v = b.add(p.Threshold("threshold", (v,), CodeType.parse("s8"), np.atleast_2d(limits)))
+    assert_equal(b.program(b.conv(v, 3, CodeType.parse("t"))), b.batch(2, uint8=True), threads=(1,))
+
+
+def test_batches_larger_than_a_part() -> None:
+    b = Builder((5, 9, 9), CodeType.parse("s8"), 9)
+    v = b.threshold(b.conv(0, 20, CodeType.parse("t"), (3, 3), padding=(1, 1, 1, 1)), CodeType.parse("u2"))
+    program = b.program(b.conv(v, 7, CodeType.parse("t"), (9, 9)))
+    engine = program.engine(threads=2)
+    engine._part = 4
+    for n in (1, 4, 5, 11, 3):
+        x = b.batch(n)
+        np.testing.assert_array_equal(engine(x), program.reference(x))
+
+
+def small_program() -> tuple[p.Program, np.ndarray]:
+    b = Builder((3, 12, 12), CodeType.parse("s8"), 10)
+    v = b.threshold(b.conv(0, 16, CodeType.parse("s8"), (3, 3), padding=(1, 1, 1, 1)), CodeType.parse("b2"))
+    v = b.add(p.MaxPool("pool", (v,), (2, 2), (2, 2)))
+    v = b.threshold(b.conv(v, 24, CodeType.parse("b1"), (3, 3), padding=(1, 1, 1, 1)), CodeType.parse("b1"))
+    return b.program(b.conv(v, 10, CodeType.parse("t"), (6, 6))), b.batch(6)
+
+
+def test_no_images() -> None:
+    program, x = small_program()
+    engine = program.engine()
+    assert engine(x[:0]).shape == (0, 10, 1, 1)
+    assert [len(value) for _, value in engine.trace(x[:0])] == [0] * 6
+
+
+def test_wrong_inputs() -> None:
+    program, x = small_program()
+    engine = program.engine()
+    for wrong in (x[0], x[:, :2], x[:, :, :5], x.astype(np.int64), np.where(x > 2, np.nan, x)):
+        with pytest.raises(InputError):
+            engine(wrong)
+    np.testing.assert_array_equal(engine(x[:, :, ::-1].astype(np.float64)), program.reference(x[:, :, ::-1]))
+
+
+def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    program, _ = small_program()
+    with pytest.raises(InputError, match="scalar"):
+        program.engine(isa="avx1024")
+    with pytest.raises(InputError, match="threads"):
+        program.engine(threads=0)
+    with pytest.raises(InputError):
+        engine_module.Engine(tmp_path / "missing.bb")
+    monkeypatch.setenv("BITBRANCH_ISA", "scalar")
+    assert program.engine().isa == "scalar"
+    assert program.engine(isa=ISAS[0]).isa == ISAS[0]
+    monkeypatch.setenv("BITBRANCH_ISA", "none")
+    with pytest.raises(InputError, match="'none'"):
+        program.engine()
+
+
+def test_without_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _ = small_program()
+    engine_module._core.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "bitbranch.runtime._core", None)
+    with pytest.raises(BitbranchError, match="pip install"):
+        program.engine()
+    engine_module._core.cache_clear()
+
+
+def test_from_a_file(tmp_path) -> None:
+    program, x = small_program()
+    program.save(tmp_path / "net.bb")
+    np.testing.assert_array_equal(engine_module.Engine(tmp_path / "net.bb")(x), program.reference(x))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_calls_from_several_threads(threads: int) -> None:
+    """Calls and traces of one engine at once, with batches of several sizes."""
+    program, x = small_program()
+    engine, expected = program.engine(threads=threads), program.reference(x)
+    wrong: list[str] = []
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(engine(x[:n]), expected[:n]):
+                wrong.append(f"call with {n}")
+            if not np.array_equal([v for _, v in engine.trace(x[:n])][-1], expected[:n]):
+                wrong.append(f"trace with {n}")
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 3, 6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_forked_child_runs_too() -> None:
+    program, x = small_program()
+    engine, expected = program.engine(threads=2), program.reference(x)
+    engine(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(engine(x), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(engine(x), expected)
+
+
+def test_profile() -> None:
+    program, x = small_program()
+    profile = program.engine().profile(x, repeat=3)
+    assert sum(row.macs for row in profile.rows) == program.macs * len(x)
+    assert profile.seconds > 0 and 0 <= profile.glue <= 1 and profile.images == len(x)
+    assert {"encode", "byte_signed", "dictionary", "max-pool", "linear", "scale"} <= {r.family for r in profile.rows}
+
+
+def test_accumulators_reach_the_contract_bound() -> None:
+    """8-bit bipolar codes times 8-bit bipolar weights, all at their extremes: the widest sums, and border terms."""
+    b = Builder((70, 6, 6), CodeType.parse("b8"), 11)
+    v = b.conv(0, 3, CodeType.parse("b8"), (3, 3), padding=(1, 1, 1, 1))
+    b.operations[v].weight[0], b.operations[v].weight[1] = 255, 0
+    program = b.program(v)
+    assert program.values[v].hi == 70 * 9 * 255 * 255 < ACCUMULATOR_MAX
+    assert_equal(program, np.full((2, 70, 6, 6), 99, np.float32))
+    assert_equal(program, np.full((1, 70, 6, 6), -99, np.float32))
+    assert contract.accumulator_bounds(b.operations[v].values(), CodeType.parse("b8"))[1][0] == program.values[v].hi
