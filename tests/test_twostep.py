@@ -306,7 +306,7 @@ def trained():
     loader = batches(*stroke_images(1500, 0))
     q = quantize(small_net(), "tsq:wt-a2")
     teacher = learn_codes(q, loader, epochs=5, lr=5e-3, seed=0, progress=None)
-    return q, teacher, loader, stroke_images(1500, 1)
+    return q, teacher, loader, stroke_images(800, 1)
 
 
 def accuracy(net: nn.Module, test: tuple[Tensor, Tensor]) -> float:
@@ -333,7 +333,7 @@ def test_step_one_learns_with_float_weights(trained):
 
 def test_step_one_is_repeatable(trained):
     q, _, loader, _ = trained
-    first, second = (learn_codes(q, loader[:5], epochs=1, seed=4, progress=None) for _ in range(2))
+    first, second = (learn_codes(q, loader[:3], epochs=1, seed=4, progress=None) for _ in range(2))
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -342,9 +342,10 @@ def test_step_two_on_a_network(trained):
     q, teacher, loader, test = trained
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     reports, lines = [], []
-    student = learn_transforms(q, teacher, loader, samples=6000, progress=lines.append, on_layer=reports.append)
+    loader = loader[:20]
+    student = learn_transforms(q, teacher, loader, samples=4000, progress=lines.append, on_layer=reports.append)
     start = learn_transforms(q, teacher, loader, method="start", reestimate=False, progress=None)
-    linear = learn_transforms(q, teacher, loader, method="linear", samples=6000, progress=None)
+    linear = learn_transforms(q, teacher, loader, method="linear", samples=4000, progress=None)
 
     found = {
         k: accuracy(n, test) for k, n in [("float", teacher), ("start", start), ("linear", linear), ("tsq", student)]
@@ -465,6 +466,11 @@ class DataDependent(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
+class Recurrent(DataDependent):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.relu(self.layer(x)))
+
+
 def test_bad_input_is_named(trained):
     q, teacher, loader, _ = trained
     with pytest.raises(InputError, match=r"method 'fast': expected"):
@@ -483,6 +489,8 @@ def test_bad_input_is_named(trained):
         learn_codes(small_net(), loader, epochs=1)
     with pytest.raises(InputError, match="DataDependent: forward cannot be traced"):
         learn_codes(DataDependent(), loader, epochs=1)
+    with pytest.raises(InputError, match=r"layer layer: .* called 2 times"):
+        learn_transforms(Recurrent(), Recurrent(), loader)
     with pytest.raises(InputError, match="NaN"):
         learn_transforms(q, teacher, [(torch.full((8, 1, 12, 12), torch.nan), torch.zeros(8))], progress=None)
     with pytest.raises(InputError, match="cannot be negative"):

@@ -38,7 +38,7 @@ def learn_codes(
     loader: Batches,
     *,
     epochs: int,
-    lr: float = 2e-3,
+    lr: float = 1e-3,
     optimizer: str = "adam",
     weight_decay: float = 0.0,
     teacher: nn.Module | None = None,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import InputError
 from ..layers import QuantizedLayer
@@ -153,12 +154,13 @@ def learn_transforms(
 
     Raises:
         InputError: an unknown method or update, numbers out of range, a teacher that is not of ``q``, a layer whose
-            quantizers step 2 cannot serve, or a ``forward`` that cannot be traced; names the layer.
+            quantizers step 2 cannot serve or that is called twice, or a ``forward`` that cannot be traced; names the
+            layer.
     """
     recipe = _Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate)
     student, names = _start(q, teacher)
     graph = Graph(student)
-    nodes = [node for node in graph.calls(QuantizedLayer) if str(node.target) in names and method != "start"]
+    nodes = _calls(graph, names) if method != "start" else []
     with torch.random.fork_rng(devices=[]), evaluation(teacher):
         torch.manual_seed(seed)
         for number, node in enumerate(nodes, 1):
@@ -193,6 +195,15 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
     if not names:
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
     return student.eval(), names
+
+
+def _calls(graph: Graph, names: set[str]) -> list[fx.Node]:
+    """The one call of each layer to be solved, in order of execution."""
+    nodes = [node for node in graph.calls(QuantizedLayer) if str(node.target) in names]
+    for name, times in Counter(str(node.target) for node in nodes).items():
+        if times > 1:
+            raise InputError(f"layer {name}: step 2 cannot solve a layer that is called {times} times")
+    return nodes
 
 
 def _solve(
