@@ -11,7 +11,7 @@ import torch
 
 from ..contract import Floats
 from ..errors import CompileError
-from ..runtime.program import Padding, Pair
+from ..runtime.checks import Padding, Pair
 from . import graph as g
 
 OFFER = 'a program holds integers only; quantize it, the first and last layers with first="w8a8", last="w8a8"'

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CompileError, InputError
 from ..layers import QuantizedConv1d, QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLayer, QuantizedLinear
-from ..runtime.program import Padding, Pair
+from ..runtime.checks import Padding, Pair
 from . import aten
 from . import graph as g
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..contract import CodeType, Encoder, Floats, Ints
 from ..errors import CompileError
-from ..runtime.program import Padding, Pair, window_size
+from ..runtime.checks import Padding, Pair, window_size
 
 Shape = tuple[int, int, int]
 """(C, H, W) of one image's value."""

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from ..errors import FormatError, InputError
+from .checks import require
 from .packing import Reader, Writer
-from .program import Program, require
+from .program import Program
 from .schema import Json, operation_from_json, operation_to_json
 
 VERSION = 1

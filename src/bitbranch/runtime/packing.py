@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..contract import CodeType, Ints, Kind, uniform_encoder
 from ..errors import FormatError
-from .program import ELEMENTS_MAX
+from .checks import ELEMENTS_MAX
 
 Form = int | list[int]
 """How an array of integers is stored: its width in bytes, or the four widths of a :func:`draw_lines` rule."""

@@ -23,21 +23,25 @@ import numpy.typing as npt
 
 from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, accumulator_bounds
 from ..errors import FormatError, InputError
+from .checks import (
+    ELEMENTS_MAX,
+    NAME_MAX,
+    SIZE_MAX,
+    Array,
+    Padding,
+    Pair,
+    is_text,
+    require,
+    require_array,
+    require_code_type,
+    require_ints,
+    require_saturation,
+    same,
+    window_size,
+)
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Array = npt.NDArray[np.generic]
-Pair = tuple[int, int]
-Padding = tuple[int, int, int, int]
-"""Rows or columns added at the (top, bottom, left, right)."""
-
-SIZE_MAX = 1 << 20
-"""Largest channel count, height or width of a value."""
-ELEMENTS_MAX = 1 << 28
-"""Largest number of elements of one image's value (with its padding), and of one weight tensor."""
-NAME_MAX = 1 << 10
-"""Longest name of an operation."""
 
 
 @dataclass(frozen=True)
@@ -70,57 +74,6 @@ class Reals:
 
 
 Value: TypeAlias = Codes | Integers | Reals
-
-
-def require(condition: object, message: str) -> None:
-    """Raise :class:`FormatError` with this message unless the condition holds."""
-    if not condition:
-        raise FormatError(message)
-
-
-def _is_text(v: object) -> bool:
-    """Whether it is a string that a file can hold, which a lone surrogate is not."""
-    return isinstance(v, str) and not any("\ud800" <= c <= "\udfff" for c in v)
-
-
-def _int_tuple(what: str, v: object, length: int, lo: int, hi: int) -> None:
-    good = isinstance(v, tuple) and len(v) == length and all(type(i) is int and lo <= i <= hi for i in v)
-    require(good, f"{what} must be {length} integers from {lo} to {hi}, got {v!r:.100}")
-
-
-def _code_type(v: object) -> None:
-    require(isinstance(v, CodeType), f"{v!r:.100} is no code type")
-
-
-def _saturation(lo: object, hi: object) -> None:
-    _int_tuple("saturation lo, hi", (lo, hi), 2, -ACCUMULATOR_MAX, ACCUMULATOR_MAX)
-    require(lo <= hi, f"saturation {lo}..{hi} is empty")  # type: ignore[operator]
-
-
-def _array(what: str, a: object, dtype: type, shape: tuple[int | None, ...]) -> None:
-    require(isinstance(a, np.ndarray), f"{what} must be an array")
-    assert isinstance(a, np.ndarray)
-    require(a.dtype == dtype, f"{what} must be {np.dtype(dtype)}, got {a.dtype}")
-    good = a.ndim == len(shape) and all(s is None or s == n for s, n in zip(shape, a.shape, strict=True))
-    require(good and a.size <= ELEMENTS_MAX, f"{what} must have shape {shape}, got {a.shape}")
-
-
-def window_size(what: str, size: Pair, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Pair:
-    """Output height and width of a sliding window.
-
-    Raises:
-        FormatError: numbers out of range, or a window larger than the padded image.
-    """
-    for name, pair in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
-        _int_tuple(f"{what}: {name}", pair, 2, 1, SIZE_MAX)
-    _int_tuple(f"{what}: padding", padding, 4, 0, SIZE_MAX)
-    out = []
-    for axis in (0, 1):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        room = size[axis] + padding[2 * axis] + padding[2 * axis + 1] - reach
-        require(room >= 0, f"{what}: a window of {reach} does not fit an image of {size[axis]} with its padding")
-        out.append(room // stride[axis] + 1)
-    return out[0], out[1]
 
 
 def _slide(what: str, x: Value, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair = (1, 1)) -> Pair:
@@ -164,13 +117,6 @@ class Operation:
         return hash((type(self), self.name, self.inputs))
 
 
-def same(a: object, b: object) -> bool:
-    """Whether two arguments of operations are equal, type and array elements included."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.dtype == b.dtype and np.array_equal(a, b)
-    return type(a) is type(b) and a == b
-
-
 def _codes(what: str, v: Value) -> Codes:
     require(isinstance(v, Codes), f"{what} takes codes, got {type(v).__name__.lower()}")
     assert isinstance(v, Codes)
@@ -202,13 +148,13 @@ class Encode(Operation):
     arity: ClassVar[int] = 0
 
     def infer(self, *inputs: Value) -> Codes:
-        _int_tuple("shape", self.shape, 3, 1, SIZE_MAX)
-        _code_type(self.code_type)
-        _array("thresholds", self.thresholds, np.float32, (self.code_type.count - 1,))
+        require_ints("shape", self.shape, 3, 1, SIZE_MAX)
+        require_code_type(self.code_type)
+        require_array("thresholds", self.thresholds, np.float32, (self.code_type.count - 1,))
         require(bool(np.isfinite(self.thresholds).all()), "thresholds must be finite")
         require(bool((np.diff(self.thresholds) >= 0).all()), "thresholds must ascend")
         if self.table is not None:
-            _array("table", self.table, np.uint8, (self.shape[0], 256))
+            require_array("table", self.table, np.uint8, (self.shape[0], 256))
             require(int(self.table.max()) < self.code_type.count, "table holds codes beyond the type")
         return Codes(self.shape, self.code_type)
 
@@ -243,9 +189,9 @@ class Conv(Operation):
     def infer(self, *inputs: Value) -> Integers:
         x = _codes("convolution", inputs[0])
         channels = x.shape[0]
-        _code_type(self.weight_type)
-        _int_tuple("groups", (self.groups,), 1, 1, SIZE_MAX)
-        _array("weight", self.weight, np.uint8, (None, None, None, None))
+        require_code_type(self.weight_type)
+        require_ints("groups", (self.groups,), 1, 1, SIZE_MAX)
+        require_array("weight", self.weight, np.uint8, (None, None, None, None))
         require(self.weight.size > 0, "weight is empty")
         require(int(self.weight.max()) < self.weight_type.count, "weight holds codes beyond its type")
         outputs = self.weight.shape[0]
@@ -274,8 +220,8 @@ class Threshold(Operation):
 
     def infer(self, *inputs: Value) -> Codes:
         x = _integers("threshold", inputs[0])
-        _code_type(self.code_type)
-        _array("thresholds", self.thresholds, np.int32, (None, self.code_type.count - 1))
+        require_code_type(self.code_type)
+        require_array("thresholds", self.thresholds, np.int32, (None, self.code_type.count - 1))
         require(self.thresholds.shape[0] in (1, x.shape[0]), f"thresholds are not for {x.shape[0]} channels")
         require(bool((np.diff(self.thresholds.astype(np.int64), axis=1) >= 0).all()), "thresholds must ascend")
         return Codes(x.shape, self.code_type)
@@ -300,13 +246,13 @@ class Requantize(Operation):
 
     def infer(self, *inputs: Value) -> Integers:
         x = _integers("requantize", inputs[0])
-        _array("multiplier", self.multiplier, np.int32, (x.shape[0],))
-        _array("shift", self.shift, np.uint8, (x.shape[0],))
-        _array("offset", self.offset, np.int64, (x.shape[0],))
+        require_array("multiplier", self.multiplier, np.int32, (x.shape[0],))
+        require_array("shift", self.shift, np.uint8, (x.shape[0],))
+        require_array("offset", self.offset, np.int64, (x.shape[0],))
         require(int(self.shift.max()) <= 61, "shift must be at most 61")
         # |v * m| < 2^62, since both are int32; with such offsets the sum stays within int64.
         require(max(abs(int(o)) for o in self.offset) <= REQUANTIZE_OFFSET_MAX, "offset may overflow")
-        _saturation(self.lo, self.hi)
+        require_saturation(self.lo, self.hi)
         return Integers(x.shape, self.lo, self.hi)
 
 
@@ -321,7 +267,7 @@ class Add(Operation):
     def infer(self, *inputs: Value) -> Integers:
         a, b = _integers("addition", inputs[0]), _integers("addition", inputs[1])
         require(a.shape == b.shape, f"addition of shapes {a.shape} and {b.shape}")
-        _saturation(self.lo, self.hi)
+        require_saturation(self.lo, self.hi)
         sum_lo, sum_hi = a.lo + b.lo, a.hi + b.hi
         require(-ACCUMULATOR_MAX <= sum_lo and sum_hi <= ACCUMULATOR_MAX, "the sum may overflow int32")
         return Integers(a.shape, max(self.lo, min(sum_lo, self.hi)), min(self.hi, max(sum_hi, self.lo)))
@@ -376,7 +322,7 @@ class Scale(Operation):
     def infer(self, *inputs: Value) -> Reals:
         x = _integers("output scale", inputs[0])
         for what, a in (("scale", self.scale), ("bias", self.bias)):
-            _array(what, a, np.float32, (x.shape[0],))
+            require_array(what, a, np.float32, (x.shape[0],))
             require(bool(np.isfinite(a).all()), f"{what} must be finite")
         return Reals(x.shape)
 
@@ -418,13 +364,13 @@ class Program:
         size = values[-1].shape
         fits = self.output_shape in (size, (int(np.prod(size)),)) and all(type(n) is int for n in self.output_shape)
         require(fits, f"output shape {self.output_shape!r:.100} does not hold {size}")
-        texts = isinstance(self.info, Mapping) and all(_is_text(t) for pair in self.info.items() for t in pair)
+        texts = isinstance(self.info, Mapping) and all(is_text(t) for pair in self.info.items() for t in pair)
         require(texts, "info must map text to text")
         return tuple(values)
 
     def _infer(self, i: int, op: Operation, values: list[Value]) -> Value:
-        require(_is_text(op.name) and len(op.name) <= NAME_MAX, f"its name must be text of at most {NAME_MAX} letters")
-        _int_tuple("inputs (earlier operations)", op.inputs, op.arity, 0, i - 1)
+        require(is_text(op.name) and len(op.name) <= NAME_MAX, f"its name must be text of at most {NAME_MAX} letters")
+        require_ints("inputs (earlier operations)", op.inputs, op.arity, 0, i - 1)
         require(isinstance(op, Encode) == (i == 0), "the input comes first and once")
         require(isinstance(op, Scale) == (i == len(self.operations) - 1), "the output scale comes last")
         value = op.infer(*(values[j] for j in op.inputs))
@@ -500,6 +446,6 @@ def load(path: str | os.PathLike[str]) -> Program:
 
 
 __all__ = [
-    "Add", "Codes", "Conv", "Encode", "Integers", "MaxPool", "Operation", "Program", "Reals", "Requantize", "Scale",
-    "SumPool", "Threshold", "Value", "load",
+    "Add", "Codes", "Conv", "Encode", "Integers", "MaxPool", "Operation", "Padding", "Pair", "Program", "Reals",
+    "Requantize", "Scale", "SumPool", "Threshold", "Value", "load", "window_size",
 ]  # fmt: skip

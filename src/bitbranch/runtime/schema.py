@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..contract import CodeType, uniform_encoder
+from .checks import require, same
 from .packing import Reader, Writer, find_step, fit_lines
-from .program import Add, Conv, Encode, MaxPool, Operation, Requantize, Scale, SumPool, Threshold, require, same
+from .program import Add, Conv, Encode, MaxPool, Operation, Requantize, Scale, SumPool, Threshold
 
 Json = Any
 
