@@ -15,8 +15,11 @@
 #include <string>
 
 #include "convolution.hpp"
-#include "glue.hpp"
+#include "encode.hpp"
 #include "instruction_sets.hpp"
+#include "pool.hpp"
+#include "repack.hpp"
+#include "stream.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;

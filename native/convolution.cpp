@@ -6,8 +6,10 @@
 namespace bitbranch {
 
 namespace {
-// Multiply-accumulate instructions that make waking a thread worth it, about 5 microseconds of work.
-constexpr int64_t kGrain = 4096;
+// Vector multiply-accumulates that make waking a thread worth it, about 2 microseconds of work.
+constexpr int64_t kGrain = 2048;
+// What finishing a block costs beside them.
+constexpr int64_t kFinish = 64;
 // Images whose outputs a linear layer finishes together.
 constexpr int kLinearBlock = 64;
 }  // namespace
@@ -15,8 +17,8 @@ constexpr int kLinearBlock = 64;
 void Convolution::sum_tile(int tile, const uint8_t* x, void* sums) const {
   Tile t{x, offsets + first_tap[tile], weights + weights_at[tile], taps[tile], dictionary, flush, second, sums,
          kMaxPixels};
-  if (!dictionary || !epilogue.wide) return kernel.run(t);
-  alignas(64) uint16_t part[kChunk * kMaxPixels];
+  if (span == 0) return kernel.run(t);
+  alignas(64) int16_t part[kChunk * kMaxPixels];
   t.sums = part;
   int32_t* const total = static_cast<int32_t*>(sums);
   for (int done = 0; done < taps[tile]; done += span) {
@@ -35,7 +37,7 @@ void Convolution::run(const Run& run) const {
   const int64_t blocks = (pixels + block_pixels - 1) / block_pixels;
   const int tiles = kChunk / kernel.outputs;
   const int sum_bytes = epilogue.wide ? 4 : 2;
-  const int64_t grain = 1 + kGrain / (int64_t{taps[0]} * kChunk);
+  const int64_t grain = 1 + kGrain / (int64_t{taps[0]} * kChunk + kFinish);
 
   // Pixels outside, channels inside: a block's activations stay in the first cache while the weights stream by.
   run.pool.parallel(blocks * chunks, grain, [&](int, int64_t begin, int64_t end) {

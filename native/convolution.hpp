@@ -21,7 +21,7 @@ class Convolution final : public Step {
   ptrdiff_t second = 0;  // bytes to the second plane of 3 and 4-bit codes
   int word_bytes = 0;  // of `weights` per tap
   int flush = 0;       // see Tile
-  int span = 0;        // taps whose sum fits 16 bits, for 32-bit accumulators
+  int span = 0;        // taps whose int16 sums are added up in int32; 0: the kernel makes the whole sums
   int chunks = 0;
   Epilogue epilogue;
 

@@ -20,12 +20,13 @@ struct Tile {
   const uint8_t* dictionary;  // [words][16], dictionary family only
   int flush;                  // taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
-  void* sums;                 // [outputs][stride] uint16 (dictionary) or int32; linear: int32 [images][stride]
+  void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
   int stride;                 // elements
 };
 
 // A row of the table. Families:
-//   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, uint16 sums
+//   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, int16 sums
+//   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes
 //   linear8        int16 activations x int8 weights, lanes are outputs, `pixels` counts images, int32 sums
@@ -70,7 +71,7 @@ struct InstructionSet {
 
   void (*codes16)(int bits, const Codes&);  // bits 1..4: planes; 0: bytes
   void (*codes32)(int bits, const Codes&);
-  void (*widen)(const uint16_t* part, int32_t* sums, int count, bool first);
+  void (*widen)(const int16_t* part, int32_t* sums, int count, bool first);
   void (*affine16)(int16_t* sums, int count, int multiplier, int32_t constant);
   void (*affine32)(int32_t* sums, int count, int multiplier, int32_t constant);
   void (*to_int32)(const int16_t* sums, int32_t* out, int count);

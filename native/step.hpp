@@ -21,6 +21,12 @@ struct Run {
   ThreadPool& pool;
 };
 
+// The grain of plain work, which is worth waking a thread only in larger pieces; see ThreadPool::parallel.
+inline int64_t plain_grain(int64_t elements_per_item) {
+  constexpr int64_t worth = 16384;
+  return 1 + worth / (elements_per_item > 0 ? elements_per_item : 1);
+}
+
 class Step {
  public:
   virtual ~Step() = default;

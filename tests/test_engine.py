@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 from bitbranch import contract
 from bitbranch.contract import ACCUMULATOR_MAX, CodeType
 from bitbranch.errors import BitbranchError, FormatError, InputError
+from bitbranch.runtime import choice, layout, reference
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import program as p
-from bitbranch.runtime import reference
 
 try:
     ISAS = engine_module.instruction_sets()
@@ -24,8 +26,20 @@ except BitbranchError:
 
 ACTIVATIONS = ["u1", "u2", "u3", "u4", "b1", "b2", "b3", "b4", "t", "s2", "s3", "s4", "u8", "s8", "b8", "b5", "u6"]
 WEIGHTS = ["b1", "t", "b2", "b3", "b4", "s4", "s8", "b8", "u1", "u2", "s2", "u8"]
+kinds = st.sampled_from([None, 4, 0])
 # Hypothesis shrinks these towards their first element: the plainest case first.
 activations, weights = st.sampled_from(ACTIVATIONS).map(CodeType.parse), st.sampled_from(WEIGHTS).map(CodeType.parse)
+
+
+@contextmanager
+def dictionary_bits(most: int | None) -> Iterator[None]:
+    """Dictionary kernels up to so many bits, whatever is fastest; ``None``: as measured."""
+    before = dict(choice.DICTIONARY_BITS)
+    choice.DICTIONARY_BITS.update({isa: before[isa] if most is None else most for isa in before})
+    try:
+        yield
+    finally:
+        choice.DICTIONARY_BITS.update(before)
 
 
 def assert_equal(program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2)) -> None:
@@ -167,35 +181,44 @@ def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@examples(150)
-@given(convolutions(channels=24, size=14))
-def test_convolution(case) -> None:
-    assert_equal(*case)
-
-
-@examples(40)
-@given(convolutions())
-def test_larger_convolution(case) -> None:
-    assert_equal(*case)
+@examples(300)
+@given(convolutions(channels=24, size=14), kinds)
+def test_convolution(case, most: int | None) -> None:
+    with dictionary_bits(most):
+        assert_equal(*case)
 
 
 @examples(100)
-@given(networks())
-def test_network(case) -> None:
-    assert_equal(*case)
+@given(convolutions(), kinds)
+def test_larger_convolution(case, most: int | None) -> None:
+    with dictionary_bits(most):
+        assert_equal(*case)
+
+
+@examples(250)
+@given(networks(), kinds)
+def test_network(case, most: int | None) -> None:
+    with dictionary_bits(most):
+        assert_equal(*case)
 
 
 @pytest.mark.long
 @examples(3000)
-@given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks()))
-def test_many(case) -> None:
-    assert_equal(*case)
+@given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks()), kinds)
+def test_many(case, most: int | None) -> None:
+    with dictionary_bits(most):
+        assert_equal(*case)
 
 
 # ---- every row of the kernel table ----------------------------------------------------------------------------------
 
 core = engine_module._core()
 KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in ISAS for k in core.kernels(isa)]
+
+
+def test_constants_agree_with_the_core() -> None:
+    assert (layout.CHUNK, layout.MAX_PIXELS) == (core.chunk, core.max_pixels)
+    assert set(choice.DICTIONARY_BITS) >= set(ISAS)
 
 
 @pytest.mark.parametrize(("isa", "family", "bits", "outputs", "pixels"), KERNELS)
@@ -208,20 +231,22 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         v = b.threshold(b.conv(0, outputs + extra, t("t"), (1, 3), padding=(0, 0, 1, 1)), t("u2"))
         n = 1
     elif family.startswith("byte"):
-        code_type = t("u8" if family == "byte_unsigned" else "s8")
+        code_type = t("s8" if family == "byte_signed" else "u8")
         b = Builder((10, 2, pixels + extra), code_type, 2)
         groups = 10 if outputs == 2 else 1
-        v = b.conv(0, 10 if groups > 1 else outputs + extra, t("s8"), (1, 1), groups)
+        v = b.conv(0, 10 if groups > 1 else outputs + extra, t("t" if family == "byte16" else "s8"), (1, 1), groups)
         n = 1
     else:
         b = Builder((7, 3, 1), t("u8"), 3)
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
     program = b.program(b.conv(v, 3, t("s4")) if family == "dictionary" else v)
-    assert_equal(program, b.batch(n), [isa], (1,))
-    engine = program.engine(isa=isa)
-    engine(b.batch(n))
-    assert family[:6] in {s.family[:6] for plan in engine._plans.values() for s in plan.steps}
+    with dictionary_bits(4):
+        assert_equal(program, b.batch(n), [isa], (1,))
+        engine = program.engine(isa=isa)
+        engine(b.batch(n))
+    taken = {s.family for plan in engine._plans.values() for s in plan.steps}
+    assert ("linear" if family.startswith("linear") else family) in taken
 
 
 # ---- edges ----------------------------------------------------------------------------------------------------------
@@ -240,7 +265,10 @@ def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
     limits = np.array([[t.hi * channels], [-t.hi * channels + 1], [0]] * 3, np.int32)
     v = b.add(p.Threshold("threshold", (v,), CodeType.parse("u1"), limits))
     x = np.concatenate([np.full((1, channels, 1, 2), s, np.float32) for s in (100, -100)])
-    assert_equal(b.program(b.conv(v, 9, CodeType.parse("b1"))), x, threads=(1,))
+    program = b.program(b.conv(v, 9, CodeType.parse("b1")))
+    for most in (4, 0):
+        with dictionary_bits(most):
+            assert_equal(program, x, threads=(1,))
 
 
 def test_thresholds_that_always_or_never_pass() -> None:

@@ -1,6 +1,6 @@
 // Plain loops over rows of numbers, which the compiler vectorises for the instruction set that includes them.
 
-static void widen(const uint16_t* __restrict part, int32_t* __restrict sums, int count, bool first) {
+static void widen(const int16_t* __restrict part, int32_t* __restrict sums, int count, bool first) {
   if (first)
     for (int i = 0; i < count; ++i) sums[i] = part[i];
   else

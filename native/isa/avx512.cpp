@@ -55,6 +55,8 @@ static inline Vector widen_signed(const uint8_t* p) {
 static inline Vector widen_unsigned(const uint8_t* p) {
   return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// No sum of two products may pass int16.
+static inline Vector multiply_bytes(Vector a, Vector b) { return _mm512_maddubs_epi16(a, b); }
 static inline Vector multiply_pairs(Vector a, Vector b) { return _mm512_madd_epi16(a, b); }
 
 #include "generic.inc"
@@ -64,6 +66,8 @@ static const Kernel kernels[] = {
     {"dictionary", 2, 8, kBytes, dictionary<2, 8, 1>},
     {"dictionary", 3, 4, kBytes, dictionary<3, 4, 1>},
     {"dictionary", 4, 4, kBytes, dictionary<4, 4, 1>},
+    {"byte16", 8, 8, kBytes, bytes16<8, 2>},
+    {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
     {"byte_unsigned", 8, 8, kBytes / 2, bytes<false, 8, 2>},
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 8, kBytes / 2, bytes<true, 8, 2>},

@@ -9,6 +9,7 @@ typedef uint8_t Vector __attribute__((vector_size(16)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
 typedef int16_t SignedHalves __attribute__((vector_size(16)));
 typedef int32_t Words __attribute__((vector_size(16)));
+typedef uint32_t UnsignedWords __attribute__((vector_size(16)));
 constexpr int kBytes = 16;
 
 static inline Vector zero() { return Vector{}; }
@@ -31,9 +32,11 @@ static inline Vector low_nibbles(Vector a) { return a & broadcast32(0x0f0f0f0f);
 static inline Vector high_nibbles(Vector a) { return a >> 4; }
 static inline Vector load_table(const uint8_t* p) { return load(p); }
 static inline Vector lookup(Vector table, Vector index) {
-  Vector v;
-  for (int i = 0; i < kBytes; ++i) v[i] = table[index[i]];
-  return v;
+  uint8_t t[kBytes], x[kBytes];  // through memory: faster than taking vectors apart
+  store(t, table);
+  store(x, index);
+  for (int i = 0; i < kBytes; ++i) x[i] = t[x[i]];
+  return load(x);
 }
 
 // Bytes of a little-endian machine: the even byte is the low one.
@@ -64,20 +67,29 @@ static inline Vector narrow32(Vector low, Vector high) {
 }
 
 static inline Vector widen_signed(const uint8_t* p) {
-  SignedHalves v;
+  int16_t v[8];
   for (int i = 0; i < 8; ++i) v[i] = static_cast<int8_t>(p[i]);
-  return (Vector)v;
+  return load(v);
 }
 static inline Vector widen_unsigned(const uint8_t* p) {
-  SignedHalves v;
+  int16_t v[8];
   for (int i = 0; i < 8; ++i) v[i] = p[i];
-  return (Vector)v;
+  return load(v);
+}
+// No sum of two products may pass int16.
+static inline Vector multiply_bytes(Vector a, Vector b) {
+  const Halves even = (Halves)a & 255, odd = (Halves)a >> 8;
+  const SignedHalves first = (SignedHalves)((Halves)b << 8) >> 8, second = (SignedHalves)b >> 8;
+  return (Vector)((SignedHalves)even * first + (SignedHalves)odd * second);
 }
 static inline Vector multiply_pairs(Vector a, Vector b) {
-  const SignedHalves x = (SignedHalves)a, y = (SignedHalves)b;
-  Words v;
-  for (int i = 0; i < 4; ++i) v[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
-  return (Vector)v;
+  int16_t x[8], y[8], upper[8];
+  store(x, a);
+  store(y, b);
+  for (int i = 0; i < 8; ++i) upper[i] = static_cast<int16_t>((x[i] * y[i]) >> 16);
+  // Halves of the products, put together to the even and the odd ones.
+  const UnsignedWords low = (UnsignedWords)((Halves)a * (Halves)b), high = (UnsignedWords)load(upper);
+  return (Vector)(((low & 0xffff) | (high << 16)) + ((low >> 16) | (high & 0xffff0000)));
 }
 
 #include "generic.inc"
@@ -87,6 +99,8 @@ static const Kernel kernels[] = {
     {"dictionary", 2, 4, kBytes, dictionary<2, 4, 1>},
     {"dictionary", 3, 2, kBytes, dictionary<3, 2, 1>},
     {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
+    {"byte16", 8, 4, kBytes, bytes16<4, 2>},
+    {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
     {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},

@@ -17,7 +17,8 @@ from ..contract import CodeType
 from ..errors import BitbranchError, InputError
 from . import layout
 from . import program as p
-from .planner import Planner, StepInfo, Stored
+from .planner import Planner, StepInfo
+from .workspace import Stored
 
 WORKSPACE = 4 << 20
 """Large batches are run in parts whose buffers take about this many bytes.
@@ -185,7 +186,7 @@ class Engine:
         return plan
 
     def _part_size(self) -> int:
-        images = WORKSPACE // self._plan(1).workspace
+        images = WORKSPACE // self._plan(1).workspace.size
         return max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
 
     def _run(self, batch: npt.NDArray[Any], seconds: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:

@@ -1,5 +1,1 @@
-"""Training: one plain loop, and checkpoints."""
-
-from .loop import Epoch, evaluate, fit, predict
-
-__all__ = ["Epoch", "evaluate", "fit", "predict"]
+"""Training: one loop for all networks, and checkpoints."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,11 +73,13 @@ def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
         InputError: missing, damaged or not a checkpoint; an unknown model or scheme; parameters that do not fit.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: damaged, or not a checkpoint ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        raise InputError(f"{path}: damaged, or not a checkpoint ({' '.join(str(error).split())[:100]})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a bitbranch checkpoint")
     try:

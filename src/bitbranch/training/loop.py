@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -110,44 +111,64 @@ def fit(
     history: list[Epoch] = []
     start, step = time.perf_counter(), 0
     model.train()
-    for number in range(1, epochs + 1):
-        loss_sum, right, seen = 0.0, 0, 0
-        for images, labels in train_batches:
-            for group in update.param_groups:
-                group["lr"] = lr * rate(step)
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            if teacher is not None:
-                soft = _distillation(logits, teacher, images, temperature)
-                loss = (1 - teacher_share) * loss + teacher_share * soft
-            loss_value = float(loss.detach())
-            if not math.isfinite(loss_value):
-                raise BitbranchError(
-                    f"{label}: the loss is {loss_value} at epoch {number}, step {step + 1}; lower the learning rate"
-                )
-            update.zero_grad(set_to_none=True)
-            loss.backward()
-            update.step()
-            project(model)
-            step += 1
-            loss_sum += loss_value * len(labels)
-            right += int((logits.detach().argmax(1) == labels).sum())
-            seen += len(labels)
-            if on_step is not None:
-                on_step(step)
-        epoch = Epoch(number, loss_sum / seen, right / seen, time.perf_counter() - start)
-        history.append(epoch)
-        if progress is not None:
-            left = epoch.seconds / number * (epochs - number)
-            progress(
-                f"{label}: epoch {number}/{epochs}  loss {epoch.loss:.3f}  train accuracy {100 * epoch.accuracy:.1f} %"
-                f"  {epoch.seconds:.0f} s, {left:.0f} s left"
-            )
-        if on_epoch is not None:
-            on_epoch(epoch)
-            model.train()
+    with _channels_last(model):
+        for number in range(1, epochs + 1):
+            loss_sum, right, seen = 0.0, 0, 0
+            for images, labels in train_batches:
+                for group in update.param_groups:
+                    group["lr"] = lr * rate(step)
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+                if teacher is not None:
+                    soft = _distillation(logits, teacher, images, temperature)
+                    loss = (1 - teacher_share) * loss + teacher_share * soft
+                loss_value = float(loss.detach())
+                if not math.isfinite(loss_value):
+                    raise BitbranchError(
+                        f"{label}: the loss is {loss_value} at epoch {number}, step {step + 1}; lower the learning rate"
+                    )
+                update.zero_grad(set_to_none=True)
+                loss.backward()
+                update.step()
+                project(model)
+                step += 1
+                loss_sum += loss_value * len(labels)
+                right += int((logits.detach().argmax(1) == labels).sum())
+                seen += len(labels)
+                if on_step is not None:
+                    on_step(step)
+            epoch = Epoch(number, loss_sum / seen, right / seen, time.perf_counter() - start)
+            history.append(epoch)
+            if progress is not None:
+                progress(f"{label}: {_line(epoch, epochs)}")
+            if on_epoch is not None:
+                on_epoch(epoch)
+                model.train()
     model.eval()
     return history
+
+
+def _line(epoch: Epoch, epochs: int) -> str:
+    left = epoch.seconds / epoch.number * (epochs - epoch.number)
+    return (
+        f"epoch {epoch.number}/{epochs}  loss {epoch.loss:.3f}  train accuracy {100 * epoch.accuracy:.1f} %"
+        f"  {epoch.seconds:.0f} s, {left:.0f} s left"
+    )
+
+
+@contextmanager
+def _channels_last(model: nn.Module) -> Iterator[None]:
+    """Lay the convolutions' outputs out pixel by pixel: what lies behind them trains 1.2 to 1.5 times faster so."""
+
+    def lay_out(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.contiguous(memory_format=torch.channels_last) if output.dim() == 4 else output
+
+    hooks = [m.register_forward_hook(lay_out) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

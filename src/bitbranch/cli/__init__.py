@@ -1,0 +1,1 @@
+"""The ``bitbranch`` command and its report."""

@@ -1,0 +1,247 @@
+"""The commands that work on files: compile, verify, bench, info, run."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BitbranchError, InputError
+from ..runtime import reference
+from ..runtime.container import bit_budget, read
+from ..runtime.engine import Engine, Profile, instruction_sets
+from ..runtime.program import Codes, Conv, Integers, Program, Value
+from .machine import write_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Result = dict[str, object]
+Array = npt.NDArray[np.generic]
+
+
+def load_array(path: Path) -> Array:
+    """An array of a ``.npy`` file.
+
+    Raises:
+        InputError: missing, damaged, or not a plain array; names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy array ({' '.join(str(error).split())})") from None
+
+
+def save_array(path: Path, array: Array) -> None:
+    """Write a ``.npy`` file, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
+def random_images(program: Program, count: int, seed: int) -> Array:
+    """Float images ``[count, C, H, W]`` that reach every input code of a program."""
+    edge = float(np.abs(program.input.thresholds).max(initial=1.0))
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1.1 * edge, 1.1 * edge, (count, *program.input.shape)).astype(np.float32)
+
+
+def compile_checkpoint(checkpoint: Path, out: Path) -> Result:
+    """Compile a quantized network's checkpoint and save it."""
+    program = _compiled(checkpoint)[1]
+    size = program.save(out)
+    return {
+        "file": str(out),
+        "bytes": size,
+        "bit_budget": bit_budget(program),
+        "operations": len(program.operations),
+        "macs": program.macs,
+        "text": f"{out}: {size:,} bytes, {len(program.operations)} operations, {program.macs:,} multiply-accumulates",
+    }
+
+
+def verify(net: Path, images: Path | None, *, checkpoint: Path | None, count: int, seed: int) -> Result:
+    """Compare the engine with the reference on every instruction set, with 1 and 2 threads; with torch, too, if asked.
+
+    Args:
+        net: a ``.bb`` file, or a checkpoint, which is compiled in memory and compared with its torch network.
+        images: a ``.npy`` file ``[N, C, H, W]``; ``None`` takes random images.
+        checkpoint: what ``net`` was compiled from, to compare with its torch network.
+        count, seed: of the random images.
+    """
+    network = None
+    if _is_checkpoint(net):
+        network, program = _compiled(net)
+    else:
+        program = read(net)
+        if checkpoint is not None:
+            network = _checkpoint_network(checkpoint)
+    batch = program.check_input(random_images(program, count, seed) if images is None else load_array(images))
+    expected = dict(reference.trace(program, batch))
+    rows, total = [], 0
+    for isa in instruction_sets():
+        for threads in (1, 2):
+            compared = different = 0
+            for i, value in Engine(program, threads=threads, isa=isa).trace(batch):
+                compared += value.size
+                different += int(np.count_nonzero(value != expected[i]))
+            rows.append({"executor": f"engine {isa}, {threads} threads", "compared": compared, "different": different})
+            total += different
+    if network is not None:
+        if batch.dtype == np.uint8:
+            raise InputError(f"{images}: comparing with the torch network needs float32 images, got uint8")
+        from ..compiler.verify import verify as verify_torch
+
+        found = verify_torch(network, program, [batch])
+        counts = [n for layer in found.layers for n in (layer.codes, layer.accumulators)]
+        compared = sum(n.compared for n in counts)
+        rows.append({"executor": "torch float64", "compared": compared, "different": found.mismatches})
+        total += found.mismatches
+    lines = [f"{r['executor']}: {r['compared']:,} numbers compared, {r['different']:,} differ" for r in rows]
+    return {
+        "file": str(net),
+        "images": len(batch),
+        "equality": rows,
+        "mismatches": total,
+        "failed": total > 0,
+        "text": "\n".join(lines),
+    }
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as a zip archive, as checkpoints do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _checkpoint_network(path: Path) -> nn.Module:
+    from ..training.checkpoint import load
+
+    return load(path)[1]
+
+
+def _compiled(checkpoint: Path) -> tuple[nn.Module, Program]:
+    """The network of a checkpoint, and the program made of it."""
+    from ..compiler import compile
+    from ..training.checkpoint import load
+
+    recipe, network = load(checkpoint)
+    try:
+        program = compile(network, recipe.example, info=recipe.info, mean=recipe.mean or None, std=recipe.std or None)
+    except BitbranchError as error:
+        raise type(error)(f"{checkpoint}: {error}") from None
+    return network, program
+
+
+def bench(net: Path, threads: Sequence[int], batches: Sequence[int], *, isa: str | None, seconds: float) -> Result:
+    """Median time a call for each number of threads and batch size, and where it goes."""
+    program = read(net)
+    rows, lines = [], []
+    for count in threads:
+        engine = Engine(program, threads=count, isa=isa)
+        for batch in batches:
+            x = np.random.default_rng(0).standard_normal((batch, *program.input.shape), np.float32)
+            times = _times(engine, x, seconds)
+            median = statistics.median(times)
+            gmacs = program.macs * batch / median / 1e9
+            row: Result = {
+                "isa": engine.isa,
+                "threads": count,
+                "batch": batch,
+                "calls": len(times),
+                "milliseconds": 1e3 * median,
+                "spread": [1e3 * min(times), 1e3 * max(times)],
+                "gmacs": gmacs,
+            }
+            profile = engine.profile(x)
+            row["steps"] = [
+                {"name": step.name, "kernel": step.family, "macs": step.macs, "milliseconds": 1e3 * step.seconds}
+                for step in profile.rows
+            ]
+            rows.append(row)
+            lines.append(
+                f"{engine.isa}, {count} thread(s), batch {batch}: {1e3 * median:.3f} ms a call "
+                f"({1e3 * min(times):.3f} .. {1e3 * max(times):.3f}, {len(times)} calls), {gmacs:.1f} GMAC/s"
+            )
+            lines += _profile_lines(profile)
+    return {"file": str(net), "times": rows, "text": "\n".join(lines)}
+
+
+def _profile_lines(profile: Profile) -> list[str]:
+    """The steps for a batch, with their times and rates."""
+    width = max(len(row.name) for row in profile.rows)
+    lines = [f"  batch {profile.images}, step by step; {100 * profile.glue:.0f} % outside the layers' arithmetic"]
+    for row in profile.rows:
+        rate = f"{row.gmacs:8.1f} GMAC/s" if row.macs else ""
+        lines.append(f"    {row.name:<{width}}  {row.family:<14} {1e6 * row.seconds:9.1f} us  {rate}".rstrip())
+    return lines
+
+
+def _times(engine: Engine, x: npt.NDArray[np.float32], seconds: float) -> list[float]:
+    engine(x)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        engine(x)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def info(net: Path) -> Result:
+    """What a file holds: its operations, types, bounds and sizes. Needs no compiled core."""
+    program = read(net)
+    size, budget = net.stat().st_size, bit_budget(program)
+    rows = [
+        {"number": i, "operation": type(op).__name__.lower(), "name": op.name, "inputs": list(op.inputs)}
+        | {"output": _describe(value), "weights": str(op.weight_type) if isinstance(op, Conv) else ""}
+        for i, (op, value) in enumerate(zip(program.operations, program.values, strict=True))
+    ]
+    width = max(len(str(r["name"])) for r in rows)
+    lines = [f"{k}: {v}" for k, v in program.info.items()]
+    lines.append(f"{size:,} bytes, bit budget {budget:,}, {program.macs:,} multiply-accumulates an image")
+    lines += [
+        f"{r['number']:>3}  {r['operation']:<10}  {r['name']:<{width}}  {r['weights'] or '':<3}  {r['output']}"
+        for r in rows
+    ]
+    return {
+        "file": str(net),
+        "bytes": size,
+        "bit_budget": budget,
+        "macs": program.macs,
+        "info": dict(program.info),
+        "operations": rows,
+        "text": "\n".join(lines),
+    }
+
+
+def _describe(value: Value) -> str:
+    shape = "x".join(map(str, value.shape))
+    if isinstance(value, Codes):
+        return f"codes {value.code_type} {shape}"
+    if isinstance(value, Integers):
+        return f"integers {value.lo}..{value.hi} {shape}"
+    return f"float32 {shape}"
+
+
+def run(net: Path, path: Path, *, out: Path | None, threads: int, isa: str | None) -> Result:
+    """Run the engine on a file of images; write the outputs, or print the largest output's number of each image."""
+    program: Program = read(net)
+    outputs = Engine(program, threads=threads, isa=isa)(load_array(path))
+    if out is not None:
+        save_array(out, outputs)
+        return {"file": str(out), "shape": list(outputs.shape), "text": f"{out}: float32 {outputs.shape}"}
+    if outputs.ndim != 2:
+        raise InputError(f"{net}: its output is {outputs.shape[1:]} an image, not class scores; write it with --out")
+    guesses = outputs.argmax(1).tolist()
+    return {"images": len(guesses), "classes": guesses, "text": "\n".join(map(str, guesses))}

@@ -1,0 +1,64 @@
+"""What a report has to say about where its figures come from; and atomic writing of its files."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from secrets import token_hex
+
+from ..errors import BitbranchError
+
+PACKAGES = ("bitbranch", "numpy", "torch", "onnxruntime")
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores that this process may use, instruction sets of the engine, system."""
+    from ..runtime.engine import instruction_sets
+
+    try:
+        sets = ", ".join(instruction_sets())
+    except BitbranchError:
+        sets = "none: the compiled core is not installed"
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "instruction sets": sets,
+        "system": platform.platform(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = package_version(package)
+    return versions
+
+
+def package_version(package: str) -> str:
+    """Version of an installed package, or that it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file beside its place and move it there: an interrupted call leaves the old file, or none."""
+    beside = path.with_name(f".{path.name}.{token_hex(4)}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

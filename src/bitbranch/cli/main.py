@@ -1,0 +1,157 @@
+"""The command ``bitbranch``: one parser, one place where errors become one line and an exit status.
+
+Standard output holds the result (with ``--json``: one JSON object), standard error the progress. Commands that train
+or compile import torch when they run; the others never do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..errors import BitbranchError, InputError
+from .machine import package_version
+
+Result = dict[str, object]
+"""What a command found, as it goes into ``--json``; its ``text`` is what a person reads instead."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use raises, so that it is reported like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; ``None`` takes them from ``sys.argv``.
+
+    Returns:
+        0 on success, 1 where ``verify`` finds a difference, 2 for wrong use or bad input, 130 when interrupted.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        result = options.command(options)
+    except (BitbranchError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"bitbranch: error: {text}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("bitbranch"):
+            raise
+        print(f"bitbranch: error: this command needs {error.name}; pip install 'bitbranch[train]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bitbranch: interrupted", file=sys.stderr)
+        return 130
+    text = result.pop("text", None)
+    print(json.dumps(result, indent=2) if options.json else text if text is not None else json.dumps(result, indent=2))
+    return int(bool(result.get("failed", False)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bitbranch", description="Neural networks of one to four bits on ordinary processors.")
+    parser.add_argument("--version", action="version", version=f"bitbranch {package_version('bitbranch')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], Result], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print one JSON object to standard output")
+        sub.set_defaults(command=command)
+        return sub
+
+    demo = add("demo", _demo, "Learn, solve, compile, verify, run and report on real images of garments.")
+    demo.add_argument("--out", type=Path, default=Path("bitbranch-demo"), metavar="DIR", help="where the report goes")
+    demo.add_argument("--seed", type=int, default=0)
+    length = demo.add_mutually_exclusive_group()
+    length.add_argument("--full", action="store_true", help="the full data set and longer training")
+    length.add_argument("--quick", action="store_true", help="a minute on few images: shows the way, not the accuracy")
+
+    compiling = add("compile", _compile, "Turn a checkpoint of a quantized network into a .bb file.")
+    compiling.add_argument("checkpoint", type=Path)
+    compiling.add_argument("--out", type=Path, required=True, metavar="NET.bb")
+
+    verify = add("verify", _verify, "Compare the reference and the engine on every instruction set, bit for bit.")
+    verify.add_argument("net", type=Path, metavar="NET.bb|CHECKPOINT", help="a checkpoint is compiled in memory")
+    verify.add_argument("--checkpoint", type=Path, help="compare with this checkpoint's torch network, too")
+    verify.add_argument("--images", type=Path, metavar="IMAGES.npy", help="array [N, C, H, W]; default: random images")
+    verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
+    verify.add_argument("--seed", type=int, default=0, help="of random images")
+
+    bench = add("bench", _bench, "Time a compiled network, layer by layer.")
+    bench.add_argument("net", type=Path, metavar="NET.bb")
+    bench.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
+    bench.add_argument("--batch", type=_positive, nargs="+", default=[1, 64], metavar="N")
+    bench.add_argument("--isa", help="force an instruction set: scalar, avx2, avx512")
+    bench.add_argument("--seconds", type=float, default=1.0, help="time spent on each setting (default 1)")
+
+    info = add("info", _info, "Say what a .bb file holds.")
+    info.add_argument("net", type=Path, metavar="NET.bb")
+
+    run = add("run", _run, "Run a compiled network on images and print class numbers or write the outputs.")
+    run.add_argument("net", type=Path, metavar="NET.bb")
+    run.add_argument("images", type=Path, metavar="IMAGES.npy", help="float32 or uint8 array [N, C, H, W]")
+    run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here")
+    run.add_argument("--threads", type=_positive, default=1, metavar="N")
+    run.add_argument("--isa", help="force an instruction set: scalar, avx2, avx512")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return number
+
+
+def _demo(options: argparse.Namespace) -> Result:
+    from . import demo
+
+    size = "full" if options.full else "quick" if options.quick else "standard"
+    return demo.run(out=options.out, size=size, seed=options.seed)
+
+
+def _compile(options: argparse.Namespace) -> Result:
+    from . import files
+
+    return files.compile_checkpoint(options.checkpoint, options.out)
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    from . import files
+
+    return files.verify(
+        options.net, options.images, checkpoint=options.checkpoint, count=options.count, seed=options.seed
+    )
+
+
+def _bench(options: argparse.Namespace) -> Result:
+    from . import files
+
+    return files.bench(options.net, options.threads, options.batch, isa=options.isa, seconds=options.seconds)
+
+
+def _info(options: argparse.Namespace) -> Result:
+    from . import files
+
+    return files.info(options.net)
+
+
+def _run(options: argparse.Namespace) -> Result:
+    from . import files
+
+    return files.run(options.net, options.images, out=options.out, threads=options.threads, isa=options.isa)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

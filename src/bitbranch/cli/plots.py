@@ -1,0 +1,136 @@
+"""The plots of the report, as SVG text to stand inside a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLOURS = ("#7b8794", "#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
+"""The first is for the float network, the others for low-bit networks in turn."""
+
+MOST_BARS = 16
+"""Codes with more values than this have no histogram."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bitbranch",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element without prologue; closes it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def trade_off(networks: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against file size and against latency, side by side.
+
+    Args:
+        networks: each with ``name``, ``accuracy`` (0..1), ``bytes`` and ``milliseconds``, the float network first;
+            those with a ``peer`` are drawn hollow, those without a number (None) in one plot are left out of it.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), sharey=True, layout="constrained")
+        for axis, key, label, unit in (
+            (axes[0], "bytes", "file size (kB)", 1e3),
+            (axes[1], "milliseconds", "latency of one image, one thread (ms)", 1.0),
+        ):
+            ranked = sorted(networks, key=lambda n: n["accuracy"])
+            for colour, network in zip(_cycle(len(networks)), networks, strict=True):
+                if network[key] is None:
+                    continue
+                x, y = network[key] / unit, 100 * network["accuracy"]
+                colour = FAINT if network.get("peer") else colour
+                axis.scatter(
+                    [x], [y], s=60, color="none" if network.get("peer") else colour, edgecolor=colour, zorder=3
+                )
+                above = ranked.index(network) % 2 == 1  # neighbours in accuracy are labelled on different sides
+                axis.annotate(
+                    network["name"], (x, y), (0, 8 if above else -8), textcoords="offset points", color=colour,
+                    fontsize=9, ha="center", va="bottom" if above else "top",
+                )  # fmt: skip
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.xaxis.set_minor_formatter(lambda value, _: "")
+            axis.set_xlabel(label)
+            axis.margins(x=0.25, y=0.25)
+        axes[0].set_ylabel("test accuracy (%)")
+        return svg(figure)
+
+
+def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Loss and training accuracy by epoch, one line for each training; empty histories are left out.
+
+    Args:
+        histories: name to epochs, each with ``number``, ``loss`` and ``accuracy`` (0..1).
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.2, 2.9), layout="constrained")
+        for colour, (name, epochs) in zip(_cycle(len(histories)), histories.items(), strict=True):
+            if not epochs:
+                continue
+            numbers = [e["number"] for e in epochs]
+            axes[0].plot(numbers, [e["loss"] for e in epochs], "o-", ms=3, color=colour, label=name)
+            axes[1].plot(numbers, [100 * e["accuracy"] for e in epochs], "o-", ms=3, color=colour)
+        for axis, label in zip(axes, ("training loss", "training accuracy (%)"), strict=True):
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside upper center", ncols=len(histories), frameon=False)
+        return svg(figure)
+
+
+def histograms(layers: Mapping[str, Mapping[str, Any]], colour: str) -> str:
+    """How often each value occurs at the input of each layer of at most 4 bits, one small panel a layer.
+
+    Args:
+        layers: layer name to its input's code ``type`` and ``counts`` by rank (smallest value first).
+        colour: of the bars.
+    """
+    layers = {name: layer for name, layer in layers.items() if len(layer["counts"]) <= MOST_BARS}
+    with plt.rc_context(STYLE):
+        count = max(1, len(layers))
+        figure, axes = plt.subplots(1, count, figsize=(9.2, 1.5), layout="constrained", squeeze=False)
+        for axis, (name, layer) in zip(axes[0], layers.items(), strict=False):
+            counts = layer["counts"]
+            total = sum(counts) or 1
+            axis.bar(range(len(counts)), [100 * c / total for c in counts], color=colour, width=0.85)
+            axis.set_title(f"{name}: {layer['type']}", fontsize=8.5, color=INK)
+            axis.set_xticks([])
+            axis.tick_params(labelsize=8)
+            axis.grid(axis="x", visible=False)
+        axes[0][0].set_ylabel("% of codes", fontsize=8.5)
+        return svg(figure)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

@@ -1,0 +1,220 @@
+"""Weights and thresholds as the native engine's kernels read them. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from . import program as p
+from .layout import CHUNK, Form, Ints, round_up
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeights:
+    """A convolution's weights as a kernel reads them: per tile of outputs ``[unit, kernel position][..]``."""
+
+    weights: npt.NDArray[np.uint8]
+    weights_at: Ints
+    """Start of each tile's weights, bytes."""
+    units: tuple[range, ...]
+    """Groups of input channels that each tile reads."""
+    word_bytes: int
+    """Bytes of ``weights`` per tap."""
+    bias: Ints
+    """Sum of the tables' biases per output, padded to whole chunks."""
+    dictionary: npt.NDArray[np.uint8] | None = None
+    flush: int = 0
+    """Taps whose table entries sum to at most 255."""
+
+
+def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[range, Ints]]:
+    """For each tile of outputs: the units of input channels that it reads, and its weights on all their channels.
+
+    Yields:
+        ``units`` and values ``[outputs, len(units), per_unit, kh * kw]``, 0 where an output does not read a channel
+        and ``fill`` where there is no channel.
+    """
+    values = op.values().astype(np.int64).reshape(op.weight.shape[0], op.weight.shape[1], -1)
+    count, per_group, taps = values.shape
+    channels = per_group * op.groups
+    outputs_per_group = count // op.groups
+    for first in range(0, round_up(count, CHUNK), outputs):
+        here = range(first, min(first + outputs, count))
+        groups = [o // outputs_per_group for o in here]
+        units = range(0)
+        if groups:
+            units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
+        dense = np.zeros((outputs, len(units) * per_unit, taps), np.int64)
+        for row, o in enumerate(here):
+            start = groups[row] * per_group - units.start * per_unit
+            dense[row, start : start + per_group] = values[o]
+        dense[:, max(0, channels - units.start * per_unit) :] = fill
+        yield units, dense.reshape(outputs, len(units), per_unit, taps)
+
+
+def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
+    """The weight values that a dictionary for this layer is made of, or ``None`` if there are more than four.
+
+    Groups of channels that do not fill whole words need the value 0 for their neighbours' channels.
+    """
+    weight_type = op.weight_type
+    if weight_type.count > 4:
+        return None
+    digits = tuple(range(weight_type.lo, weight_type.hi + 1, weight_type.step))
+    aligned = op.groups == 1 or (op.weight.shape[1] % per_unit == 0 and op.weight.shape[0] // op.groups % CHUNK == 0)
+    if aligned or 0 in digits:
+        return digits
+    return (-1, 0, 1) if digits == (-1, 1) else None
+
+
+@lru_cache(maxsize=16)
+def dictionary_tables(digits: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """All words of four weights: their 16-entry tables and biases.
+
+    Entry ``s`` of a word's table is the sum of its weights over the channels in the set ``s``, plus the word's bias,
+    the sum of its negative weights' magnitudes.
+
+    Returns:
+        ``[len(digits)**4, 16]`` and ``[len(digits)**4]``; weight ``j`` of a word is its ``j``-th digit.
+    """
+    base = len(digits)
+    words = np.asarray(digits)[np.arange(base**4)[:, None] // base ** np.arange(4) % base]
+    subsets = np.arange(16)[:, None] >> np.arange(4) & 1
+    bias = np.maximum(-words, 0).sum(axis=1)
+    return (words @ subsets.T + bias[:, None]).astype(np.uint8), bias.astype(np.int64)
+
+
+def dictionary_flush(digits: tuple[int, ...], bits: int) -> int:
+    """Taps whose table entries sum to at most 255; 1-bit activations look two words up per tap."""
+    return 255 // (4 * max(abs(d) for d in digits)) // (2 if bits == 1 else 1)
+
+
+def pack_dictionary(op: p.Conv, bits: int, outputs: int, digits: tuple[int, ...]) -> PackedWeights:
+    """Weights as dictionary words, one byte each: ``[unit, kernel position][word][outputs]``.
+
+    Args:
+        op: the convolution.
+        bits: of the activations; 1-bit activations have two words per unit, one for each nibble.
+        outputs: of the kernel's tile.
+        digits: see :func:`dictionary_digits`.
+    """
+    per_unit = Form(bits, False, 1, 0).channels_per_unit
+    tables, bias = dictionary_tables(digits)
+    base, words_per_unit = len(digits), per_unit // 4
+    fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
+    digit_of = np.zeros(max(digits) - min(digits) + 1, np.int64)
+    digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
+    packed, units, biases = [], [], []
+    for tile_units, dense in _tiles(op, outputs, per_unit, fill):
+        if 0 not in digits:
+            dense = np.where(dense == 0, fill, dense)  # only outputs beyond the last have zeros here
+        digit = digit_of[dense - min(digits)].reshape(outputs, len(tile_units), words_per_unit, 4, dense.shape[3])
+        words = np.einsum("ruwjt,j->ruwt", digit, base ** np.arange(4))
+        packed.append(words.transpose(1, 3, 2, 0).astype(np.uint8).ravel())
+        units.append(tile_units)
+        biases.append(bias[words].sum(axis=(1, 2, 3)))
+    flush = dictionary_flush(digits, bits)
+    return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
+
+
+def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
+    """Weights as pairs of channels in 4 bytes: ``[unit, kernel position][outputs][2]``.
+
+    Args:
+        op: the convolution.
+        outputs: of the kernel's tile.
+        bits: 16, or 8: then each pair is there twice.
+    """
+    packed, units = [], []
+    for tile_units, dense in _tiles(op, outputs, 2, 0):
+        pairs = dense.transpose(1, 3, 0, 2)
+        if bits == 8:
+            pairs = np.concatenate([pairs, pairs], axis=-1)
+        packed.append(pairs.astype(f"i{bits // 8}").ravel().view(np.uint8))
+        units.append(tile_units)
+    bias = np.zeros(round_up(op.weight.shape[0], CHUNK), np.int64)
+    return _packed(packed, units, 4 * outputs, bias)
+
+
+def _packed(
+    packed: list[npt.NDArray[np.uint8]],
+    units: list[range],
+    word_bytes: int,
+    bias: Ints,
+    dictionary: npt.NDArray[np.uint8] | None = None,
+    flush: int = 0,
+) -> PackedWeights:
+    at = np.cumsum([0] + [len(w) for w in packed[:-1]], dtype=np.int64)
+    return PackedWeights(np.concatenate(packed), at, tuple(units), word_bytes, bias, dictionary, flush)
+
+
+def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+    """Weights of a convolution with one output pixel: ``[O / lanes][depth / 2][lanes][2]``.
+
+    Args:
+        op: the convolution, one group.
+        size: height and width of its input.
+        lanes: outputs of the kernel's tile.
+
+    Returns:
+        The bytes; the depth ``C * H * W``, rounded up to even; and the bytes of a weight, 1 or 2.
+    """
+    values = op.values()
+    outputs, channels = values.shape[:2]
+    dense = np.zeros((outputs, channels, *size), np.int32)
+    for i in range(op.kernel[0]):
+        for j in range(op.kernel[1]):
+            y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
+            if 0 <= y < size[0] and 0 <= x < size[1]:
+                dense[:, :, y, x] = values[:, :, i, j]
+    depth = round_up(dense[0].size, 2)
+    dtype = np.int8 if -128 <= values.min() and values.max() <= 127 else np.int16
+    matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
+    matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
+    tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, matrix.itemsize
+
+
+def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:
+    """Thresholds as the limits that a sum must exceed, for codes stored as bit-planes.
+
+    Args:
+        thresholds: ``[C, n]``; a sum passes where ``sum >= threshold``.
+        channels: C.
+        wide: whether sums are int32; else int16, and so are limits, twice in 32 bits.
+
+    Returns:
+        ``[C rounded up to chunks, n]``; no sum exceeds the limits of the channels that are not there.
+    """
+    info = np.iinfo(np.int32 if wide else np.int16)
+    out = np.full((round_up(channels, CHUNK), thresholds.shape[1]), info.max, np.int64)
+    out[:channels] = np.clip(thresholds - 1, info.min, info.max)
+    if not wide:
+        out = (out & 0xFFFF) * 0x10001
+    return out.astype(np.uint32).view(np.int32) if not wide else out.astype(np.int32)
+
+
+def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The same for codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
+
+    Returns:
+        The limits, and ``[C rounded up, 2]`` low and scale of a guess: if scale is positive, then
+        ``int((limit - low) * scale + 0.5)`` in float32 is ``k`` for the ``k``-th of all limits.
+    """
+    info = np.iinfo(np.int32)
+    count = thresholds.shape[1]
+    out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int32)
+    out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
+    guess = np.zeros((len(out), 2), np.float32)
+    with np.errstate(over="ignore"):
+        reals = out.astype(np.float32)
+        guess[:, 0] = reals[:, 0]
+        span = reals[:, -1] - reals[:, 0]
+        scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
+        found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
+    guess[:, 1] = np.where((found == np.arange(out.shape[1])).all(axis=1), scale, 0)
+    return out, guess

@@ -1,0 +1,80 @@
+"""The memory of a plan: where the copies of its values lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, round_up
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One stored copy of a value."""
+
+    view: Any
+    buffer: Any
+    start: int
+    plane_stride: int
+    geometry: Geometry
+    form: Form | None
+    """``None``: int32."""
+
+
+@dataclass(eq=False)
+class Workspace:
+    """Allocates buffers for batches up to ``capacity``."""
+
+    core: Any
+    capacity: int
+    size: int = 0
+    """Bytes of all buffers."""
+    free: list[Any] = field(default_factory=list)
+    """Buffers of integers that are no longer needed."""
+
+    def buffer(self, size: int) -> Any:
+        """New memory, zeroed.
+
+        Raises:
+            InputError: beyond the 32-bit distances of the kernels.
+        """
+        if size >= 1 << 31:
+            raise InputError(f"a value of this program needs {size} bytes of memory; the engine's limit is 2 GiB")
+        self.size += size
+        return self.core.Buffer(size)
+
+    def codes(self, channels: int, form: Form, geometry: Geometry) -> Stored:
+        """Room for codes."""
+        stride = geometry.plane_stride(self.capacity, form.pixel_bytes)
+        head = geometry.head(form.pixel_bytes)
+        planes = form.plane_count(channels) * len(geometry.phases)
+        # A kernel reads a vector from any shift of any pixel of the last block.
+        tail = round_up(head + 2 * MAX_PIXELS * form.pixel_bytes, LINE)
+        buffer = self.buffer(head + planes * stride + tail)
+        view = self.core.View(
+            buffer=buffer, start=head, stride=stride, pixel_bytes=form.pixel_bytes, height=geometry.phase_height,
+            width=geometry.phase_width, rows=geometry.rows, pitch=geometry.pitch,
+        )  # fmt: skip
+        return Stored(view, buffer, head, stride, geometry, form)
+
+    def integers(self, shape: tuple[int, int, int]) -> Stored:
+        """Room for int32 planes without pads, in memory that was given back where it fits."""
+        channels, height, width = shape
+        stride = round_up(self.capacity * height * width * 4, LINE) | LINE
+        size = round_up(channels, CHUNK) * stride + MAX_PIXELS * 4
+        fitting = [b for b in self.free if size <= b.size <= 2 * size]
+        if fitting:
+            buffer = min(fitting, key=lambda b: b.size)
+            self.free.remove(buffer)
+        else:
+            buffer = self.buffer(size)
+        view = self.core.View(
+            buffer=buffer, start=0, stride=stride, pixel_bytes=4, height=height, width=width, rows=height, pitch=width
+        )
+        return Stored(view, buffer, 0, stride, Geometry(height, width), None)
+
+    def give_back(self, stored: Stored) -> None:
+        """Let the memory of integers be used again; that of codes is not, since its pads must stay 0."""
+        if stored.form is None:
+            self.free.append(stored.buffer)

@@ -1,0 +1,233 @@
+"""The command line: results, JSON, and bad input as one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitbranch as bb
+from bitbranch import models
+from bitbranch.cli.main import main
+from bitbranch.training import checkpoint
+from bitbranch.training.checkpoint import Recipe
+
+torch.set_num_threads(1)  # small problems; the machine may be shared
+
+TINY = {"stages": [[4], [6]], "hidden": 8, "num_classes": 3, "in_channels": 1, "image_size": 8}
+RECIPE = Recipe("vgg", TINY, (1, 8, 8), "mbn:w2-a2", mean=(0.5,), std=(0.25,), info={"name": "tiny"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint ``net.pt``, its compiled ``net.bb`` and ``images.npy``."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    network = RECIPE.build()
+    images = torch.randn(40, 1, 8, 8)
+    network(images)  # in training mode: BatchNorm statistics, quantizers' steps
+    checkpoint.save(folder / "net.pt", RECIPE, network.eval())
+    np.save(folder / "images.npy", images[:5].numpy())
+    assert main(["compile", str(folder / "net.pt"), "--out", str(folder / "net.bb")]) == 0
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run the command, check that it ends with status 2 and one line of error, and return the line."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("bitbranch: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_compile_and_info_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(folder / "net.pt"), "--out", str(folder / "again.bb"), "--json"]) == 0
+    compiled = json.loads(capsys.readouterr().out)
+    assert main(["info", str(folder / "again.bb"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert compiled["bytes"] == told["bytes"] == (folder / "again.bb").stat().st_size
+    assert compiled["bit_budget"] == told["bit_budget"]
+    assert compiled["macs"] == told["macs"] == bb.summary(RECIPE.build(), torch.rand(1, 1, 8, 8)).macs
+    assert told["info"]["name"] == "tiny"
+    assert [row["weights"] for row in told["operations"] if row["weights"]] == ["s8", "b2", "b2", "s8"]
+    assert (folder / "again.bb").read_bytes() == (folder / "net.bb").read_bytes()
+
+
+@pytest.mark.parametrize("net", ["net.bb", "net.pt"])
+@pytest.mark.parametrize("given", [[], ["--images", "images.npy"], ["--checkpoint", "net.pt"]])
+def test_verify_finds_no_difference(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, net: str, given: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["verify", net, "--json", *given]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mismatches"] == 0
+    executors = [row["executor"] for row in result["equality"]]
+    assert "engine scalar, 2 threads" in executors
+    assert ("torch float64" in executors) == (net == "net.pt" or "--checkpoint" in given)
+    assert all(row["compared"] > 0 for row in result["equality"])
+
+
+def test_run_gives_what_the_reference_gives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = bb.load(folder / "net.bb").reference(np.load(folder / "images.npy"))
+    outputs = folder / "outputs.npy"
+    assert main(["run", str(folder / "net.bb"), str(folder / "images.npy"), "--out", str(outputs)]) == 0
+    assert np.array_equal(np.load(outputs), expected)
+    capsys.readouterr()
+    assert main(["run", str(folder / "net.bb"), str(folder / "images.npy"), "--threads", "2"]) == 0
+    assert [int(line) for line in capsys.readouterr().out.split()] == expected.argmax(1).tolist()
+
+
+def test_bench_times_every_setting(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(folder / "net.bb"), "--threads", "1", "--batch", "1", "3", "--seconds", "0.02"]
+    assert main([*arguments, "--isa", "scalar", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["isa"], row["batch"]) for row in result["times"]] == [("scalar", 1), ("scalar", 3)]
+    assert all(row["milliseconds"] > 0 for row in result["times"])
+    assert all(sum(step["macs"] > 0 for step in row["steps"]) == 4 for row in result["times"])
+    assert main(arguments) == 0
+    assert "ms a call" in capsys.readouterr().out
+
+
+def test_commands_on_compiled_networks_do_not_import_torch(folder: Path) -> None:
+    code = (
+        "import sys; from bitbranch.cli.main import main\n"
+        "for words in (['info'], ['verify'], ['bench', '--seconds', '0.01']):\n"
+        f"    assert main([words[0], {str(folder / 'net.bb')!r}, *words[1:]]) == 0\n"
+        f"assert main(['run', {str(folder / 'net.bb')!r}, {str(folder / 'images.npy')!r}]) == 0\n"
+        "assert not {'torch', 'onnx', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("bitbranch ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["info"], ["bench", "net.bb", "--threads", "0"], ["compile", "a"]]
+)
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert "--help" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.zeros((2, 1, 8, 9), np.float32), "expected shape (N, 1, 8, 8), got (2, 1, 8, 9)"),
+        (np.zeros((8, 8), np.float32), "expected shape"),
+        (np.zeros((2, 1, 8, 8), np.int32), "expected float32 or uint8, got int32"),
+        (np.zeros((2, 1, 8, 8), complex), "got complex128"),
+        (np.full((2, 1, 8, 8), np.nan, np.float32), "holds NaN"),
+    ],
+)
+def test_wrong_images_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], array: np.ndarray, text: str
+) -> None:
+    np.save(tmp_path / "x.npy", array)
+    assert text in refused(capsys, "run", folder / "net.bb", tmp_path / "x.npy")
+    assert text in refused(capsys, "verify", folder / "net.bb", "--images", tmp_path / "x.npy")
+
+
+def test_image_files_that_are_none_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04", (folder / "images.npy").read_bytes()[:-1]):
+        (tmp_path / "x.npy").write_bytes(content)
+        assert f"{tmp_path / 'x.npy'}: not a readable .npy" in refused(
+            capsys, "run", folder / "net.bb", tmp_path / "x.npy"
+        )
+    assert "x.npy" in refused(capsys, "run", folder / "net.bb", tmp_path / "none" / "x.npy")
+    np.savez(tmp_path / "several.npz", a=np.zeros(3))
+    assert "not a readable .npy" in refused(capsys, "run", folder / "net.bb", tmp_path / "several.npz")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench", "run"])
+def test_damaged_networks_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    whole = (folder / "net.bb").read_bytes()
+    path = tmp_path / "bad.bb"
+    more = [str(folder / "images.npy")] if command == "run" else []
+    flips = [bytes([*whole[:i], whole[i] ^ 4, *whole[i + 1 :]]) for i in (0, 9, 200, len(whole) // 2, len(whole) - 1)]
+    for content in (b"", whole[:7], whole[: len(whole) // 2], whole[:-1], whole + b"0", *flips):
+        path.write_bytes(content)
+        assert str(path) in refused(capsys, command, path, *more)
+    assert "none.bb" in refused(capsys, command, tmp_path / "none.bb", *more)
+
+
+def test_an_unknown_scheme_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(RECIPE).items()}
+    content = {"format": checkpoint.FORMAT, "recipe": {**stored, "scheme": "mbn:w2-a99"}, "state": {}}
+    torch.save(content, tmp_path / "net.pt")
+    line = refused(capsys, "compile", tmp_path / "net.pt", "--out", tmp_path / "net.bb")
+    assert f"{tmp_path / 'net.pt'}: unknown scheme 'mbn:w2-a99'" in line
+    assert not (tmp_path / "net.bb").exists()
+
+
+def test_an_unsupported_layer_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+
+    monkeypatch.setitem(models.MODELS, "odd", odd)
+    recipe = Recipe("odd", {}, (1, 8, 8), "uniform:w2-a2")
+    network = recipe.build()
+    network(torch.randn(4, 1, 8, 8))
+    checkpoint.save(tmp_path / "net.pt", recipe, network)
+    line = refused(capsys, "compile", tmp_path / "net.pt", "--out", tmp_path / "net.bb")
+    assert str(tmp_path / "net.pt") in line
+    assert "gelu" in line.lower()
+
+
+def test_a_float_network_is_not_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe("vgg", TINY, (1, 8, 8))
+    checkpoint.save(tmp_path / "net.pt", recipe, recipe.build())
+    assert "conv1" in refused(capsys, "compile", tmp_path / "net.pt", "--out", tmp_path / "net.bb")
+
+
+def test_missing_data_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITBRANCH_DATA", str(tmp_path / "nowhere"))
+    line = refused(capsys, "demo", "--full", "--out", tmp_path / "out")
+    assert str(tmp_path / "nowhere") in line
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("in the way")
+    assert str(tmp_path / "out") in refused(capsys, "demo", "--quick", "--out", tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none" / "y.npy"
+    assert "y.npy" in refused(capsys, "run", folder / "net.bb", folder / "images.npy", "--out", missing)
+    assert "net.bb" in refused(capsys, "compile", folder / "net.pt", "--out", tmp_path / "none" / "net.bb")
+
+
+def test_an_unknown_instruction_set_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'mmx' is not available" in refused(capsys, "bench", folder / "net.bb", "--isa", "mmx")
+
+
+def test_an_interrupt_ends_with_130(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(net: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitbranch.cli.files.info", interrupted)
+    assert main(["info", str(folder / "net.bb")]) == 130
+    assert capsys.readouterr().err == "bitbranch: interrupted\n"

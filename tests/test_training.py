@@ -1,0 +1,211 @@
+"""The training loop, networks by name, and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitbranch import models, quantize
+from bitbranch.errors import BitbranchError, InputError
+from bitbranch.layers import QuantizedLayer
+from bitbranch.quantizers.registry import mbn, parse_scheme
+from bitbranch.training import checkpoint
+from bitbranch.training.checkpoint import Recipe
+from bitbranch.training.loop import evaluate, fit, predict
+
+torch.set_num_threads(1)  # small problems; the machine may be shared
+
+TINY = {"stages": [[4], [6]], "hidden": 8, "num_classes": 3, "in_channels": 1, "image_size": 8}
+
+
+def blobs(count: int = 120, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose brighter third says their class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.normal(0, 0.3, (count, 1, 8, 8)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        image[0, :, 3 * label : 3 * label + 2] += 1.5
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+IMAGES, LABELS = blobs()
+BATCHES = list(zip(IMAGES.split(20), LABELS.split(20), strict=True))
+
+
+def tiny(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return models.build("vgg", TINY)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-2), ("sgd", 5e-2)])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_fit_learns(optimizer: str, lr: float, schedule: str) -> None:
+    model = tiny()
+    history = fit(model, BATCHES, epochs=6, lr=lr, optimizer=optimizer, schedule=schedule, progress=None)
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert not model.training
+    assert evaluate(model, *blobs(seed=1)) > 0.9
+
+
+@pytest.mark.parametrize("scheme", ["mbn:w1-a1", "mbn:w2-a2", "tsq:wt-a2", "lsq:w3-a3"])
+def test_fit_trains_quantized_networks(scheme: str) -> None:
+    model = quantize(tiny(), scheme)
+    fit(model, BATCHES, epochs=10, lr=1e-2, progress=None, seed=0)
+    assert evaluate(model, IMAGES, LABELS) > 0.8
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    first, second = (tiny() for _ in range(2))
+    for model in (first, second):
+        fit(model, BATCHES, epochs=2, lr=1e-2, progress=None, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_cosine_schedule_ends_near_zero() -> None:
+    """The last step hardly moves the weights."""
+    model, before = tiny(), {}
+
+    def remember(step: int) -> None:
+        if step == 5 * len(BATCHES) - 1:
+            before.update({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    fit(model, BATCHES, epochs=5, lr=1e-2, on_step=remember, progress=None)
+    moved = max(float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters())
+    assert 0 < moved < 1e-3
+
+
+def test_only_weights_decay() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    nn.init.constant_(model[1].bias, 1.0)
+    weight = model[1].weight.detach().clone()
+    nothing = [(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
+    fit(model, nothing, epochs=1, lr=1e-9, weight_decay=1e8, schedule="constant", progress=None)
+    assert torch.allclose(model[1].weight, 0.9 * weight)
+    assert torch.allclose(model[1].bias, torch.ones(3))
+
+
+def test_distillation_alone_makes_the_student_answer_like_the_teacher() -> None:
+    teacher, student = tiny(1), tiny(2)
+    fit(teacher, BATCHES, epochs=6, lr=1e-2, progress=None)
+    scrambled = [(x, torch.zeros_like(y)) for x, y in BATCHES]
+    fit(student, scrambled, epochs=15, lr=1e-2, teacher=teacher, teacher_share=1.0, progress=None)
+    same = predict(student, IMAGES).argmax(1) == predict(teacher, IMAGES).argmax(1)
+    assert float(same.float().mean()) > 0.9
+
+
+def test_latent_weights_are_projected_after_every_step() -> None:
+    model = quantize(tiny(), parse_scheme("mbn:w2-a2", mbn(fixed_range=True)))
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m.scheme == "mbn:w2-a2"]
+    assert layers
+    fit(model, BATCHES, epochs=1, lr=1.0, progress=None)
+    assert all(float(layer.weight.detach().abs().max()) == 1.0 for layer in layers)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    bad = [(IMAGES[:20] * math.nan, LABELS[:20])]
+    with pytest.raises(BitbranchError, match="float: the loss is nan at epoch 1, step 1; lower the learning rate"):
+        fit(tiny(), bad, epochs=1, lr=1e-2, progress=None, label="float")
+
+
+@pytest.mark.parametrize("bad", [{"optimizer": "adagrad"}, {"schedule": "step"}])
+def test_unknown_words_are_refused(bad: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"expected 'adam' or 'sgd'|expected 'cosine' or 'constant'"):
+        fit(tiny(), BATCHES, epochs=1, lr=1e-2, progress=None, **bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no batches"):
+        fit(tiny(), [], epochs=1, lr=1e-2, progress=None)
+
+
+def test_progress_says_how_long_it_will_take() -> None:
+    lines: list[str] = []
+    fit(tiny(), BATCHES, epochs=2, lr=1e-2, progress=lines.append, label="float")
+    assert len(lines) == 2
+    assert lines[0].startswith("float: epoch 1/2  loss ")
+    assert lines[1].endswith("0 s left")
+
+
+def test_predict_restores_the_mode() -> None:
+    model = tiny().train()
+    predict(model, IMAGES, batch_size=7)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("resnet99", {}, "model 'resnet99': expected one of"),
+        ("vgg", {"stages": [[4]]}, "missing a required argument"),
+        ("vgg", {**TINY, "colour": 3}, "unexpected keyword argument 'colour'"),
+        ("vgg", {**TINY, "stages": [[4]] * 4}, "leave nothing of an image of 8 pixels"),
+    ],
+)
+def test_unknown_networks_and_arguments_are_refused(name: str, arguments: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        models.build(name, arguments)
+
+
+@pytest.mark.parametrize("scheme", [None, "mbn:w2-a2", "tsq:wt-a2", "lsq:w2-a2"])
+def test_checkpoints_round_trip(tmp_path: Path, scheme: str | None) -> None:
+    recipe = Recipe("vgg", TINY, (1, 8, 8), scheme, mean=(0.5,), std=(0.25,), info={"name": "tiny"})
+    network = recipe.build()
+    fit(network, BATCHES, epochs=1, lr=1e-2, progress=None)
+    checkpoint.save(tmp_path / "net.pt", recipe, network)
+    loaded, again = checkpoint.load(tmp_path / "net.pt")
+    assert loaded == recipe
+    assert torch.equal(predict(again, IMAGES), predict(network, IMAGES))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+
+    def refused(text: str) -> None:
+        with pytest.raises(InputError, match=text) as caught:
+            checkpoint.load(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    refused("cannot be read")
+    recipe = Recipe("vgg", TINY, (1, 8, 8))
+    checkpoint.save(path, recipe, recipe.build())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("damaged")
+    path.write_bytes(b"something else")
+    refused("damaged")
+    torch.save({"weights": torch.zeros(3)}, path)
+    refused("not a bitbranch checkpoint")
+    state = recipe.build().state_dict()
+    for change, text in [({"scheme": "mbn:w9-a2"}, "unknown scheme"), ({"model": "lenet"}, "model 'lenet'")]:
+        content = {"format": checkpoint.FORMAT, "recipe": {**_stored(recipe), **change}, "state": state}
+        torch.save(content, path)
+        refused(text)
+    state.pop("conv1.weight")
+    torch.save({"format": checkpoint.FORMAT, "recipe": _stored(recipe), "state": state}, path)
+    refused("do not fit")
+
+
+def _stored(recipe: Recipe) -> dict[str, object]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(recipe).items()}
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("never-made"),))  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "recipe": _Hostile()}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(_Hostile()))
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(InputError, match="damaged, or not a checkpoint"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "never-made").exists()
