@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import re
 import time
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 
 import bitbranch as bb
 from bitbranch.cli import latency, plots, report
+from bitbranch.cli.demo_training import workers
 from bitbranch.cli.main import main
 from bitbranch.data import fashion_mnist
+from bitbranch.errors import InputError
 from bitbranch.runtime.engine import instruction_sets
 from bitbranch.training import checkpoint
 
@@ -132,6 +135,15 @@ def test_histograms_count_every_code_once(summary: dict[str, Any]) -> None:
             assert len(layer["counts"]) == 1 << int(layer["type"][1:])
         first = next(iter(n["histograms"].values()))
         assert sum(first["counts"]) == 200 * 28 * 28
+
+
+def test_an_error_in_one_worker_ends_the_others() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match="split 'none'"), workers() as pool:
+        pool.submit(time.sleep, 100)
+        pool.submit(fashion_mnist.load, "none").result()
+    assert time.monotonic() - start < 60
+    assert not multiprocessing.active_children()
 
 
 def test_executors_take_turns() -> None:
