@@ -32,9 +32,9 @@ class Plan:
     float_epochs: int = 7
     codes_epochs: int = 4
     tuning_epochs: int = 3
-    two_bit_epochs: int = 6
-    one_bit_epochs: int = 6
-    solver_images: int = 5000
+    two_bit_epochs: int = 7
+    one_bit_epochs: int = 5
+    solver_images: int = 4000
     verify_images: int = 64
     timing_rounds: int = 9
 

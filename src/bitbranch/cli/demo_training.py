@@ -10,6 +10,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -109,9 +110,8 @@ def _multi_branch(plan: Plan, folder: Path, seed: int, log: Log) -> list[Trained
 @contextmanager
 def workers() -> Iterator[ProcessPoolExecutor]:
     """Processes to train in; they end with the block, at once if it fails or is interrupted."""
-    # Spawned, since torch's threads do not survive a fork; an interrupt is left to the parent.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(WORKERS, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    # Spawned, since torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield pool
     except BaseException:
@@ -120,6 +120,19 @@ def workers() -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave interrupts to the parent, and end with it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class Training:
@@ -178,7 +191,7 @@ class Training:
         use_fastest_threads(network, self.test_images[:BATCH], self.cores)
         # Not shifted: with one or two bits everywhere the network fits its training images badly enough.
         history = fit(
-            network, self.batches(stream=1, shift=0), epochs=epochs, lr=4e-3, teacher=reference,
+            network, self.batches(stream=1, shift=0), epochs=epochs, lr=8e-3, teacher=reference,
             progress=self.log, label=name, seed=self.seed,
         )  # fmt: skip
         return self.finished(name, scheme, network, time.perf_counter() - start, history)

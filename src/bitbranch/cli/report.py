@@ -122,7 +122,7 @@ def _overview(networks: Sequence[Summary]) -> str:
             f"<code>{escape(n['scheme'])}</code>",
             f"{100 * n['accuracy']:.2f}",
             f"{100 * (n['accuracy'] - n['float_accuracy']):+.2f}",
-            f"{n['file_bytes'] / 1e3:.1f}",
+            f"{n['file_bytes'] / 1e3:,.1f}",
             f"{100 * (n['file_bytes'] / n['bit_budget'] - 1):+.2f}" if n.get("bit_budget") else "",
             f"{n['float_bytes'] / n['file_bytes']:.1f}x",
             f"{n['seconds_to_train']:.0f}",
