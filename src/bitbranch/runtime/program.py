@@ -90,7 +90,8 @@ class Operation:
 
     name: str
     inputs: tuple[int, ...]
-    arity: ClassVar[int] = 1
+    arity: ClassVar[int | None] = 1
+    """Number of inputs; ``None``: any, at least one."""
 
     def infer(self, *inputs: Value) -> Value:
         """Check the operation against its inputs' types and return its output's type.
@@ -145,7 +146,7 @@ class Encode(Operation):
     code_type: CodeType
     thresholds: npt.NDArray[np.float32]
     table: npt.NDArray[np.uint8] | None = None
-    arity: ClassVar[int] = 0
+    arity: ClassVar[int | None] = 0
 
     def infer(self, *inputs: Value) -> Codes:
         require_ints("shape", self.shape, 3, 1, SIZE_MAX)
@@ -207,21 +208,101 @@ class Conv(Operation):
 
 
 @dataclass(frozen=True, eq=False)
+class ConvTranspose(Operation):
+    """Transposed convolution: codes to accumulators, the adjoint of :class:`Conv` in its input.
+
+    Input pixel ``(y, x)`` adds ``w[:, :, i, j] * code`` to output pixel ``(sy * y + dy * i - top, sx * x + dx * j -
+    left)``; what falls outside the output is dropped.
+
+    Args:
+        weight: codes, uint8 ``[I, O / groups, kh, kw]``, as in PyTorch.
+        weight_type: their type.
+        stride, dilation: (vertical, horizontal).
+        padding: (top, bottom, left, right) rows and columns cut off the full output. A negative bottom or right
+            extends it (PyTorch's ``output_padding``), by less than stride or dilation.
+        groups: divides I and O.
+    """
+
+    weight: npt.NDArray[np.uint8]
+    weight_type: CodeType
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def kernel(self) -> Pair:
+        return self.weight.shape[2], self.weight.shape[3]
+
+    def values(self) -> npt.NDArray[np.int32]:
+        """The weights as integers, ``[I, O / groups, kh, kw]``."""
+        return self.weight_type.decode(self.weight)
+
+    def infer(self, *inputs: Value) -> Integers:
+        x = _codes("transposed convolution", inputs[0])
+        channels = x.shape[0]
+        require_code_type(self.weight_type)
+        require_ints("groups", (self.groups,), 1, 1, SIZE_MAX)
+        require_array("weight", self.weight, np.uint8, (None, None, None, None))
+        require(self.weight.size > 0, "weight is empty")
+        require(int(self.weight.max()) < self.weight_type.count, "weight holds codes beyond its type")
+        fits = self.weight.shape[0] == channels and channels % self.groups == 0
+        require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
+        for name, pair in (("kernel", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
+            require_ints(f"transposed convolution: {name}", pair, 2, 1, SIZE_MAX)
+        require_ints("transposed convolution: padding", self.padding, 4, -SIZE_MAX, SIZE_MAX)
+        size = []
+        for axis in (0, 1):
+            before, after = self.padding[2 * axis], self.padding[2 * axis + 1]
+            require(before >= 0, f"transposed convolution: padding {before} before the image is negative")
+            extra = max(self.stride[axis], self.dilation[axis])
+            require(after > -extra, f"transposed convolution: output padding {-after} must be below {extra}")
+            full = (x.shape[1 + axis] - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            size.append(full - before - after)
+        require(min(size) >= 1, f"transposed convolution: padding {self.padding} leaves no output")
+        require(size[0] * size[1] <= ELEMENTS_MAX, "transposed convolution: the output is too large")
+        lo, hi = self.bounds(x.code_type)
+        return Integers((self.weight.shape[1] * self.groups, size[0], size[1]), lo, hi)
+
+    def bounds(self, code_type: CodeType) -> Pair:
+        """Proven bounds of the accumulators: an output pixel sums some of its channel's weights, each at most once."""
+        weight = self.values().astype(np.int64)
+        inputs, per_group = weight.shape[:2]
+        by_output = weight.reshape(self.groups, inputs // self.groups, per_group, -1).transpose(0, 2, 1, 3)
+        flat = by_output.reshape(self.groups * per_group, -1)
+        low = np.minimum(np.minimum(flat * code_type.lo, flat * code_type.hi), 0).sum(axis=1)
+        high = np.maximum(np.maximum(flat * code_type.lo, flat * code_type.hi), 0).sum(axis=1)
+        return int(low.min()), int(high.max())
+
+    def macs(self, *inputs: Value) -> int:
+        return int(self.weight.size) * inputs[0].shape[1] * inputs[0].shape[2]
+
+
+@dataclass(frozen=True, eq=False)
 class Threshold(Operation):
-    """Integers to codes: ``rank = #{k : v >= T_k}`` per channel.
+    """Integers to codes: ``rank = #{k : v >= T_k}`` per channel, or ``rank = table[#{k : v >= T_k}]``.
 
     Args:
         code_type: codes produced.
-        thresholds: int32 ``[C, count - 1]``, or ``[1, count - 1]`` for all channels; ascending.
+        thresholds: int32 ``[C, n]``, or ``[1, n]`` for all channels; ascending. ``n = count - 1`` without a table.
+        table: uint8 ``[n + 1]``, the rank in each interval between thresholds, for an activation that is not monotone
+            (h-swish); ``None``: the interval's number. ``n`` is at most 255.
     """
 
     code_type: CodeType
     thresholds: npt.NDArray[np.int32]
+    table: npt.NDArray[np.uint8] | None = None
 
     def infer(self, *inputs: Value) -> Codes:
         x = _integers("threshold", inputs[0])
         require_code_type(self.code_type)
-        require_array("thresholds", self.thresholds, np.int32, (None, self.code_type.count - 1))
+        if self.table is None:
+            require_array("thresholds", self.thresholds, np.int32, (None, self.code_type.count - 1))
+        else:
+            require_array("thresholds", self.thresholds, np.int32, (None, None))
+            require(1 <= self.thresholds.shape[1] <= 255, f"{self.thresholds.shape[1]} thresholds for a table")
+            require_array("table", self.table, np.uint8, (self.thresholds.shape[1] + 1,))
+            require(int(self.table.max()) < self.code_type.count, "table holds ranks beyond the code type")
         require(self.thresholds.shape[0] in (1, x.shape[0]), f"thresholds are not for {x.shape[0]} channels")
         require(bool((np.diff(self.thresholds.astype(np.int64), axis=1) >= 0).all()), "thresholds must ascend")
         return Codes(x.shape, self.code_type)
@@ -262,7 +343,7 @@ class Add(Operation):
 
     lo: int
     hi: int
-    arity: ClassVar[int] = 2
+    arity: ClassVar[int | None] = 2
 
     def infer(self, *inputs: Value) -> Integers:
         a, b = _integers("addition", inputs[0]), _integers("addition", inputs[1])
@@ -310,6 +391,56 @@ class SumPool(Operation):
         lo, hi = (x.code_type.lo, x.code_type.hi) if isinstance(x, Codes) else (x.lo, x.hi)
         n = self.kernel[0] * self.kernel[1]
         return Integers((x.shape[0], *size), min(lo, 0) * n, max(hi, 0) * n)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Operation):
+    """Channels of several values one after the other: codes of one type, or integers on one scale."""
+
+    arity: ClassVar[int | None] = None
+
+    def infer(self, *inputs: Value) -> Codes | Integers:
+        require(len(inputs) >= 1, "concatenation of nothing")
+        first = inputs[0]
+        for v in inputs:
+            require(type(v) is type(first), "concatenation of codes and integers")
+            require(v.shape[1:] == first.shape[1:], f"concatenation of shapes {first.shape} and {v.shape}")
+        shape = (sum(v.shape[0] for v in inputs), *first.shape[1:])
+        if isinstance(first, Codes):
+            types = {v.code_type for v in inputs if isinstance(v, Codes)}
+            require(len(types) == 1, f"concatenation of code types {', '.join(sorted(map(str, types)))}")
+            return Codes(shape, first.code_type)
+        integers = [_integers("concatenation", v) for v in inputs]
+        return Integers(shape, min(v.lo for v in integers), max(v.hi for v in integers))
+
+
+@dataclass(frozen=True, eq=False)
+class Upsample(Operation):
+    """Enlarges by whole factors; pixel centres are aligned as in PyTorch with ``align_corners=False``.
+
+    ``nearest`` repeats pixels and keeps the type. ``bilinear`` gives integers ``4 * fy * fx`` times the interpolated
+    values, exactly: along an axis with factor ``f``, output ``f * i + r`` lies between inputs with the whole weights
+    ``2 r + 1 - f`` and its complement to ``2 f``; neighbours beyond the edge repeat it. The division is folded later.
+
+    Args:
+        factor: (vertical, horizontal).
+        mode: ``"nearest"`` or ``"bilinear"``.
+    """
+
+    factor: Pair
+    mode: str = "nearest"
+
+    def infer(self, *inputs: Value) -> Codes | Integers:
+        x = inputs[0]
+        assert not isinstance(x, Reals)
+        require_ints("upsampling factor", self.factor, 2, 1, 64)
+        require(self.mode in ("nearest", "bilinear"), f"unknown upsampling {self.mode!r:.100}")
+        shape = (x.shape[0], x.shape[1] * self.factor[0], x.shape[2] * self.factor[1])
+        if self.mode == "nearest":
+            return Codes(shape, x.code_type) if isinstance(x, Codes) else Integers(shape, x.lo, x.hi)
+        lo, hi = (x.code_type.lo, x.code_type.hi) if isinstance(x, Codes) else (x.lo, x.hi)
+        n = 4 * self.factor[0] * self.factor[1]
+        return Integers(shape, lo * n, hi * n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,7 +501,9 @@ class Program:
 
     def _infer(self, i: int, op: Operation, values: list[Value]) -> Value:
         require(is_text(op.name) and len(op.name) <= NAME_MAX, f"its name must be text of at most {NAME_MAX} letters")
-        require_ints("inputs (earlier operations)", op.inputs, op.arity, 0, i - 1)
+        require(isinstance(op.inputs, tuple), f"inputs must be a tuple, got {op.inputs!r:.100}")
+        arity = max(1, len(op.inputs)) if op.arity is None else op.arity
+        require_ints("inputs (earlier operations)", op.inputs, arity, 0, i - 1)
         require(isinstance(op, Encode) == (i == 0), "the input comes first and once")
         require(isinstance(op, Scale) == (i == len(self.operations) - 1), "the output scale comes last")
         value = op.infer(*(values[j] for j in op.inputs))
@@ -446,6 +579,6 @@ def load(path: str | os.PathLike[str]) -> Program:
 
 
 __all__ = [
-    "Add", "Codes", "Conv", "Encode", "Integers", "MaxPool", "Operation", "Padding", "Pair", "Program", "Reals",
-    "Requantize", "Scale", "SumPool", "Threshold", "Value", "load", "window_size",
+    "Add", "Codes", "Concat", "Conv", "ConvTranspose", "Encode", "Integers", "MaxPool", "Operation", "Padding", "Pair",
+    "Program", "Reals", "Requantize", "Scale", "SumPool", "Threshold", "Upsample", "Value", "load", "window_size",
 ]  # fmt: skip

@@ -63,12 +63,44 @@ def conv(op: p.Conv, x: Codes, code_type: CodeType) -> Ints:
     return acc.astype(np.int64)
 
 
+def conv_transpose(op: p.ConvTranspose, x: Codes, code_type: CodeType, size: p.Pair) -> Ints:
+    """Codes ``[N, I, H, W]`` to accumulators ``[N, O, *size]``: every input pixel adds its window of weights."""
+    values, weight = code_type.decode(x).astype(np.float64), op.values().astype(np.float64)
+    n, inputs, height, width = values.shape
+    per_group, (top, _, left, _) = weight.shape[1], op.padding
+    columns = values.reshape(n, op.groups, inputs // op.groups, height * width)
+    room = [(values.shape[2 + a] - 1) * op.stride[a] + op.dilation[a] * (op.kernel[a] - 1) + 1 for a in (0, 1)]
+    full = np.zeros((n, op.groups * per_group, max(room[0], top + size[0]), max(room[1], left + size[1])))
+    for i in range(op.kernel[0]):
+        for j in range(op.kernel[1]):
+            taps = weight[:, :, i, j].reshape(op.groups, -1, per_group).transpose(0, 2, 1)
+            rows = slice(i * op.dilation[0], i * op.dilation[0] + (height - 1) * op.stride[0] + 1, op.stride[0])
+            cols = slice(j * op.dilation[1], j * op.dilation[1] + (width - 1) * op.stride[1] + 1, op.stride[1])
+            full[:, :, rows, cols] += (taps @ columns).reshape(n, -1, height, width)
+    return full[:, :, top : top + size[0], left : left + size[1]].astype(np.int64)
+
+
+def upsample(op: p.Upsample, v: Array) -> Array:
+    """Values ``[N, C, H, W]`` enlarged: repeated, or ``4 fy fx`` times their bilinear interpolation."""
+    if op.mode == "nearest":
+        return v.repeat(op.factor[0], axis=2).repeat(op.factor[1], axis=3)
+    out = v.astype(np.int64)
+    for axis, factor in ((2, op.factor[0]), (3, op.factor[1])):
+        size = out.shape[axis]
+        twice = 2 * np.arange(size * factor) + 1 - factor  # 2 * factor times the position among the inputs
+        at, part = twice // (2 * factor), twice % (2 * factor)
+        below, above = out.take(np.clip(at, 0, size - 1), axis), out.take(np.clip(at + 1, 0, size - 1), axis)
+        weight = part.reshape([-1 if a == axis else 1 for a in range(4)])
+        out = below * (2 * factor - weight) + above * weight
+    return out
+
+
 def threshold(op: p.Threshold, v: Ints) -> Codes:
     """Integers to codes: count the thresholds of the channel that each value reaches."""
     rank = np.zeros(v.shape, np.int64)
     for k in range(op.thresholds.shape[1]):
         rank += v >= op.thresholds[:, k].reshape(1, -1, 1, 1)
-    return op.code_type.from_rank(rank)
+    return op.code_type.from_rank(rank if op.table is None else op.table[rank])
 
 
 def requantize_stream(op: p.Requantize, v: Ints) -> Ints:
@@ -122,6 +154,14 @@ def _apply(op: p.Operation, batch: Array, inputs: list[Array], types: list[p.Val
         return encode(op, batch)
     if isinstance(op, p.Conv) and isinstance(source, p.Codes):
         return conv(op, inputs[0], source.code_type)
+    if isinstance(op, p.ConvTranspose) and isinstance(source, p.Codes):
+        return conv_transpose(op, inputs[0], source.code_type, op.infer(source).shape[1:])
+    if isinstance(op, p.Concat):
+        return np.concatenate(inputs, axis=1)
+    if isinstance(op, p.Upsample):
+        if isinstance(source, p.Codes) and op.mode == "bilinear":
+            return upsample(op, source.code_type.decode(inputs[0]))
+        return upsample(op, inputs[0])
     if isinstance(op, p.Threshold):
         return threshold(op, inputs[0])
     if isinstance(op, p.Requantize):
