@@ -278,6 +278,10 @@ void run_plan(HeldPlan& p, AnyArray input, nb::ndarray<float, nb::c_contig, nb::
 }  // namespace
 }  // namespace bitbranch
 
+namespace bitbranch {
+void bind_dot(nb::module_& m);  // dot/bindings.cpp
+}
+
 NB_MODULE(_core, m) {
   using namespace bitbranch;
 
@@ -398,4 +402,5 @@ NB_MODULE(_core, m) {
       .def("scale", add_scale, nb::kw_only(), "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
       .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
            "seconds"_a.noconvert() = nb::none());
+  bind_dot(m);
 }

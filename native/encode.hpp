@@ -16,6 +16,7 @@ class Encode final : public Step {
   const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
   View target;
 
+  const FloatEncoder& encoder() const { return encoder_; }
   void run(const Run& run) const override;
 
  private:

@@ -62,6 +62,8 @@ struct FloatEncoder {
   int multiplier, add;      // stored byte = multiplier * rank + add
 };
 
+struct DotSet;  // dot/kernels.hpp
+
 // Everything the engine needs from one instruction set.
 struct InstructionSet {
   const char* name;
@@ -89,6 +91,8 @@ struct InstructionSet {
   void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
+
+  const DotSet* dot;  // what it has for the dot-product path, or null
 };
 
 }  // namespace bitbranch

@@ -25,6 +25,8 @@ avx2     400 190 129 94            125      65
 scalar   4.3 1.9                   22       3
 ======== ========================= ======== ======
 """
+PLANAR = {"amx": "avx512", "avx512_vnni": "avx512", "avx_vnni": "avx2"}
+"""Whose kernels an instruction set with dot products has for what the dot-product path does not take."""
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
 LINEAR_BATCH = 16
@@ -85,7 +87,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
 def _family(op: p.Conv, code_type: CodeType, top: int, isa: str) -> tuple[str, Form, tuple[int, ...], int]:
     """The family, the form that it reads, its dictionary's digits, and its taps whose sums fit int16."""
     ranks, largest = code_type.count - 1, max(-op.weight_type.lo, op.weight_type.hi)
-    if code_type.bits <= DICTIONARY_BITS[isa] and top <= ACCUMULATOR_MAX:
+    if code_type.bits <= DICTIONARY_BITS[PLANAR.get(isa, isa)] and top <= ACCUMULATOR_MAX:
         form = Form.planes(code_type)
         digits = tiles.dictionary_digits(op, form.channels_per_unit)
         if digits is not None:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import layout
+from . import dot, layout
 from . import program as p
+from .dot_planner import DotPlanner
 from .planner import Planner, StepInfo
 from .workspace import Stored
 
@@ -118,7 +119,8 @@ class Engine:
         self.isa = isa
         self._machine = core.Machine(isa, threads)
         self._packed: dict[tuple[int, str], Any] = {}
-        self._plans: dict[int, Planner] = {}
+        self._plans: dict[int, Planner | DotPlanner] = {}
+        self._dot = core.has_dot(self._machine) and not dot.refuses(self.program)
         self._part = self._part_size()
 
     def __repr__(self) -> str:
@@ -151,7 +153,8 @@ class Engine:
             if len(batch):
                 plan.plan.run(batch, out, number, number + 1)
             if step.completes:
-                yield step.operation, self._value(plan, step.operation, out)
+                for operation in step.values or (step.operation,):
+                    yield operation, self._value(plan, operation, out)
 
     def profile(self, x: npt.ArrayLike, repeat: int = 20) -> Profile:
         """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
@@ -172,7 +175,7 @@ class Engine:
 
     # ---- plans --------------------------------------------------------------------------------------------------
 
-    def _plan(self, capacity: int) -> Planner:
+    def _plan(self, capacity: int) -> Planner | DotPlanner:
         """The plan for batches up to ``capacity``, rounded up to a power of two; made on first use."""
         capacity = 1 << (capacity - 1).bit_length()
         plan = self._plans.get(capacity)
@@ -180,13 +183,15 @@ class Engine:
             plan = self._plans[capacity] = self._new_plan(capacity)
         return plan
 
-    def _new_plan(self, capacity: int) -> Planner:
-        plan = Planner(_core(), self._machine, self.isa, self.program, capacity, self._packed)
+    def _new_plan(self, capacity: int) -> Planner | DotPlanner:
+        plan: Planner | DotPlanner
+        arguments = (_core(), self._machine, self.isa, self.program, capacity, self._packed)
+        plan = DotPlanner(*arguments, threads=self.threads) if self._dot else Planner(*arguments)
         plan.build()
         return plan
 
     def _part_size(self) -> int:
-        images = WORKSPACE // self._plan(1).workspace.size
+        images = WORKSPACE // self._plan(1).size
         return max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
 
     def _run(self, batch: npt.NDArray[Any], seconds: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
@@ -206,13 +211,17 @@ class Engine:
         self._run(batch, seconds)
         return seconds
 
-    def _value(self, plan: Planner, operation: int, out: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
+    def _value(
+        self, plan: Planner | DotPlanner, operation: int, out: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.generic]:
         value = self.program.values[operation]
         if isinstance(value, p.Reals):
             return out
         n, (channels, height, width) = len(out), value.shape
         if n == 0:
             return np.empty((0, *value.shape), np.uint8 if isinstance(value, p.Codes) else np.int64)
+        if isinstance(plan, DotPlanner):
+            return plan.value(operation, n)
         stored: Stored = plan.stored[operation][0]
         memory = stored.buffer.array()
         if stored.form is None:

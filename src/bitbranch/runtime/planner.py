@@ -34,6 +34,8 @@ class StepInfo:
     """Multiply-accumulates of one image."""
     completes: bool
     """Whether the operation's value is there after this step."""
+    values: tuple[int, ...] = ()
+    """The values that are there after this step, where it makes others than the operation's."""
 
 
 @dataclass(eq=False)
@@ -73,6 +75,11 @@ class Planner:
             if isinstance(op, p.Conv) and isinstance(out, p.Integers):
                 source = self._codes(op.inputs[0])
                 self.choices[i] = choose(op, source, out, self._fused(i), self.isa, self.capacity)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the buffers."""
+        return self.workspace.size
 
     def build(self) -> None:
         """Add the steps of every operation to ``plan``."""

@@ -1,0 +1,300 @@
+// The dot-product path for Python: views into arrays that Python owns, and plans of steps over them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "steps.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitbranch {
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using MaybeArray = std::optional<Array<T>>;
+using Memory = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pair = std::pair<int, int>;
+using Keep = std::vector<std::shared_ptr<void>>;
+
+template <class T>
+auto* hold(Keep& keep, const T& array) {
+  keep.push_back(std::make_shared<T>(array));
+  return array.data();
+}
+
+template <class T>
+const T* hold(Keep& keep, const MaybeArray<T>& array) {
+  return array ? hold(keep, *array) : nullptr;
+}
+
+struct HeldDotView : DotView {
+  Keep keep;
+};
+
+struct HeldDotOp : DotOp {
+  Keep keep;
+};
+
+HeldDotOp operation(DotOp::Kind kind, const HeldDotView* view) {
+  HeldDotOp op{};
+  op.kind = kind;
+  if (view) {
+    op.view = *view;
+    op.keep = view->keep;
+  }
+  return op;
+}
+
+class DotPlan {
+ public:
+  explicit DotPlan(std::shared_ptr<Machine> machine) : plan_(machine), machine_(std::move(machine)) {
+    if (!set()) throw std::invalid_argument("the instruction set has no dot products");
+  }
+  const DotSet* set() const { return machine_->isa->dot; }
+  const InstructionSet* isa() const { return machine_->isa; }
+
+  DotView view(const HeldDotView& v) {
+    keep_.insert(keep_.end(), v.keep.begin(), v.keep.end());
+    return v;
+  }
+
+  template <class T>
+  T& add(std::unique_ptr<T> step) {
+    T& s = *step;
+    plan_.add(std::move(step));
+    return s;
+  }
+
+  // A step that ends in a chain.
+  template <class T>
+  T& add_chained(const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain) {
+    T& s = add(std::make_unique<T>(set(), walk, channels));
+    for (const HeldDotOp& op : chain) {
+      keep_.insert(keep_.end(), op.keep.begin(), op.keep.end());
+      s.chain.push_back(op);
+    }
+    return s;
+  }
+
+  Plan plan_;
+  Keep keep_;
+
+ private:
+  std::shared_ptr<Machine> machine_;
+};
+
+// outputs: (first, channels, index of the list of chunks, bytes into weights) of each.
+void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
+                     const HeldDotView& source, Pair stride, Array<int64_t> outputs,
+                     const std::vector<std::pair<Array<int32_t>, Array<uint8_t>>>& lists, Array<int32_t> start,
+                     Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, Memory scratch, int scratch_chunks) {
+  DotConvolution& s = p.add_chained<DotConvolution>(walk, channels, chain);
+  s.source = p.view(source);
+  s.stride_y = stride.first;
+  s.stride_x = stride.second;
+  s.bits = bits;
+  s.tables = hold(p.keep_, tables);
+  s.scratch = reinterpret_cast<int8_t*>(hold(p.keep_, scratch));
+  s.scratch_chunks = scratch_chunks;
+  const uint8_t* const all = hold(p.keep_, weights);
+  const int32_t* const starts = hold(p.keep_, start);
+  std::vector<std::pair<const int32_t*, const uint8_t*>> held;
+  for (const auto& [offsets, quads] : lists) held.emplace_back(hold(p.keep_, offsets), hold(p.keep_, quads));
+  for (size_t i = 0; i < outputs.shape(0); ++i) {
+    const int64_t* const o = outputs.data() + 4 * i;
+    const size_t list = static_cast<size_t>(o[2]);
+    s.outputs.push_back({static_cast<int>(o[0]), static_cast<int>(o[1]), static_cast<int>(lists.at(list).first.size()),
+                         held[list].first, held[list].second, all + o[3], starts + 32 * i});
+  }
+}
+
+void add_depthwise(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
+                   const HeldDotView& source, Pair stride, Array<int32_t> offsets, Array<int32_t> weights,
+                   Array<int32_t> start) {
+  DotDepthwiseConvolution& s = p.add_chained<DotDepthwiseConvolution>(walk, channels, chain);
+  s.source = p.view(source);
+  s.stride_y = stride.first;
+  s.stride_x = stride.second;
+  s.taps = static_cast<int>(offsets.size());
+  s.offsets = hold(p.keep_, offsets);
+  s.weights = hold(p.keep_, weights);
+  s.start = hold(p.keep_, start);
+}
+
+template <class S>
+void set_window(S& s, Pair kernel, Pair stride, Pair top_left, Pair dilation, Pair factor) {
+  s.kernel_y = kernel.first, s.kernel_x = kernel.second;
+  s.stride_y = stride.first, s.stride_x = stride.second;
+  s.top = top_left.first, s.left = top_left.second;
+  s.dilation_y = dilation.first, s.dilation_x = dilation.second;
+  s.factor_y = factor.first, s.factor_x = factor.second;
+}
+
+void add_window(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
+                const std::string& kind, const HeldDotView& source, bool bytes, int zero, Pair kernel, Pair stride,
+                Pair top_left, Pair dilation, Pair factor) {
+  DotWindow& s = p.add_chained<DotWindow>(walk, channels, chain);
+  using Kind = DotWindow::Kind;
+  s.kind = kind == "largest" ? Kind::largest : kind == "sum" ? Kind::sum : kind == "nearest" ? Kind::nearest : Kind::bilinear;
+  s.source = p.view(source);
+  s.bytes = bytes;
+  s.zero = zero;
+  set_window(s, kernel, stride, top_left, dilation, factor);
+}
+
+void add_bytes(DotPlan& p, const HeldDotView& source, const HeldDotView& target, Pair kernel, Pair stride,
+               Pair top_left, Pair dilation, Pair factor) {
+  DotBytes& s = p.add(std::make_unique<DotBytes>());
+  s.set = p.set();
+  s.source = p.view(source);
+  s.target = p.view(target);
+  set_window(s, kernel, stride, top_left, dilation, factor);
+}
+
+void add_encode(DotPlan& p, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier, int add,
+                const HeldDotView& target) {
+  DotEncode& s = p.add(std::make_unique<DotEncode>(p.set(), p.isa(), std::move(thresholds), multiplier, add));
+  s.table = hold(p.keep_, table);
+  s.target = p.view(target);
+}
+
+void run_plan(DotPlan& p, nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> input,
+              nb::ndarray<float, nb::c_contig, nb::device::cpu> output, int begin, int end,
+              std::optional<nb::ndarray<double, nb::c_contig, nb::device::cpu>> seconds) {
+  const bool is_float = input.dtype() == nb::dtype<float>();
+  if (!is_float && input.dtype() != nb::dtype<uint8_t>()) throw std::invalid_argument("input must be float32 or uint8");
+  const int images = static_cast<int>(input.shape(0));
+  const void* const x = input.data();
+  float* const y = output.data();
+  double* const s = seconds ? seconds->data() : nullptr;
+  nb::gil_scoped_release unlocked;
+  p.plan_.run(begin, end, images, x, is_float, y, s);
+}
+
+}  // namespace
+
+void bind_dot(nb::module_& m) {
+  m.attr("dot_outputs") = kDotOutputs;
+  m.attr("dot_pixels") = kDotPixels;
+  m.attr("dot_depth") = kDotDepth;
+
+  nb::class_<DotWalk>(m, "DotWalk")
+      .def(
+          "__init__",
+          [](DotWalk* self, const std::string& kind, int height, int width, int rows, int pitch, Pair step, Pair first) {
+            const DotWalk::Kind k = kind == "flat"   ? DotWalk::Kind::flat
+                                    : kind == "rows" ? DotWalk::Kind::rows
+                                                     : DotWalk::Kind::images;
+            new (self) DotWalk{k, height, width, rows, pitch, step.first, step.second, first.first, first.second};
+          },
+          "kind"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a, "step"_a = Pair{1, 1}, "first"_a = Pair{0, 0});
+
+  nb::class_<HeldDotView>(m, "DotView")
+      .def(
+          "__init__",
+          [](HeldDotView* self, Memory memory, int64_t start, int64_t step, int rows, int pitch, int height, int width,
+             int channels, bool exact) {
+            new (self) HeldDotView;
+            self->base = hold(self->keep, memory) + start;
+            self->step = step;
+            self->rows = rows;
+            self->pitch = pitch;
+            self->height = height;
+            self->width = width;
+            self->channels = channels;
+            self->exact = exact;
+          },
+          nb::kw_only(), "memory"_a.noconvert(), "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
+          "channels"_a, "exact"_a);
+
+  nb::class_<HeldDotOp>(m, "DotOp")
+      .def_static(
+          "requantize",
+          [](Array<int64_t> multiplier, Array<int64_t> shift, Array<int64_t> offset, int32_t lo, int32_t hi) {
+            HeldDotOp op = operation(DotOp::Kind::requantize, nullptr);
+            op.multiplier = hold(op.keep, multiplier);
+            op.shift = hold(op.keep, shift);
+            op.offset = hold(op.keep, offset);
+            op.lo = lo;
+            op.hi = hi;
+            return op;
+          },
+          "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a)
+      .def_static(
+          "add",
+          [](const HeldDotView& other, int32_t lo, int32_t hi) {
+            HeldDotOp op = operation(DotOp::Kind::add, &other);
+            op.lo = lo;
+            op.hi = hi;
+            return op;
+          },
+          "other"_a, "lo"_a, "hi"_a)
+      .def_static("store", [](const HeldDotView& target) { return operation(DotOp::Kind::store, &target); }, "target"_a)
+      .def_static(
+          "compare",
+          [](const HeldDotView& target, Array<int32_t> limits, MaybeArray<uint8_t> table, int shift, int add) {
+            HeldDotOp op = operation(DotOp::Kind::compare, &target);
+            op.limits = hold(op.keep, limits);
+            op.count = static_cast<int>(limits.shape(1));
+            op.table = hold(op.keep, table);
+            op.code = {shift, add};
+            return op;
+          },
+          "target"_a, "limits"_a.noconvert(), "table"_a.noconvert().none(), "shift"_a, "add"_a)
+      .def_static(
+          "line",
+          [](const HeldDotView& target, Array<float> slope, Array<float> intercept, int last, int shift, int add) {
+            HeldDotOp op = operation(DotOp::Kind::line, &target);
+            op.slope = hold(op.keep, slope);
+            op.intercept = hold(op.keep, intercept);
+            op.count = last;
+            op.code = {shift, add};
+            return op;
+          },
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
+      .def_static(
+          "scale",
+          [](const HeldDotView& target, Array<float> factor, Array<float> bias) {
+            HeldDotOp op = operation(DotOp::Kind::scale, &target);
+            op.slope = hold(op.keep, factor);
+            op.intercept = hold(op.keep, bias);
+            return op;
+          },
+          "target"_a, "factor"_a.noconvert(), "bias"_a.noconvert());
+
+  nb::class_<DotPlan>(m, "DotPlan")
+      .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
+      .def("__len__", [](const DotPlan& p) { return p.plan_.size(); })
+      .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
+           "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
+           "tables"_a.noconvert().none(), "scratch"_a.noconvert(), "scratch_chunks"_a)
+      .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
+           "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
+      .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
+           "zero"_a = 0, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1}, "top_left"_a = Pair{0, 0},
+           "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
+      .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
+           "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
+      .def("encode", add_encode, nb::kw_only(), "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,
+           "target"_a)
+      .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
+           "seconds"_a.noconvert() = nb::none());
+
+  m.def("has_dot", [](const Machine& machine) { return machine.isa->dot != nullptr; }, "machine"_a);
+}
+
+}  // namespace bitbranch

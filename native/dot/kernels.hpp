@@ -1,0 +1,84 @@
+// The dot-product path: codes lie as bytes, the channels of a pixel side by side, and a convolution is a product of
+// bytes along channels and taps, as VNNI, AMX and their kin compute it. What a set of instructions provides for it.
+// Plain types only: this header is compiled with different machine flags in different files, so it must not define a
+// single inline function.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace bitbranch {
+
+constexpr int kDotOutputs = 32;  // channels of a tile
+constexpr int kDotPixels = 32;   // pixels of a tile
+constexpr int kDotDepth = 64;    // bytes of a chunk of taps
+constexpr int kDotChunk = kDotDepth * kDotOutputs;  // bytes of its weights
+
+// sums[p][o] = start[p][o] + sum over chunks and their bytes of x[p][byte] * weights[byte][o], for a tile of pixels.
+// All 32 rows may be computed and read, however few are asked for.
+struct DotTile {
+  const uint8_t* x;        // first pixel
+  ptrdiff_t step;          // bytes from pixel to pixel
+  const int32_t* offsets;  // [chunks] bytes from a pixel to the chunk
+  const uint8_t* quads;    // [chunks] groups of four bytes that have weights, 1..16
+  int chunks;
+  const int8_t* weights;   // [chunks][2][16 quads][16 outputs][4]
+  const int32_t* start;    // [start_step ? 32 : 1][32]
+  int start_step;          // 0, or 32 to go on with sums
+  int32_t* sums;           // [32][32]
+  int pixels;              // 1..32
+};
+
+// One weight per channel and tap.
+struct DotDepthwise {
+  const uint8_t* x;
+  ptrdiff_t step;
+  const int32_t* offsets;  // [taps]
+  int taps;
+  const int32_t* weights;  // [taps][32], within int16
+  const int32_t* start;    // [32]
+  int32_t* sums;
+  int pixels;
+};
+
+// The rows of a tile that are pixels of the image.
+struct DotRows {
+  int32_t* sums;       // [32][32]
+  int count;
+  const uint8_t* row;  // [count] which
+  int channels;        // of 32 that exist; pointers are to the first of them
+};
+
+// rank -> (rank << shift) + add
+struct DotCode {
+  int shift, add;
+};
+
+struct DotSet {
+  const char* name;
+  void (*begin)();  // around what a thread does
+  void (*end)();
+  void (*run)(const DotTile&);
+  void (*depthwise)(const DotDepthwise&);
+  // Weights of 1, 2 or 4 bits to bytes: `packed` vectors of 64 bytes to 8 / bits rows each. `tables` [4 / bits][16] are
+  // the values of a nibble's fields.
+  void (*expand)(int bits, const int8_t* tables, const uint8_t* packed, int vectors, int8_t* out);
+
+  void (*requantize)(const DotRows&, const int64_t* multiplier, const int64_t* shift, const int64_t* offset, int32_t lo,
+                     int32_t hi);
+  void (*add)(const DotRows&, const int32_t* const* other, int32_t lo, int32_t hi);
+  void (*store)(const DotRows&, int32_t* const* target);
+  // How many of `count` ascending limits [count][32] a sum reaches; with `table`, the rank at that number.
+  void (*compare)(const DotRows&, const int32_t* limits, int count, const uint8_t* table, DotCode, uint8_t* const* target);
+  // int(clamp(sum * slope + intercept, 0, last)), per channel.
+  void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotCode, uint8_t* const* target);
+  void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
+
+  void (*load)(const int32_t* const* x, int count, int channels, int32_t* sums);
+  void (*max_bytes)(const uint8_t* const* x, int count, int bytes, uint8_t* out);
+  void (*max_sums)(const int32_t* const* x, int count, int channels, int32_t* sums);
+  void (*sum_bytes)(const uint8_t* const* x, int count, int channels, int multiplier, int32_t* sums);
+  void (*sum_sums)(const int32_t* const* x, int count, int channels, int multiplier, int32_t* sums);
+  void (*interleave4)(const uint8_t* const* rows, uint8_t* out, int count);
+};
+
+}  // namespace bitbranch

@@ -1,0 +1,336 @@
+#include "steps.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace bitbranch {
+
+namespace {
+constexpr int64_t kWorth = 2048;  // what waking a thread is worth, in the unit of DotStep::cost
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+}  // namespace
+
+int DotStep::block_channels(int block) const { return std::min(kDotOutputs, channels - block * kDotOutputs); }
+
+void DotStep::run(const Run& run) const {
+  int64_t runs = 1, length = run.images;
+  if (walk.kind == DotWalk::Kind::flat) length = int64_t{run.images} * walk.rows * walk.pitch;
+  if (walk.kind == DotWalk::Kind::rows) runs = int64_t{run.images} * walk.height, length = walk.width;
+  const int64_t per_run = divide_up(length, kDotPixels), tiles = runs * per_run;
+
+  // Channels outside, pixels inside: a block's weights stay in the cache while the pixels go by.
+  run.pool.parallel(tiles * blocks(), 1 + kWorth / cost(), [&](int part, int64_t begin, int64_t end) {
+    alignas(64) int32_t sums[kDotPixels * kDotOutputs];
+    DotBlock pixels;
+    pixels.sums = sums;
+    int prepared = -1;
+    set->begin();
+    for (int64_t item = begin; item < end; ++item) {
+      const int block = static_cast<int>(item / tiles);
+      const int64_t tile = item % tiles, first = tile % per_run * kDotPixels;
+      const Span span{tile / per_run, first, static_cast<int>(std::min<int64_t>(kDotPixels, length - first))};
+      describe(span, run.images, pixels);
+      if (pixels.count == 0) continue;
+      if (block != prepared) prepare(prepared = block, part);
+      fill(run, block, part, span, pixels);
+      finish(run, block, pixels);
+    }
+    set->end();
+  });
+}
+
+void DotStep::describe(const Span& span, int64_t, DotBlock& block) const {
+  block.count = 0;
+  DotPixel p{0, 0, 0};
+  switch (walk.kind) {
+    case DotWalk::Kind::flat: {
+      const int64_t row = span.first / walk.pitch;
+      p = {row / walk.rows, static_cast<int>(row % walk.rows), static_cast<int>(span.first % walk.pitch)};
+      break;
+    }
+    case DotWalk::Kind::rows:
+      p = {span.run / walk.height, static_cast<int>(span.run % walk.height), static_cast<int>(span.first)};
+      break;
+    case DotWalk::Kind::images: p = {span.first, 0, 0}; break;
+  }
+  for (int i = 0; i < span.count; ++i) {
+    if (p.y < walk.height && p.x < walk.width) {
+      block.row[block.count] = static_cast<uint8_t>(i);
+      block.pixel[block.count] = p;
+      block.target[block.count] = {p.image, p.y * walk.step_y + walk.first_y, p.x * walk.step_x + walk.first_x};
+      ++block.count;
+    }
+    if (walk.kind == DotWalk::Kind::images) {
+      ++p.image;
+    } else if (++p.x == walk.pitch && walk.kind == DotWalk::Kind::flat) {
+      p.x = 0;
+      if (++p.y == walk.rows) {
+        p.y = 0;
+        ++p.image;
+      }
+    }
+  }
+}
+
+void DotStep::finish(const Run& run, int block, DotBlock& pixels) const {
+  const int first = first_channel(block), existing = block_channels(block);
+  // The last block may write the padding behind the last channel too, in whole vectors.
+  const bool whole = first % kDotOutputs == 0 && first + existing == channels;
+  DotRows rows{pixels.sums, pixels.count, pixels.row, existing};
+  void* targets[kDotPixels];
+  for (const DotOp& op : chain) {
+    const bool is_bytes = op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line;
+    rows.channels = whole && !op.view.exact ? kDotOutputs : existing;
+    if (op.kind == DotOp::Kind::scale) {
+      rows.channels = existing;
+      const int64_t size = int64_t{op.view.height} * op.view.width;
+      for (int i = 0; i < pixels.count; ++i) {
+        const DotPixel& t = pixels.target[i];
+        targets[i] = run.output + (t.image * op.view.channels + first) * size + int64_t{t.y} * op.view.width + t.x;
+      }
+      set->scale(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
+                 reinterpret_cast<float* const*>(targets), size);
+      continue;
+    }
+    if (op.kind != DotOp::Kind::requantize)
+      for (int i = 0; i < pixels.count; ++i) {
+        const DotPixel& t = pixels.target[i];
+        targets[i] = op.view.at(t.image, t.y, t.x) + first * (is_bytes ? 1 : 4);
+      }
+    switch (op.kind) {
+      case DotOp::Kind::requantize:
+        set->requantize(rows, op.multiplier + block * kDotOutputs, op.shift + block * kDotOutputs,
+                        op.offset + block * kDotOutputs, op.lo, op.hi);
+        break;
+      case DotOp::Kind::add: set->add(rows, reinterpret_cast<const int32_t* const*>(targets), op.lo, op.hi); break;
+      case DotOp::Kind::store: set->store(rows, reinterpret_cast<int32_t* const*>(targets)); break;
+      case DotOp::Kind::compare:
+        set->compare(rows, op.limits + int64_t{block} * op.count * kDotOutputs, op.count, op.table, op.code,
+                     reinterpret_cast<uint8_t* const*>(targets));
+        break;
+      case DotOp::Kind::line:
+        set->line(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs, op.count, op.code,
+                  reinterpret_cast<uint8_t* const*>(targets));
+        break;
+      case DotOp::Kind::scale: break;
+    }
+  }
+}
+
+void DotConvolution::expand(const Outputs& o, int first, int chunks, int8_t* out) const {
+  const int64_t packed = int64_t{kDotChunk} * bits / 8;
+  set->expand(bits, tables, o.weights + first * packed, static_cast<int>(chunks * packed / 64), out);
+}
+
+void DotConvolution::prepare(int block, int part) const {
+  const Outputs& o = outputs[block];
+  if (bits < 8 && o.chunks <= scratch_chunks) expand(o, 0, o.chunks, expanded(part));
+}
+
+void DotConvolution::fill(const Run&, int block, int part, const Span& span, DotBlock& pixels) const {
+  const Outputs& o = outputs[block];
+  DotTile t{};
+  switch (walk.kind) {
+    case DotWalk::Kind::flat:
+      t.x = source.base + span.first * source.step;
+      t.step = source.step;
+      break;
+    case DotWalk::Kind::rows:
+      t.x = source.at(span.run / walk.height, span.run % walk.height * stride_y, span.first * stride_x);
+      t.step = source.step * stride_x;
+      break;
+    case DotWalk::Kind::images:
+      t.x = source.at(span.first, 0, 0);
+      t.step = source.image_bytes();
+      break;
+  }
+  t.offsets = o.offsets;
+  t.quads = o.quads;
+  t.chunks = o.chunks;
+  t.start = o.start;
+  t.sums = pixels.sums;
+  t.pixels = span.count;
+  if (bits == 8 || o.chunks <= scratch_chunks) {
+    t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(part);
+    return set->run(t);
+  }
+  for (int done = 0; done < o.chunks; done += scratch_chunks) {  // too many for the scratch: piece by piece
+    t.chunks = std::min(scratch_chunks, o.chunks - done);
+    expand(o, done, t.chunks, expanded(part));
+    t.weights = expanded(part);
+    set->run(t);
+    t.offsets += t.chunks;
+    t.quads += t.chunks;
+    t.start = pixels.sums;
+    t.start_step = kDotOutputs;
+  }
+}
+
+void DotDepthwiseConvolution::fill(const Run&, int block, int, const Span& span, DotBlock& pixels) const {
+  DotDepthwise d{};
+  const bool flat = walk.kind == DotWalk::Kind::flat;
+  d.x = flat ? source.base + span.first * source.step
+             : source.at(span.run / walk.height, span.run % walk.height * stride_y, span.first * stride_x);
+  d.x += block * kDotOutputs;
+  d.step = flat ? source.step : source.step * stride_x;
+  d.offsets = offsets;
+  d.taps = taps;
+  d.weights = weights + int64_t{block} * taps * kDotOutputs;
+  d.start = start + block * kDotOutputs;
+  d.sums = pixels.sums;
+  d.pixels = span.count;
+  set->depthwise(d);
+}
+
+void DotWindow::add(const uint8_t* const* from, int count, int channels, int multiplier, int32_t* sums) const {
+  if (bytes) set->sum_bytes(from, count, channels, multiplier, sums);
+  else set->sum_sums(reinterpret_cast<const int32_t* const*>(from), count, channels, multiplier, sums);
+}
+
+void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) const {
+  constexpr int together = 64;
+  const int channels_here = block_channels(block), first = block * kDotOutputs * (bytes ? 1 : 4);
+  const uint8_t* from[together];
+  for (int i = 0; i < pixels.count; ++i) {
+    const DotPixel& p = pixels.pixel[i];
+    int32_t* const sums = pixels.sums + pixels.row[i] * kDotOutputs;
+    if (kind == Kind::nearest) {
+      from[0] = source.at(p.image, p.y / factor_y, p.x / factor_x) + first;
+      set->load(reinterpret_cast<const int32_t* const*>(from), 1, channels_here, sums);
+      continue;
+    }
+    std::memset(sums, 0, sizeof(int32_t) * kDotOutputs);
+    if (kind == Kind::bilinear) {
+      const auto between = [](int at, int factor, int size, int where[2], int weight[2]) {
+        const int twice = 2 * at + 1 - factor + 2 * factor;  // one pixel further, so that it is not negative
+        where[0] = std::clamp(twice / (2 * factor) - 1, 0, size - 1);
+        where[1] = std::clamp(twice / (2 * factor), 0, size - 1);
+        weight[1] = twice % (2 * factor);
+        weight[0] = 2 * factor - weight[1];
+      };
+      int y[2], x[2], weight_y[2], weight_x[2];
+      between(p.y, factor_y, source.height, y, weight_y);
+      between(p.x, factor_x, source.width, x, weight_x);
+      for (int a = 0; a < 2; ++a)
+        for (int b = 0; b < 2; ++b) {
+          from[0] = source.at(p.image, y[a], x[b]) + first;
+          add(from, 1, channels_here, weight_y[a] * weight_x[b], sums);
+        }
+      const int all = 4 * factor_y * factor_x * zero;
+      if (all != 0)
+        for (int c = 0; c < channels_here; ++c) sums[c] -= all;
+      continue;
+    }
+    int count = 0, seen = 0;
+    const auto flush = [&] {
+      if (count == 0) return;
+      if (kind == Kind::sum) {
+        add(from, count, channels_here, 1, sums);
+      } else {
+        if (seen > count) from[count++] = reinterpret_cast<const uint8_t*>(sums);
+        alignas(64) int32_t largest[kDotOutputs];
+        set->max_sums(reinterpret_cast<const int32_t* const*>(from), count, channels_here, largest);
+        std::memcpy(sums, largest, sizeof(int32_t) * channels_here);
+      }
+      count = 0;
+    };
+    for (int a = 0; a < kernel_y; ++a) {
+      const int y = p.y * stride_y - top + a * dilation_y;
+      if (y < 0 || y >= source.height) continue;
+      for (int b = 0; b < kernel_x; ++b) {
+        const int x = p.x * stride_x - left + b * dilation_x;
+        if (x < 0 || x >= source.width) continue;
+        from[count++] = source.at(p.image, y, x) + first;
+        ++seen;
+        if (count == together - 1) flush();
+      }
+    }
+    flush();
+    if (kind == Kind::sum && zero != 0)
+      for (int c = 0; c < channels_here; ++c) sums[c] -= seen * zero;
+  }
+}
+
+void DotBytes::run(const Run& run) const {
+  constexpr int together = 64;
+  const int64_t rows = int64_t{run.images} * target.height;
+  const int bytes = target.channels;
+  run.pool.parallel(rows, plain_grain(int64_t{target.width} * bytes * kernel_y), [&](int, int64_t begin, int64_t end) {
+    const uint8_t* from[together];
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / target.height;
+      const int at_y = static_cast<int>(row % target.height);
+      for (int at_x = 0; at_x < target.width; ++at_x) {
+        uint8_t* const out = target.at(image, at_y, at_x);
+        int count = 0;
+        bool first = true;
+        const auto flush = [&] {
+          if (count == 0) return;
+          if (!first) {
+            from[count++] = from[0];
+            from[0] = out;
+          }
+          set->max_bytes(from, count, bytes, out);
+          first = false;
+          count = 0;
+        };
+        for (int a = 0; a < kernel_y; ++a) {
+          const int y = at_y / factor_y * stride_y - top + a * dilation_y;
+          if (y < 0 || y >= source.height) continue;
+          for (int b = 0; b < kernel_x; ++b) {
+            const int x = at_x / factor_x * stride_x - left + b * dilation_x;
+            if (x < 0 || x >= source.width) continue;
+            from[count++] = source.at(image, y, x);
+            if (count == together - 1) flush();
+          }
+        }
+        flush();
+      }
+    }
+  });
+}
+
+void DotEncode::run(const Run& run) const {
+  const int width = target.width, height = target.height, quads = (target.channels + 3) / 4;
+  const int64_t plane = int64_t{height} * width;
+  // Short rows are encoded together: alone they would not fill the vectors.
+  constexpr int piece = 2048;
+  const int columns = std::min(width, piece), rows = std::max(1, piece / width);
+  const int64_t bands = divide_up(height, rows);
+  run.pool.parallel(run.images * bands, plain_grain(int64_t{rows} * width * target.channels), [&](int, int64_t begin, int64_t end) {
+    alignas(64) uint8_t bytes[4][piece], mixed[4 * piece];
+    const uint8_t* const each[4] = {bytes[0], bytes[1], bytes[2], bytes[3]};
+    std::memset(bytes, 0, sizeof bytes);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / bands;
+      const int top = static_cast<int>(item % bands) * rows, here = std::min(rows, height - top);
+      for (int left = 0; left < width; left += columns) {
+        const int count = std::min(columns, width - left);
+        for (int quad = 0; quad < quads; ++quad) {
+          for (int k = 0; k < 4 && 4 * quad + k < target.channels; ++k) {
+            const int c = 4 * quad + k;
+            const int64_t from = (image * target.channels + c) * plane + int64_t{top} * width + left;
+            if (run.input_is_float) {
+              isa->encode(encode_.encoder(), static_cast<const float*>(run.input) + from, bytes[k], here * count);
+            } else {
+              const uint8_t* const pixels = static_cast<const uint8_t*>(run.input) + from;
+              const uint8_t* const codes = table + 256 * c;
+              for (int i = 0; i < here * count; ++i) bytes[k][i] = codes[pixels[i]];
+            }
+          }
+          set->interleave4(each, mixed, here * count);
+          for (int row = 0; row < here; ++row) {
+            uint8_t* const out = target.at(image, top + row, left) + 4 * quad;
+            const uint8_t* const from = mixed + 4 * row * count;
+            if (target.step == 4) std::memcpy(out, from, 4 * static_cast<size_t>(count));
+            else
+              for (int x = 0; x < count; ++x) std::memcpy(out + x * target.step, from + 4 * x, 4);
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace bitbranch

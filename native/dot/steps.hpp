@@ -1,0 +1,185 @@
+// Steps of the dot-product path: something that fills tiles of 32 pixels by 32 channels with sums, and a chain of
+// operations that takes them on, block by block, to where the next layers want them.
+#pragma once
+#include <vector>
+
+#include "../encode.hpp"
+#include "../step.hpp"
+#include "kernels.hpp"
+
+namespace bitbranch {
+
+// Channels of a pixel lie side by side: image i, row y, column x is at base + ((i * rows + y) * pitch + x) * step.
+// Codes are bytes `value + zero`, which pads hold for the real 0; integers are int32 without pads.
+struct DotView {
+  uint8_t* base = nullptr;
+  ptrdiff_t step = 0;
+  int rows = 0, pitch = 0;
+  int height = 0, width = 0, channels = 0;
+  bool exact = false;  // nothing may be written behind the last channel
+
+  ptrdiff_t image_bytes() const { return step * pitch * rows; }
+  uint8_t* at(int64_t image, int64_t y, int64_t x) const { return base + ((image * rows + y) * pitch + x) * step; }
+};
+
+// Which pixels a step goes through, and in what order they lie in its source.
+struct DotWalk {
+  enum class Kind {
+    flat,   // all pixels of the source one after the other, pads among them
+    rows,   // row by row
+    images  // one pixel per image
+  };
+  Kind kind = Kind::flat;
+  int height = 0, width = 0;            // pixels that exist
+  int rows = 0, pitch = 0;              // flat: of the source
+  int step_y = 1, step_x = 1;           // of the target, from pixel to pixel
+  int first_y = 0, first_x = 0;         // in the target
+};
+
+struct DotPixel {
+  int64_t image;
+  int y, x;
+};
+
+struct DotBlock {
+  int32_t* sums;
+  int count;
+  uint8_t row[kDotPixels];
+  DotPixel pixel[kDotPixels];  // in the walk
+  DotPixel target[kDotPixels];
+};
+
+// One operation of a chain. Arrays are per block of 32 channels.
+struct DotOp {
+  enum class Kind { requantize, add, store, compare, line, scale };
+  Kind kind;
+  DotView view;                         // where it writes; add: what it reads
+  int32_t lo = 0, hi = 0;
+  const int64_t* multiplier = nullptr;  // [blocks][32], also shift, offset
+  const int64_t* shift = nullptr;
+  const int64_t* offset = nullptr;
+  const int32_t* limits = nullptr;      // [blocks][count][32]
+  int count = 0;
+  const uint8_t* table = nullptr;       // [count + 1]
+  const float* slope = nullptr;         // [blocks][32], also intercept; of scale the factor and the bias
+  const float* intercept = nullptr;
+  DotCode code{0, 0};
+};
+
+class DotStep : public Step {
+ public:
+  DotStep(const DotSet* set, DotWalk walk, int channels) : set(set), walk(walk), channels(channels) {}
+  void run(const Run& run) const override;
+
+  const DotSet* set;
+  DotWalk walk;
+  int channels;  // of the output
+  std::vector<DotOp> chain;
+
+ protected:
+  struct Span {
+    int64_t run, first;  // pixels first .. first + count of a run of the walk
+    int count;
+  };
+  virtual int blocks() const { return (channels + kDotOutputs - 1) / kDotOutputs; }
+  virtual int first_channel(int block) const { return block * kDotOutputs; }
+  virtual int block_channels(int block) const;
+  virtual int64_t cost() const { return 64; }  // of a tile, in about thousands of multiply-accumulates
+  virtual void prepare(int, int) const {}
+  virtual void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const = 0;
+
+ private:
+  void describe(const Span& span, int64_t images, DotBlock& block) const;
+  void finish(const Run& run, int block, DotBlock& pixels) const;
+};
+
+class DotConvolution : public DotStep {
+ public:
+  using DotStep::DotStep;
+  // Outputs that are summed together.
+  struct Outputs {
+    int first, channels, chunks;
+    const int32_t* offsets;  // [chunks]
+    const uint8_t* quads;    // [chunks]
+    const uint8_t* weights;
+    const int32_t* start;    // [32]
+  };
+  std::vector<Outputs> outputs;
+  DotView source;
+  int stride_y = 1, stride_x = 1;
+  int bits = 8;                    // of the weights in memory; below 8 they are expanded into scratch
+  const int8_t* tables = nullptr;  // see DotSet::expand
+  int8_t* scratch = nullptr;       // [threads][scratch_chunks][kDotChunk]
+  int scratch_chunks = 0;
+
+ protected:
+  int blocks() const override { return static_cast<int>(outputs.size()); }
+  int first_channel(int block) const override { return outputs[block].first; }
+  int block_channels(int block) const override { return outputs[block].channels; }
+  int64_t cost() const override { return 64 + 64 * outputs[0].chunks; }
+  void prepare(int block, int part) const override;
+  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+
+ private:
+  int8_t* expanded(int part) const { return scratch + int64_t{part} * scratch_chunks * kDotChunk; }
+  void expand(const Outputs& o, int first, int chunks, int8_t* out) const;
+};
+
+class DotDepthwiseConvolution : public DotStep {
+ public:
+  using DotStep::DotStep;
+  DotView source;
+  int stride_y = 1, stride_x = 1, taps = 0;
+  const int32_t* offsets = nullptr;  // [taps]
+  const int32_t* weights = nullptr;  // [blocks][taps][32]
+  const int32_t* start = nullptr;    // [blocks][32]
+
+ protected:
+  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+};
+
+// Sums or the largest of a window of the source, an interpolation, or the source itself.
+class DotWindow : public DotStep {
+ public:
+  using DotStep::DotStep;
+  enum class Kind { largest, sum, nearest, bilinear };
+  Kind kind = Kind::nearest;
+  DotView source;
+  bool bytes = false;  // codes, else integers
+  int zero = 0;        // of codes
+  int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
+  int factor_y = 1, factor_x = 1;  // of upsampling
+
+ protected:
+  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+
+ private:
+  void add(const uint8_t* const* from, int count, int channels, int multiplier, int32_t* sums) const;
+};
+
+// Codes to codes of the same type: the largest of a window, or pixels repeated.
+class DotBytes : public Step {
+ public:
+  const DotSet* set = nullptr;
+  DotView source, target;
+  int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
+  int factor_y = 1, factor_x = 1;
+  void run(const Run& run) const override;
+};
+
+// The network's input, float32 or uint8 planes, to codes.
+class DotEncode : public Step {
+ public:
+  DotEncode(const DotSet* set, const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add)
+      : set(set), isa(isa), encode_(isa, std::move(thresholds), multiplier, add) {}
+  const DotSet* set;
+  const InstructionSet* isa;
+  const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
+  DotView target;
+  void run(const Run& run) const override;
+
+ private:
+  Encode encode_;  // for its thresholds' buckets
+};
+
+}  // namespace bitbranch

@@ -1,0 +1,581 @@
+"""From a program to a plan of the dot-product path: see :mod:`~bitbranch.runtime.dot` for its layout.
+
+A step fills tiles of 32 pixels by 32 channels with integers (a convolution, a pool, an interpolation, or a stored
+value) and hands each tile, still in the cache, to a chain: requantize, add another stream, store, thresholds, scale.
+The chain holds every following operation that needs nothing else, so a residual block is one step per convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError
+from . import dot
+from . import program as p
+from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
+from .layout import LINE, round_up
+from .planner import StepInfo
+
+SCRATCH_CHUNKS = 128
+"""Chunks of weights that are expanded at once: 256 KiB, which the second cache holds."""
+
+
+@dataclass(eq=False)
+class Place:
+    """Where a value lies: bytes for codes, int32 for integers, channels side by side."""
+
+    memory: npt.NDArray[np.uint8]
+    start: int
+    step: int
+    """Bytes from pixel to pixel."""
+    rows: int
+    pitch: int
+    shape: tuple[int, int, int]
+    exact: bool
+    """Whether what lies behind the last channel belongs to another value."""
+    view: Any
+
+    def pixels(self, images: int, size: int) -> npt.NDArray[np.uint8]:
+        """A copy of the bytes ``[images, H, W, size]`` of the pixels."""
+        pitch = self.pitch * self.step
+        strides = (self.rows * pitch, pitch, self.step, 1)
+        shape = (images, *self.shape[1:], size)
+        return np.lib.stride_tricks.as_strided(self.memory[self.start :], shape, strides, writeable=False).copy()
+
+
+@dataclass(eq=False)
+class DotPlanner:
+    """Builds one plan; takes the arguments of :class:`~bitbranch.runtime.planner.Planner`."""
+
+    core: Any
+    machine: Any
+    isa: str
+    program: p.Program
+    capacity: int
+    packed: dict[tuple[int, str], Any]
+    threads: int = 1
+    steps: list[StepInfo] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan = self.core.DotPlan(self.machine)
+        self.operations, self.values = self.program.operations, self.program.values
+        self.readers: dict[int, list[int]] = {i: [] for i in range(len(self.values))}
+        for i, op in enumerate(self.operations):
+            for j in dict.fromkeys(op.inputs):
+                self.readers[j].append(i)
+        self.places: dict[int, Place] = {}
+        self.free: list[npt.NDArray[np.uint8]] = []
+        self.size = 0
+        self.done: set[int] = set()  # operations that are planned
+        self.made: set[int] = set()  # values that lie in memory
+        self.homes = self._homes()
+        self.pads: dict[int, p.Pair] = {}  # by root: rows between images and columns between rows, for its readers
+        self.reach: dict[int, p.Pair] = {}  # by root: furthest row and column that a tap is from its output pixel
+        self._measure()
+        self.scratch = self._scratch()
+
+    def build(self) -> None:
+        """Append every step to the plan.
+
+        Raises:
+            FormatError: an operation that the engine does not know.
+        """
+        for i, op in enumerate(self.operations):
+            if i in self.done:
+                continue
+            if isinstance(op, p.Encode):
+                self._encode(i, op)
+            elif isinstance(op, p.Conv):
+                self._depthwise(i, op) if dot.is_depthwise(op) else self._convolution(i, op)
+            elif isinstance(op, p.ConvTranspose):
+                self._transposed(i, op)
+            elif isinstance(op, (p.Requantize, p.Add, p.Threshold, p.Scale)):
+                self._pointwise(i, op)
+            elif isinstance(op, (p.MaxPool, p.SumPool, p.Upsample)):
+                self._window(i, op)
+            elif isinstance(op, p.Concat):
+                self._concat(i, op)
+            else:
+                raise FormatError(f"the engine has no operation {type(op).__name__}")
+
+    def value(self, operation: int, images: int) -> npt.NDArray[np.generic]:
+        """The reference's form of a value that lies in memory, ``[images, C, H, W]``."""
+        v, place = self.values[operation], self.places[operation]
+        channels = v.shape[0]
+        if isinstance(v, p.Codes):
+            shift, add = dot.byte_of(v.code_type)
+            rank = (place.pixels(images, channels).astype(np.int16) - add) >> shift
+            return np.ascontiguousarray(v.code_type.from_rank(rank).transpose(0, 3, 1, 2))
+        numbers = place.pixels(images, 4 * channels).view(np.int32)
+        return np.ascontiguousarray(numbers.transpose(0, 3, 1, 2)).astype(np.int64)
+
+    # ---- memory -------------------------------------------------------------------------------------------------
+
+    def _homes(self) -> dict[int, tuple[int, int]]:
+        """Values that are written where a concatenation wants them: its number, and their first channel in it."""
+        homes: dict[int, tuple[int, int]] = {}
+        for i, op in enumerate(self.operations):
+            if not isinstance(op, p.Concat):
+                continue
+            first = 0
+            for j in op.inputs:
+                if j not in homes and not isinstance(self.operations[j], p.Encode) and op.inputs.count(j) == 1:
+                    homes[j] = (i, first)
+                first += self.values[j].shape[0]
+        return homes
+
+    def _root(self, value: int) -> int:
+        while value in self.homes:
+            value = self.homes[value][0]
+        return value
+
+    def _measure(self) -> None:
+        """Find the pads and the reach of all values of codes."""
+        for i, op in enumerate(self.operations):
+            if not isinstance(op, (p.Conv, p.ConvTranspose)):
+                continue
+            root, size, out = self._root(op.inputs[0]), self.values[op.inputs[0]].shape[1:], self.values[i].shape[1:]
+            pads, reach = list(self.pads.get(root, (0, 0))), list(self.reach.get(root, (0, 0)))
+            for phase, *counts in self._phases(op, out):
+                positions = dot.taps(op) if isinstance(op, p.Conv) else dot.phase_taps(op, phase)
+                for axis, count in enumerate(counts):
+                    stride = op.stride[axis] if isinstance(op, p.Conv) else 1
+                    at = [(t.y, t.x)[axis] for t in positions] or [0]
+                    beyond = max(at) + (count - 1) * stride - (size[axis] - 1)
+                    pads[axis] = max(pads[axis], -min(at), beyond, count - size[axis] if stride == 1 else 0)
+                    reach[axis] = max(reach[axis], max(at) + PIXELS * stride * axis)
+            self.pads[root], self.reach[root] = (pads[0], pads[1]), (reach[0], reach[1])
+
+    @staticmethod
+    def _phases(op: p.Conv | p.ConvTranspose, out: tuple[int, ...]) -> list[tuple[p.Pair, int, int]]:
+        """The phases of an output, each with its height and width."""
+        if isinstance(op, p.Conv):
+            return [((0, 0), out[0], out[1])]
+        sy, sx = op.stride
+        return [
+            ((y, x), -(-(out[0] - y) // sy), -(-(out[1] - x) // sx))
+            for y in range(min(sy, out[0]))
+            for x in range(min(sx, out[1]))
+        ]
+
+    def _array(self, size: int) -> npt.NDArray[np.uint8]:
+        """Zeroed memory that starts on a cache line."""
+        memory = np.zeros(size + LINE, np.uint8)
+        start = -memory.ctypes.data % LINE
+        self.size += size
+        return memory[start : start + size]
+
+    def _place(self, value: int) -> Place:
+        """Room for a value, made when it is first asked for."""
+        if value in self.places:
+            return self.places[value]
+        v = self.values[value]
+        if value in self.homes:
+            whole, first = self.homes[value]
+            outer = self._place(whole)
+            at = outer.start + first * (1 if isinstance(v, p.Codes) else 4)
+            place = self._describe(outer.memory, at, outer.step, outer.rows, outer.pitch, v.shape, True)
+        elif isinstance(v, p.Codes):
+            place = self._codes(value, v)
+        else:
+            place = self._integers(v.shape)
+        self.places[value] = place
+        return place
+
+    def _codes(self, value: int, v: p.Codes) -> Place:
+        channels, height, width = v.shape
+        step = 4 if channels <= 4 else round_up(channels, OUTPUTS)
+        pad_rows, pad_columns = self.pads.get(value, (0, 0))
+        rows, pitch = height + pad_rows, width + pad_columns
+        head = round_up((pad_rows * pitch + pad_columns) * step, LINE)
+        reach = self.reach.get(value, (0, 0))
+        tail = ((max(reach[0], pad_rows) + 1) * pitch + reach[1] + PIXELS) * step + 2 * DEPTH
+        if self._by_images(value):  # tiles of one pixel per image read beyond the last image
+            tail += PIXELS * rows * pitch * step
+        memory = self._array(head + self.capacity * rows * pitch * step + tail)
+        memory[:] = dot.zero(v.code_type)
+        return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
+
+    def _by_images(self, root: int) -> bool:
+        return self.capacity > 4 and any(
+            isinstance(op, p.Conv) and self._root(op.inputs[0]) == root and self.values[i].shape[1:] == (1, 1)
+            for i, op in enumerate(self.operations)
+        )
+
+    def _integers(self, shape: tuple[int, int, int]) -> Place:
+        channels, height, width = shape
+        step = 4 * round_up(channels, OUTPUTS)
+        size = self.capacity * height * width * step + 4 * OUTPUTS
+        fitting = [m for m in self.free if size <= len(m) <= 2 * size]
+        if fitting:
+            memory = min(fitting, key=len)
+            self.free = [m for m in self.free if m is not memory]
+        else:
+            memory = self._array(size)
+        return self._describe(memory, 0, step, height, width, shape, False)
+
+    def _describe(
+        self, memory: npt.NDArray[np.uint8], start: int, step: int, rows: int, pitch: int, shape: tuple[int, int, int],
+        exact: bool,
+    ) -> Place:  # fmt: skip
+        view = self.core.DotView(
+            memory=memory, start=start, step=step, rows=rows, pitch=pitch, height=shape[1], width=shape[2],
+            channels=shape[0], exact=exact,
+        )  # fmt: skip
+        return Place(memory, start, step, rows, pitch, shape, exact, view)
+
+    def _scratch(self) -> npt.NDArray[np.uint8]:
+        return np.zeros(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS + LINE, np.uint8)
+
+    def _finished(self, operation: int) -> None:
+        """Mark operations as planned; give back the memory of integers that nothing reads any more."""
+        self.done.add(operation)
+        for value in dict.fromkeys(self.operations[operation].inputs):
+            place = self.places.get(value)
+            if place is None or not isinstance(self.values[value], p.Integers):
+                continue
+            own = value not in self.homes and not isinstance(self.operations[value], p.Concat)
+            if own and all(r in self.done for r in self.readers[value]):
+                self.free.append(place.memory)
+
+    # ---- chains -------------------------------------------------------------------------------------------------
+
+    def _chain(self, value: int, blocks: Sequence[tuple[int, int]]) -> tuple[list[Any], list[int]]:
+        """What follows a value that a step has just made, tile by tile.
+
+        Args:
+            value: the integers of the step.
+            blocks: first channel and number of channels of each block.
+
+        Returns:
+            operations of the chain, and the values that they complete.
+        """
+        chain: list[Any] = []
+        complete: list[int] = []
+        fused: list[int] = []
+        while True:
+            readers = self.readers[value]
+            op = self.operations[readers[0]] if len(readers) == 1 else None
+            if isinstance(op, p.Requantize):
+                chain.append(self._requantize(op, blocks))
+            elif isinstance(op, p.Add) and len(set(op.inputs)) == 2:
+                other = next(j for j in op.inputs if j != value)
+                if other not in self.made:
+                    break
+                chain.append(self.core.DotOp.add(self.places[other].view, op.lo, op.hi))
+            else:
+                break
+            value = readers[0]
+            fused.append(value)
+        rest = False
+        for reader in self.readers[value]:
+            op = self.operations[reader]
+            if isinstance(op, p.Threshold):
+                chain.append(self._threshold(reader, op, value, blocks))
+                complete.append(reader)
+                fused.append(reader)
+            elif isinstance(op, p.Scale):
+                chain.append(self._scale(reader, op, blocks))
+                complete.append(reader)
+                fused.append(reader)
+            else:
+                rest = True
+        if rest:
+            # Stored first: nothing in a chain changes what follows from it, and thresholds leave the sums alone.
+            chain.append(self.core.DotOp.store(self._place(value).view))
+            complete.append(value)
+        for done in fused:
+            self._finished(done)
+        return chain, complete
+
+    def _by_block(self, a: npt.NDArray[Any], blocks: Sequence[tuple[int, int]], fill: float = 0) -> npt.NDArray[Any]:
+        """Per-channel numbers ``[C, ...]`` (or ``[1, ...]``) as ``[blocks, ..., 32]``."""
+        channels = max(first + count for first, count in blocks)
+        whole = np.broadcast_to(a, (channels, *a.shape[1:]))
+        out = np.full((len(blocks), *a.shape[1:], OUTPUTS), fill, a.dtype)
+        for k, (first, count) in enumerate(blocks):
+            out[k, ..., :count] = np.moveaxis(whole[first : first + count], 0, -1)
+        return out
+
+    def _requantize(self, op: p.Requantize, blocks: Sequence[tuple[int, int]]) -> Any:
+        shift = op.shift.astype(np.int64)
+        half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+        multiplier, shifts, offset = (
+            self._by_block(a, blocks) for a in (op.multiplier.astype(np.int64), shift, op.offset + half)
+        )
+        return self.core.DotOp.requantize(multiplier, shifts, offset, op.lo, op.hi)
+
+    def _threshold(self, i: int, op: p.Threshold, value: int, blocks: Sequence[tuple[int, int]]) -> Any:
+        v, target = self.values[value], self._place(i)
+        assert isinstance(v, p.Integers)
+        shift, add = dot.byte_of(op.code_type)
+        bars = op.thresholds.astype(np.int64)
+        if op.table is None and bars.shape[1] > dot.FEW:
+            key = (i, "lines")
+            if key not in self.packed:
+                self.packed[key] = dot.fit_lines(bars, v.lo, v.hi)
+            if self.packed[key] is not None:
+                slope, intercept = (self._by_block(a, blocks) for a in self.packed[key])
+                return self.core.DotOp.line(target.view, slope, intercept, bars.shape[1], shift, add)
+        limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
+        return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
+
+    def _scale(self, i: int, op: p.Scale, blocks: Sequence[tuple[int, int]]) -> Any:
+        shape = self.values[i].shape
+        empty = np.zeros(LINE, np.uint8)
+        target = self._describe(empty, 0, 0, shape[1], shape[2], shape, True)  # for its size; it writes the output
+        return self.core.DotOp.scale(target.view, self._by_block(op.scale, blocks), self._by_block(op.bias, blocks))
+
+    def _add(self, operation: int, family: str, completes: list[int], macs: int = 0, what: str = "") -> None:
+        op = self.operations[operation]
+        name = f"{op.name or type(op).__name__.lower()}{what}"
+        self.made.update(completes)
+        self.steps.append(StepInfo(operation, name, family, macs, bool(completes), tuple(completes)))
+
+    # ---- operations ---------------------------------------------------------------------------------------------
+
+    def _whole_blocks(self, channels: int) -> list[tuple[int, int]]:
+        return [(first, min(OUTPUTS, channels - first)) for first in range(0, channels, OUTPUTS)]
+
+    def _encode(self, i: int, op: p.Encode) -> None:
+        multiplier, add = op.code_type.step, op.code_type.lo + dot.zero(op.code_type)
+        table = None
+        if op.table is not None:
+            table = (op.code_type.to_rank(op.table).astype(np.int64) * multiplier + add).astype(np.uint8)
+        target = self._place(i)
+        self.plan.encode(
+            thresholds=op.thresholds.tolist(), table=table, multiplier=multiplier, add=add, target=target.view
+        )
+        self._finished(i)
+        self._add(i, "encode", [i])
+
+    def _convolution(self, i: int, op: p.Conv) -> None:
+        out = self.values[i].shape
+        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "")
+
+    def _transposed(self, i: int, op: p.ConvTranspose) -> None:
+        out = self.values[i].shape
+        phases = self._phases(op, out[1:])
+        # The same chain for every phase: it is planned once, and repeated.
+        for k, (phase, height, width) in enumerate(phases):
+            what = f" (phase {k + 1} of {len(phases)})" if len(phases) > 1 else ""
+            self._product(
+                i, op, dot.phase_taps(op, phase), (1, 1), (height, width), out[1:], op.stride, phase, what,
+                last=k == len(phases) - 1,
+            )  # fmt: skip
+
+    def _product(
+        self, i: int, op: p.Conv | p.ConvTranspose, positions: list[Tap], stride: p.Pair, size: tuple[int, ...],
+        whole: tuple[int, ...], step: p.Pair, first: p.Pair, what: str, last: bool = True,
+    ) -> None:  # fmt: skip
+        """A dense or grouped convolution: the output pixels ``step * (y, x) + first``, ``size`` of them."""
+        source = self._place(op.inputs[0])
+        weights = self._weights(op)
+        groups, per_group, depth = op.groups, weights.shape[0] // op.groups, weights.shape[1]
+        # Small groups are computed together, with zeros between them.
+        together = next((m for m in range(min(groups, max(1, OUTPUTS // per_group)), 0, -1) if groups % m == 0), 1)
+        lists: list[dot.Chunks] = []
+        blocks: list[tuple[int, int]] = []
+        table: list[tuple[int, int, int, int]] = []
+        key = (i, f"dot {first}")
+        step_bytes, pitch = source.step, source.pitch
+        base = dot.chunks(positions, together * depth, step_bytes, pitch)
+        count = len(base.offsets)
+        packed: dot.PackedWeights | None = self.packed.get(key)
+        pieces: list[npt.NDArray[np.int8]] = []
+        for g in range(0, groups, together):
+            lists.append(dot.Chunks(base.offsets + np.int32(g * depth), base.quads, base.columns))
+            outputs = together * per_group
+            for o in range(0, outputs, OUTPUTS):
+                here = min(OUTPUTS, outputs - o)
+                blocks.append((g * per_group + o, here))
+                table.append((g * per_group + o, here, len(lists) - 1, 0))
+                if packed is None:
+                    pieces.append(self._piece(weights, positions, base, g, together, per_group, o, here))
+        if packed is None:
+            packed = self.packed[key] = dot.pack(pieces, count)
+        size_of_block = packed.block_bytes(count)
+        outputs_table = np.asarray([(a, b, c, k * size_of_block) for k, (a, b, c, _) in enumerate(table)], np.int64)
+
+        code_type = self._code_type(op.inputs[0])
+        index = [t.index for t in positions]
+        sums = weights[:, :, index].astype(np.int64).sum(axis=(1, 2))
+        start = self._by_block(self._int32(-dot.zero(code_type) * sums), blocks)
+        if isinstance(op, p.Conv) and tuple(size) == (1, 1):
+            walk = self.core.DotWalk("images", 1, 1, 1, 1)
+        elif stride == (1, 1):
+            walk = self.core.DotWalk("flat", size[0], size[1], source.rows, source.pitch, step, first)
+        else:
+            walk = self.core.DotWalk("rows", size[0], size[1], 1, 1)
+        if last:
+            self.done.add(i)
+            saved = None
+        else:
+            saved = (set(self.done), list(self.free))
+        chain, complete = self._chain(i, blocks)
+        if saved is not None:  # the next phase runs the same chain
+            self.done, self.free = saved
+            complete = []
+        scratch_start = -self.scratch.ctypes.data % LINE
+        self.plan.convolution(
+            walk=walk, channels=len(weights), chain=chain, source=source.view, stride=stride, outputs=outputs_table,
+            lists=[(c.offsets, c.quads) for c in lists], start=start, weights=packed.data, bits=packed.bits,
+            tables=packed.tables, scratch=self.scratch[scratch_start:], scratch_chunks=SCRATCH_CHUNKS,
+        )  # fmt: skip
+        if last:
+            self._finished(i)
+        macs = int(op.macs(self.values[op.inputs[0]]))
+        share = macs * len(positions) // max(1, op.weight.shape[2] * op.weight.shape[3])
+        self._add(i, "dot", complete, share, what)
+
+    def _code_type(self, value: int) -> Any:
+        v = self.values[value]
+        assert isinstance(v, p.Codes)
+        return v.code_type
+
+    @staticmethod
+    def _weights(op: p.Conv | p.ConvTranspose) -> npt.NDArray[np.int8]:
+        """``[O, I / groups, kh * kw]``."""
+        values = op.weight_type.decode(op.weight).astype(np.int8)
+        if isinstance(op, p.ConvTranspose):
+            inputs, per_group = values.shape[:2]
+            by_group = values.reshape(op.groups, inputs // op.groups, per_group, *values.shape[2:])
+            values = by_group.transpose(0, 2, 1, 3, 4).reshape(op.groups * per_group, -1, *values.shape[2:])
+        return values.reshape(*values.shape[:2], -1)
+
+    @staticmethod
+    def _piece(
+        weights: npt.NDArray[np.int8], positions: list[Tap], base: dot.Chunks, group: int, together: int,
+        per_group: int, first: int, count: int,
+    ) -> npt.NDArray[np.int8]:  # fmt: skip
+        """Weights of ``count`` outputs along the depth ``[count, chunks * 64]``."""
+        depth = weights.shape[1]
+        out = np.zeros((count, len(base.offsets) * DEPTH), np.int8)
+        index = [t.index for t in positions]
+        if not index:
+            return out
+        for m in range(together):
+            lo, hi = max(m * per_group, first), min((m + 1) * per_group, first + count)
+            if lo >= hi:
+                continue
+            rows = weights[group * per_group + lo : group * per_group + hi][:, :, index]
+            columns = base.columns[m * depth : (m + 1) * depth]
+            out[lo - first : hi - first, columns.ravel()] = rows.reshape(hi - lo, -1)
+        return out
+
+    @staticmethod
+    def _int32(x: Ints) -> npt.NDArray[np.int32]:
+        """Modulo 2^32: sums are modular, and in range in the end."""
+        return np.ascontiguousarray((x & 0xFFFFFFFF).astype(np.uint32)).view(np.int32)
+
+    def _depthwise(self, i: int, op: p.Conv) -> None:
+        source, out = self._place(op.inputs[0]), self.values[i].shape
+        blocks = self._whole_blocks(out[0])
+        positions = dot.taps(op)
+        offsets = np.asarray([(t.y * source.pitch + t.x) * source.step for t in positions], np.int32)
+        values = op.values().reshape(out[0], -1).astype(np.int32)
+        sums = -dot.zero(self._code_type(op.inputs[0])) * values.astype(np.int64).sum(axis=1)
+        if op.stride == (1, 1):
+            walk = self.core.DotWalk("flat", out[1], out[2], source.rows, source.pitch)
+        else:
+            walk = self.core.DotWalk("rows", out[1], out[2], 1, 1)
+        self.done.add(i)
+        chain, complete = self._chain(i, blocks)
+        self.plan.depthwise(
+            walk=walk, channels=out[0], chain=chain, source=source.view, stride=op.stride, offsets=offsets,
+            weights=self._by_block(values, blocks), start=self._by_block(self._int32(sums), blocks),
+        )  # fmt: skip
+        self._finished(i)
+        self._add(i, "depthwise", complete, op.macs(self.values[op.inputs[0]]))
+
+    def _walk(self, shape: tuple[int, int, int]) -> Any:
+        """Through all pixels of a value without pads."""
+        return self.core.DotWalk("flat", shape[1], shape[2], shape[1], shape[2])
+
+    def _pointwise(self, i: int, op: p.Operation) -> None:
+        """Whatever takes stored integers on: all chains that begin at them."""
+        value = next(j for j in op.inputs if j in self.places)
+        shape = self.values[value].shape
+        blocks = self._whole_blocks(shape[0])
+        source = self._place(value)
+        if isinstance(op, p.Threshold):
+            chain, complete, after = [self._threshold(i, op, value, blocks)], [i], [i]
+        elif isinstance(op, p.Scale):
+            chain, complete, after = [self._scale(i, op, blocks)], [i], [i]
+        else:
+            if isinstance(op, p.Requantize):
+                head = self._requantize(op, blocks)
+            else:
+                assert isinstance(op, p.Add)
+                head = self.core.DotOp.add(
+                    self._place(op.inputs[-1] if value == op.inputs[0] else op.inputs[0]).view, op.lo, op.hi
+                )
+            self.done.add(i)
+            chain, complete = self._chain(i, blocks)
+            chain, after = [head, *chain], [i]
+        self.plan.window(
+            walk=self._walk(shape), channels=shape[0], chain=chain, kind="nearest", source=source.view, bytes=False
+        )
+        for done in after:
+            self._finished(done)
+        self._add(i, type(op).__name__.lower(), complete)
+
+    def _window(self, i: int, op: p.MaxPool | p.SumPool | p.Upsample) -> None:
+        value = op.inputs[0]
+        v, out, source = self.values[value], self.values[i], self._place(value)
+        family = {"MaxPool": "max-pool", "SumPool": "sum-pool", "Upsample": "upsample"}[type(op).__name__]
+        window: dict[str, Any] = {}
+        if isinstance(op, p.Upsample):
+            window["factor"] = op.factor
+        else:
+            window |= {"kernel": op.kernel, "stride": op.stride, "top_left": (op.padding[0], op.padding[2])}
+        if isinstance(op, p.MaxPool):
+            window["dilation"] = op.dilation
+        if isinstance(out, p.Codes):
+            self.plan.bytes(source=source.view, target=self._place(i).view, **window)
+            self._finished(i)
+            self._add(i, family, [i])
+            return
+        codes = isinstance(v, p.Codes)
+        kind = "largest" if isinstance(op, p.MaxPool) else "sum" if isinstance(op, p.SumPool) else op.mode
+        blocks = self._whole_blocks(out.shape[0])
+        self.done.add(i)
+        chain, complete = self._chain(i, blocks)
+        self.plan.window(
+            walk=self._walk(out.shape), channels=out.shape[0], chain=chain, kind=kind, source=source.view, bytes=codes,
+            zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0, **window,
+        )  # fmt: skip
+        self._finished(i)
+        self._add(i, family, complete)
+
+    def _concat(self, i: int, op: p.Concat) -> None:
+        """Copies the parts that could not be written in place."""
+        target, first = self._place(i), 0
+        size = 1 if isinstance(self.values[i], p.Codes) else 4
+        for j in op.inputs:
+            shape = self.values[j].shape
+            if self.homes.get(j) != (i, first):
+                at = target.start + first * size
+                part = self._describe(target.memory, at, target.step, target.rows, target.pitch, shape, True)
+                source = self._place(j)
+                if size == 1:
+                    self.plan.bytes(source=source.view, target=part.view)
+                else:
+                    self.plan.window(
+                        walk=self._walk(shape), channels=shape[0], chain=[self.core.DotOp.store(part.view)],
+                        kind="nearest", source=source.view, bytes=False,
+                    )  # fmt: skip
+                self._add(i, "concat", [], what=" (copy)")
+            first += shape[0]
+        self._finished(i)
+        if self.steps:
+            last = self.steps[-1]
+            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, True, (*last.values, i))
+
+
+__all__ = ["DotPlanner"]
