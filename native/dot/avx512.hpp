@@ -20,4 +20,47 @@ static inline Vector load_table(const int8_t* p) {
 static inline Vector low_nibbles(Vector a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 static inline Vector high_nibbles(Vector a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
 static inline Vector lookup(Vector table, Vector index) { return _mm512_shuffle_epi8(table, index); }
+static inline Vector zero() { return _mm512_setzero_si512(); }
+static inline Vector splat(int32_t x) { return _mm512_set1_epi32(x); }
+static inline Vector add32(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
+static inline Vector larger(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
+static inline Vector larger8(Vector a, Vector b) { return _mm512_max_epu8(a, b); }
+static inline Vector smaller(Vector a, Vector b) { return _mm512_min_epi32(a, b); }
+static inline Vector widen16(const int16_t* p) {
+  return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline void narrow16(int16_t* p, Vector v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
+}
+static inline void narrow8(uint8_t* p, Vector v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+static inline Vector count_reached(Vector count, Vector v, Vector bar) {
+  return _mm512_mask_sub_epi32(count, _mm512_cmpge_epi32_mask(v, bar), count, _mm512_set1_epi32(-1));
+}
+static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
+                                  int32_t lo, int32_t hi) {
+  const __m256i low = _mm256_set1_epi32(lo), high = _mm256_set1_epi32(hi);
+  for (int c = 0; c < 32; c += 8) {
+    const __m512i x = _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + c)));
+    const __m512i y = _mm512_add_epi64(_mm512_mul_epi32(x, load(multiplier + c)), load(offset + c));
+    const __m256i saturated = _mm512_cvtsepi64_epi32(_mm512_srav_epi64(y, load(shift + c)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(v + c), _mm256_min_epi32(_mm256_max_epi32(saturated, low), high));
+  }
+}
+
+struct Line {
+  __m512 slope, intercept, last;
+  Line(const float* a, const float* b, float n)
+      : slope(_mm512_loadu_ps(a)), intercept(_mm512_loadu_ps(b)), last(_mm512_set1_ps(n)) {}
+  Vector operator()(Vector v) const {
+    const __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(v), slope), intercept);
+    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(y, _mm512_setzero_ps()), last));
+  }
+};
+// Lane c of row `index`, rows of 32.
+static inline Vector gather_rows(const int32_t* rows, Vector index) {
+  const Vector lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_i32gather_epi32(_mm512_add_epi32(_mm512_slli_epi32(index, 5), lane), rows, 4);
+}
 static inline void nothing() {}

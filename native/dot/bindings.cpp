@@ -207,7 +207,7 @@ void bind_dot(nb::module_& m) {
       .def(
           "__init__",
           [](HeldDotView* self, Memory memory, int64_t start, int64_t step, int rows, int pitch, int height, int width,
-             int channels, bool exact) {
+             int channels, bool exact, bool narrow) {
             new (self) HeldDotView;
             self->base = hold(self->keep, memory) + start;
             self->step = step;
@@ -217,9 +217,10 @@ void bind_dot(nb::module_& m) {
             self->width = width;
             self->channels = channels;
             self->exact = exact;
+            self->narrow = narrow;
           },
           nb::kw_only(), "memory"_a.noconvert(), "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
-          "channels"_a, "exact"_a);
+          "channels"_a, "exact"_a, "narrow"_a = false);
 
   nb::class_<HeldDotOp>(m, "DotOp")
       .def_static(
@@ -266,6 +267,20 @@ void bind_dot(nb::module_& m) {
             return op;
           },
           "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
+      .def_static(
+          "near",
+          [](const HeldDotView& target, Array<float> slope, Array<float> intercept, Array<int32_t> limits, int last,
+             int shift, int add) {
+            HeldDotOp op = operation(DotOp::Kind::near, &target);
+            op.slope = hold(op.keep, slope);
+            op.intercept = hold(op.keep, intercept);
+            op.limits = hold(op.keep, limits);
+            op.count = last;
+            op.code = {shift, add};
+            return op;
+          },
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "limits"_a.noconvert(), "last"_a, "shift"_a,
+          "add"_a)
       .def_static(
           "scale",
           [](const HeldDotView& target, Array<float> factor, Array<float> bias) {

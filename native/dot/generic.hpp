@@ -72,54 +72,77 @@ static void expand(int bits, const int8_t* tables, const uint8_t* packed, int ve
   else expand_bits<4>(tables, packed, vectors, out);
 }
 
-// What follows is plain loops over the 32 channels of a row, which the compiler vectorises.
+// From here on a vector is channels of a pixel; the arrays of a chain are per channel.
+
+constexpr int kParts = kDotOutputs / kLanes;
 
 static void requantize(const DotRows& rows, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
                        int32_t lo, int32_t hi) {
-  for (int i = 0; i < rows.count; ++i) {
-    int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    for (int c = 0; c < kDotOutputs; ++c) {
-      const int64_t x = (v[c] * multiplier[c] + offset[c]) >> shift[c];
-      const int64_t y = x < lo ? lo : x;
-      v[c] = static_cast<int32_t>(y > hi ? hi : y);
-    }
-  }
+  for (int i = 0; i < rows.count; ++i)
+    requantize_row(rows.sums + rows.row[i] * kDotOutputs, multiplier, shift, offset, lo, hi);
 }
 
-static void add(const DotRows& rows, const int32_t* const* other, int32_t lo, int32_t hi) {
-  for (int i = 0; i < rows.count; ++i) {
-    int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    const int32_t* const o = other[i];
-    for (int c = 0; c < kDotOutputs; ++c) {
-      const int32_t x = v[c] + o[c], y = x < lo ? lo : x;
-      v[c] = y > hi ? hi : y;
+static void add(const DotRows& rows, const void* const* other, bool narrow, int32_t lo, int32_t hi) {
+  const Vector low = splat(lo), high = splat(hi);
+  for (int i = 0; i < rows.count; ++i)
+    UNROLL for (int a = 0; a < kParts; ++a) {
+      int32_t* const v = rows.sums + rows.row[i] * kDotOutputs + a * kLanes;
+      const Vector o = narrow ? widen16(static_cast<const int16_t*>(other[i]) + a * kLanes)
+                              : load(static_cast<const int32_t*>(other[i]) + a * kLanes);
+      store(v, smaller(larger(add32(load(v), o), low), high));
     }
-  }
 }
 
 template <class T>
-static inline void put(T* target, const T* values, int channels) {
-  if (channels == kDotOutputs) std::memcpy(target, values, kDotOutputs * sizeof(T));
-  else std::memcpy(target, values, channels * sizeof(T));
+static inline void copy(void* to, const T* from, int count) {
+  std::memcpy(to, from, count * sizeof(T));
 }
 
-static void store_sums(const DotRows& rows, int32_t* const* target) {
-  for (int i = 0; i < rows.count; ++i) put(target[i], rows.sums + rows.row[i] * kDotOutputs, rows.channels);
+static void store_sums(const DotRows& rows, bool narrow, void* const* target) {
+  for (int i = 0; i < rows.count; ++i) {
+    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
+    if (narrow) {
+      alignas(64) int16_t kept[kDotOutputs];
+      int16_t* const to = rows.channels == kDotOutputs ? static_cast<int16_t*>(target[i]) : kept;
+      UNROLL for (int a = 0; a < kParts; ++a) narrow16(to + a * kLanes, load(v + a * kLanes));
+      if (to == kept) copy(target[i], kept, rows.channels);
+    } else if (rows.channels == kDotOutputs) {
+      UNROLL for (int a = 0; a < kParts; ++a) store(static_cast<int32_t*>(target[i]) + a * kLanes, load(v + a * kLanes));
+    } else {
+      copy(target[i], v, rows.channels);
+    }
+  }
+}
+
+// Finishes a part of every row with rank(sums), a vector of ranks.
+template <class Rank>
+static inline void each_part(const DotRows& rows, int part, DotCode code, uint8_t* const* target, const Rank& rank) {
+  const Vector summand = splat(code.add);
+  const int here = rows.channels - part * kLanes;
+  if (here <= 0) return;
+  for (int i = 0; i < rows.count; ++i) {
+    const Vector v = rank(load(rows.sums + rows.row[i] * kDotOutputs + part * kLanes));
+    const Vector stored = add32(code.shift ? add32(v, v) : v, summand);
+    if (here >= kLanes) {
+      narrow8(target[i] + part * kLanes, stored);
+    } else {
+      alignas(64) uint8_t kept[kLanes];
+      narrow8(kept, stored);
+      copy(target[i] + part * kLanes, kept, here);
+    }
+  }
 }
 
 template <int Count>
-static void compare_few(const DotRows& rows, const int32_t* __restrict limits, DotCode code, uint8_t* const* target) {
-  int32_t bars[Count][kDotOutputs];
-  std::memcpy(bars, limits, sizeof bars);
-  for (int i = 0; i < rows.count; ++i) {
-    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    alignas(64) uint8_t out[kDotOutputs];
-    for (int c = 0; c < kDotOutputs; ++c) {
-      int32_t rank = 0;
-      UNROLL for (int k = 0; k < Count; ++k) rank += v[c] >= bars[k][c] ? 1 : 0;
-      out[c] = static_cast<uint8_t>((rank << code.shift) + code.add);
-    }
-    put(target[i], out, rows.channels);
+static void compare_few(const DotRows& rows, const int32_t* limits, DotCode code, uint8_t* const* target) {
+  for (int part = 0; part < kParts; ++part) {
+    Vector bar[Count];
+    UNROLL for (int k = 0; k < Count; ++k) bar[k] = load(limits + k * kDotOutputs + part * kLanes);
+    each_part(rows, part, code, target, [&](Vector v) {
+      Vector count = zero();
+      UNROLL for (int k = 0; k < Count; ++k) count = count_reached(count, v, bar[k]);
+      return count;
+    });
   }
 }
 
@@ -127,36 +150,42 @@ static void compare(const DotRows& rows, const int32_t* limits, int count, const
                     uint8_t* const* target) {
   if (!table && count == 1) return compare_few<1>(rows, limits, code, target);
   if (!table && count == 3) return compare_few<3>(rows, limits, code, target);
-  for (int i = 0; i < rows.count; ++i) {
-    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    alignas(64) int32_t rank[kDotOutputs] = {};
-    for (int k = 0; k < count; ++k)
-      for (int c = 0; c < kDotOutputs; ++c) rank[c] += v[c] >= limits[k * kDotOutputs + c] ? 1 : 0;
-    if (table)
-      for (int c = 0; c < kDotOutputs; ++c) rank[c] = table[rank[c]];
-    alignas(64) uint8_t out[kDotOutputs];
-    for (int c = 0; c < kDotOutputs; ++c) out[c] = static_cast<uint8_t>((rank[c] << code.shift) + code.add);
-    put(target[i], out, rows.channels);
+  for (int part = 0; part < kParts; ++part)
+    each_part(rows, part, code, target, [&](Vector v) {
+      Vector reached = zero();
+      for (int k = 0; k < count; ++k) reached = count_reached(reached, v, load(limits + k * kDotOutputs + part * kLanes));
+      if (!table) return reached;
+      alignas(64) int32_t rank[kLanes];
+      store(rank, reached);
+      for (int c = 0; c < kLanes; ++c) rank[c] = table[rank[c]];
+      return load(rank);
+    });
+}
+
+// Multiplied, then added, never fused: what the slopes were checked for.
+static void line(const DotRows& rows, const float* slope, const float* intercept, int last, DotCode code,
+                 uint8_t* const* target) {
+  for (int part = 0; part < kParts; ++part) {
+    const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
+    each_part(rows, part, code, target, [&](Vector v) { return l(v); });
   }
 }
 
-// Multiplied, then added: the build forbids fusing the two (-ffp-contract=off).
-static void line(const DotRows& rows, const float* __restrict slope, const float* __restrict intercept, int last,
-                 DotCode code, uint8_t* const* target) {
-  const float top = static_cast<float>(last);
-  for (int i = 0; i < rows.count; ++i) {
-    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    alignas(64) uint8_t out[kDotOutputs];
-    for (int c = 0; c < kDotOutputs; ++c) {
-      const float product = static_cast<float>(v[c]) * slope[c];
-      float y = product + intercept[c];
-      y = y > 0.0f ? y : 0.0f;
-      y = y < top ? y : top;
-      out[c] = static_cast<uint8_t>((static_cast<int32_t>(y) << code.shift) + code.add);
-    }
-    put(target[i], out, rows.channels);
+// The count k is one of r - 1, r, r + 1 for the line's r; bars r - 1 and r, which are rows r and r + 1, say which.
+static void near_line(const DotRows& rows, const float* slope, const float* intercept, const int32_t* limits, int last,
+                      DotCode code, uint8_t* const* target) {
+  for (int part = 0; part < kParts; ++part) {
+    const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
+    const int32_t* const bars = limits + part * kLanes;
+    each_part(rows, part, code, target, [&](Vector v) {
+      const Vector r = l(v);
+      const Vector below = count_reached(add32(r, splat(-1)), v, gather_rows(bars, r));
+      return count_reached(below, v, gather_rows(bars + kDotOutputs, r));
+    });
   }
 }
+
+// What follows is plain loops over channels, which the compiler vectorises.
 
 static void scale(const DotRows& rows, const float* factor, const float* bias, float* const* target,
                   int64_t channel_step) {
@@ -167,39 +196,57 @@ static void scale(const DotRows& rows, const float* factor, const float* bias, f
       const float product = static_cast<float>(v[c]) * factor[c];
       out[c] = product + bias[c];
     }
-    if (channel_step == 1) put(target[i], out, rows.channels);
+    if (channel_step == 1) copy(target[i], out, rows.channels);
     else
       for (int c = 0; c < rows.channels; ++c) target[i][c * channel_step] = out[c];
   }
 }
 
-static void load_sums(const int32_t* const* x, int count, int channels, int32_t* sums) {
-  for (int i = 0; i < count; ++i) put(sums + i * kDotOutputs, x[i], channels);
-}
-
-static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* __restrict out) {
-  std::memcpy(out, x[0], bytes);
-  for (int i = 1; i < count; ++i) {
-    const uint8_t* const other = x[i];
-    for (int b = 0; b < bytes; ++b) out[b] = out[b] > other[b] ? out[b] : other[b];
+static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* out) {
+  constexpr int whole = sizeof(Vector);
+  int b = 0;
+  for (; b + whole <= bytes; b += whole) {
+    Vector most = load(x[0] + b);
+    for (int i = 1; i < count; ++i) most = larger8(most, load(x[i] + b));
+    store(out + b, most);
+  }
+  for (; b < bytes; ++b) {
+    uint8_t most = x[0][b];
+    for (int i = 1; i < count; ++i) most = most > x[i][b] ? most : x[i][b];
+    out[b] = most;
   }
 }
 
-static void max_sums(const int32_t* const* x, int count, int channels, int32_t* __restrict sums) {
-  std::memcpy(sums, x[0], channels * sizeof(int32_t));
-  for (int i = 1; i < count; ++i)
-    for (int c = 0; c < channels; ++c) sums[c] = sums[c] > x[i][c] ? sums[c] : x[i][c];
+// The 32 channels from each pointer on, of int32 or, `narrow`, int16.
+static inline Vector number(const void* p, bool narrow, int at) {
+  return narrow ? widen16(static_cast<const int16_t*>(p) + at) : load(static_cast<const int32_t*>(p) + at);
+}
+
+static void max_sums(const void* const* x, int count, bool narrow, int32_t* sums) {
+  UNROLL for (int a = 0; a < kParts; ++a) {
+    Vector most = number(x[0], narrow, a * kLanes);
+    for (int i = 1; i < count; ++i) most = larger(most, number(x[i], narrow, a * kLanes));
+    store(sums + a * kLanes, most);
+  }
 }
 
 // sums += multiplier * x
-static void sum_bytes(const uint8_t* const* x, int count, int channels, int multiplier, int32_t* __restrict sums) {
-  for (int i = 0; i < count; ++i)
-    for (int c = 0; c < channels; ++c) sums[c] += multiplier * x[i][c];
+static void sum_bytes(const uint8_t* const* x, int count, int multiplier, int32_t* sums) {
+  const Vector m = splat(multiplier);
+  UNROLL for (int a = 0; a < kParts; ++a) {
+    Vector sum = load(sums + a * kLanes);
+    for (int i = 0; i < count; ++i) sum = multiply_add(sum, widen(x[i] + a * kLanes), m);
+    store(sums + a * kLanes, sum);
+  }
 }
 
-static void sum_sums(const int32_t* const* x, int count, int channels, int multiplier, int32_t* __restrict sums) {
+static void sum_sums(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums) {
   for (int i = 0; i < count; ++i)
-    for (int c = 0; c < channels; ++c) sums[c] += multiplier * x[i][c];
+    for (int a = 0; a < kParts; ++a) {
+      alignas(64) int32_t part[kLanes];
+      store(part, number(x[i], narrow, a * kLanes));
+      for (int c = 0; c < kLanes; ++c) sums[a * kLanes + c] += multiplier * part[c];
+    }
 }
 
 static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int count) {
@@ -212,6 +259,6 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
 #define DOT_SET(space, name, begin, end, run)                                                                       \
   {                                                                                                                 \
     name, begin, end, run, space::depthwise, space::expand, space::requantize, space::add, space::store_sums,       \
-        space::compare, space::line, space::scale, space::load_sums, space::max_bytes, space::max_sums,             \
+        space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_bytes, space::sum_sums, space::interleave4                                                       \
   }

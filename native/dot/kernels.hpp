@@ -65,19 +65,23 @@ struct DotSet {
 
   void (*requantize)(const DotRows&, const int64_t* multiplier, const int64_t* shift, const int64_t* offset, int32_t lo,
                      int32_t hi);
-  void (*add)(const DotRows&, const int32_t* const* other, int32_t lo, int32_t hi);
-  void (*store)(const DotRows&, int32_t* const* target);
+  // Integers in memory are int32 or, `narrow`, int16; 32 channels of a row are read even where fewer exist.
+  void (*add)(const DotRows&, const void* const* other, bool narrow, int32_t lo, int32_t hi);
+  void (*store)(const DotRows&, bool narrow, void* const* target);
   // How many of `count` ascending limits [count][32] a sum reaches; with `table`, the rank at that number.
   void (*compare)(const DotRows&, const int32_t* limits, int count, const uint8_t* table, DotCode, uint8_t* const* target);
   // int(clamp(sum * slope + intercept, 0, last)), per channel.
   void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotCode, uint8_t* const* target);
+  // The same and at most one off: set right by the limits [last + 2][32], the first always and the last never reached.
+  void (*near)(const DotRows&, const float* slope, const float* intercept, const int32_t* limits, int last, DotCode,
+               uint8_t* const* target);
   void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
 
-  void (*load)(const int32_t* const* x, int count, int channels, int32_t* sums);
   void (*max_bytes)(const uint8_t* const* x, int count, int bytes, uint8_t* out);
-  void (*max_sums)(const int32_t* const* x, int count, int channels, int32_t* sums);
-  void (*sum_bytes)(const uint8_t* const* x, int count, int channels, int multiplier, int32_t* sums);
-  void (*sum_sums)(const int32_t* const* x, int count, int channels, int multiplier, int32_t* sums);
+  // 32 channels of each of `count` pixels to sums.
+  void (*max_sums)(const void* const* x, int count, bool narrow, int32_t* sums);
+  void (*sum_bytes)(const uint8_t* const* x, int count, int multiplier, int32_t* sums);  // adds; |multiplier| < 2^15
+  void (*sum_sums)(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums);  // adds
   void (*interleave4)(const uint8_t* const* rows, uint8_t* out, int count);
 };
 

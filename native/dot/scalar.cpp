@@ -65,6 +65,62 @@ static inline Vector lookup(const Vector& table, const Vector& index) {
   for (int i = 0; i < 64; ++i) v.byte[i] = table.byte[i / 16 * 16 + index.byte[i]];
   return v;
 }
+template <class Each>
+static inline Vector lanes(const Each& each) {
+  Vector v;
+  for (int i = 0; i < 16; ++i) v.lane[i] = each(i);
+  return v;
+}
+static inline Vector zero() { return lanes([](int) { return 0; }); }
+static inline Vector splat(int32_t x) { return lanes([=](int) { return x; }); }
+static inline Vector add32(const Vector& a, const Vector& b) {
+  return lanes([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i])); });
+}
+static inline Vector larger(const Vector& a, const Vector& b) {
+  return lanes([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+static inline Vector larger8(const Vector& a, const Vector& b) {
+  Vector v;
+  for (int i = 0; i < 64; ++i) v.byte[i] = a.byte[i] > b.byte[i] ? a.byte[i] : b.byte[i];
+  return v;
+}
+static inline Vector smaller(const Vector& a, const Vector& b) {
+  return lanes([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+static inline Vector widen16(const int16_t* p) { return lanes([=](int i) { return int32_t{p[i]}; }); }
+static inline void narrow16(int16_t* p, const Vector& v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(v.lane[i]);
+}
+static inline void narrow8(uint8_t* p, const Vector& v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(v.lane[i]);
+}
+static inline Vector count_reached(const Vector& count, const Vector& v, const Vector& bar) {
+  return lanes([&](int i) { return count.lane[i] + (v.lane[i] >= bar.lane[i] ? 1 : 0); });
+}
+static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
+                                  int32_t lo, int32_t hi) {
+  for (int c = 0; c < kDotOutputs; ++c) {
+    const int64_t x = (v[c] * multiplier[c] + offset[c]) >> shift[c], y = x < lo ? lo : x;
+    v[c] = static_cast<int32_t>(y > hi ? hi : y);
+  }
+}
+
+struct Line {
+  const float *slope, *intercept;
+  float last;
+  Line(const float* a, const float* b, float n) : slope(a), intercept(b), last(n) {}
+  Vector operator()(const Vector& v) const {
+    return lanes([&](int i) {
+      const float product = static_cast<float>(v.lane[i]) * slope[i];
+      float y = product + intercept[i];
+      y = y > 0.0f ? y : 0.0f;
+      return static_cast<int32_t>(y < last ? y : last);
+    });
+  }
+};
+static inline Vector gather_rows(const int32_t* rows, const Vector& index) {
+  return lanes([&](int i) { return rows[32 * index.lane[i] + i]; });
+}
 static void nothing() {}
 
 #include "generic.hpp"

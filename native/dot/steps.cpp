@@ -30,7 +30,7 @@ void DotStep::run(const Run& run) const {
       const int block = static_cast<int>(item / tiles);
       const int64_t tile = item % tiles, first = tile % per_run * kDotPixels;
       const Span span{tile / per_run, first, static_cast<int>(std::min<int64_t>(kDotPixels, length - first))};
-      describe(span, run.images, pixels);
+      describe(span, pixels);
       if (pixels.count == 0) continue;
       if (block != prepared) prepare(prepared = block, part);
       fill(run, block, part, span, pixels);
@@ -40,35 +40,30 @@ void DotStep::run(const Run& run) const {
   });
 }
 
-void DotStep::describe(const Span& span, int64_t, DotBlock& block) const {
-  block.count = 0;
-  DotPixel p{0, 0, 0};
-  switch (walk.kind) {
-    case DotWalk::Kind::flat: {
-      const int64_t row = span.first / walk.pitch;
-      p = {row / walk.rows, static_cast<int>(row % walk.rows), static_cast<int>(span.first % walk.pitch)};
-      break;
-    }
-    case DotWalk::Kind::rows:
-      p = {span.run / walk.height, static_cast<int>(span.run % walk.height), static_cast<int>(span.first)};
-      break;
-    case DotWalk::Kind::images: p = {span.first, 0, 0}; break;
+void DotStep::describe(const Span& span, DotBlock& block) const {
+  block.count = block.segments = 0;
+  int64_t image = span.first;
+  int y = 0, x = 0, pitch = 1, rows = 1;  // of images: a pixel each
+  if (walk.kind == DotWalk::Kind::flat) {
+    pitch = walk.pitch, rows = walk.rows;
+    const int64_t row = span.first / pitch;
+    image = row / rows, y = static_cast<int>(row % rows), x = static_cast<int>(span.first % pitch);
+  } else if (walk.kind == DotWalk::Kind::rows) {
+    pitch = walk.width, rows = walk.height;
+    image = span.run / rows, y = static_cast<int>(span.run % rows), x = static_cast<int>(span.first);
   }
-  for (int i = 0; i < span.count; ++i) {
-    if (p.y < walk.height && p.x < walk.width) {
-      block.row[block.count] = static_cast<uint8_t>(i);
-      block.pixel[block.count] = p;
-      block.target[block.count] = {p.image, p.y * walk.step_y + walk.first_y, p.x * walk.step_x + walk.first_x};
-      ++block.count;
+  for (int i = 0; i < span.count;) {
+    const int here = std::min(span.count - i, pitch - x);
+    const int used = y < walk.height ? std::min(here, walk.width - x) : 0;
+    if (used > 0) {
+      block.segment[block.segments++] = {i, used, image, y, x};
+      for (int k = 0; k < used; ++k) block.row[block.count++] = static_cast<uint8_t>(i + k);
     }
-    if (walk.kind == DotWalk::Kind::images) {
-      ++p.image;
-    } else if (++p.x == walk.pitch && walk.kind == DotWalk::Kind::flat) {
-      p.x = 0;
-      if (++p.y == walk.rows) {
-        p.y = 0;
-        ++p.image;
-      }
+    i += here;
+    x = 0;
+    if (++y == rows) {
+      y = 0;
+      ++image;
     }
   }
 }
@@ -79,38 +74,52 @@ void DotStep::finish(const Run& run, int block, DotBlock& pixels) const {
   const bool whole = first % kDotOutputs == 0 && first + existing == channels;
   DotRows rows{pixels.sums, pixels.count, pixels.row, existing};
   void* targets[kDotPixels];
+  const auto target_y = [&](const DotBlock::Segment& s) { return int64_t{s.y} * walk.step_y + walk.first_y; };
+  const auto target_x = [&](const DotBlock::Segment& s) { return int64_t{s.x} * walk.step_x + walk.first_x; };
   for (const DotOp& op : chain) {
-    const bool is_bytes = op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line;
+    const bool is_bytes =
+        op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line || op.kind == DotOp::Kind::near;
     rows.channels = whole && !op.view.exact ? kDotOutputs : existing;
     if (op.kind == DotOp::Kind::scale) {
       rows.channels = existing;
       const int64_t size = int64_t{op.view.height} * op.view.width;
-      for (int i = 0; i < pixels.count; ++i) {
-        const DotPixel& t = pixels.target[i];
-        targets[i] = run.output + (t.image * op.view.channels + first) * size + int64_t{t.y} * op.view.width + t.x;
+      int n = 0;
+      for (int k = 0; k < pixels.segments; ++k) {
+        const DotBlock::Segment& s = pixels.segment[k];
+        float* at = run.output + (s.image * op.view.channels + first) * size + target_y(s) * op.view.width + target_x(s);
+        for (int i = 0; i < s.count; ++i, at += walk.step_x) targets[n++] = at;
       }
       set->scale(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
                  reinterpret_cast<float* const*>(targets), size);
       continue;
     }
-    if (op.kind != DotOp::Kind::requantize)
-      for (int i = 0; i < pixels.count; ++i) {
-        const DotPixel& t = pixels.target[i];
-        targets[i] = op.view.at(t.image, t.y, t.x) + first * (is_bytes ? 1 : 4);
+    if (op.kind != DotOp::Kind::requantize) {
+      const ptrdiff_t step = op.view.step * walk.step_x;
+      int n = 0;
+      for (int k = 0; k < pixels.segments; ++k) {
+        const DotBlock::Segment& s = pixels.segment[k];
+        uint8_t* at = op.view.at(s.image, target_y(s), target_x(s)) + first * (is_bytes ? 1 : op.view.narrow ? 2 : 4);
+        for (int i = 0; i < s.count; ++i, at += step) targets[n++] = at;
       }
+    }
     switch (op.kind) {
       case DotOp::Kind::requantize:
         set->requantize(rows, op.multiplier + block * kDotOutputs, op.shift + block * kDotOutputs,
                         op.offset + block * kDotOutputs, op.lo, op.hi);
         break;
-      case DotOp::Kind::add: set->add(rows, reinterpret_cast<const int32_t* const*>(targets), op.lo, op.hi); break;
-      case DotOp::Kind::store: set->store(rows, reinterpret_cast<int32_t* const*>(targets)); break;
+      case DotOp::Kind::add: set->add(rows, targets, op.view.narrow, op.lo, op.hi); break;
+      case DotOp::Kind::store: set->store(rows, op.view.narrow, targets); break;
       case DotOp::Kind::compare:
         set->compare(rows, op.limits + int64_t{block} * op.count * kDotOutputs, op.count, op.table, op.code,
                      reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::line:
         set->line(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs, op.count, op.code,
+                  reinterpret_cast<uint8_t* const*>(targets));
+        break;
+      case DotOp::Kind::near:
+        set->near(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
+                  op.limits + int64_t{block} * (op.count + 2) * kDotOutputs, op.count, op.code,
                   reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::scale: break;
@@ -183,21 +192,23 @@ void DotDepthwiseConvolution::fill(const Run&, int block, int, const Span& span,
   set->depthwise(d);
 }
 
-void DotWindow::add(const uint8_t* const* from, int count, int channels, int multiplier, int32_t* sums) const {
-  if (bytes) set->sum_bytes(from, count, channels, multiplier, sums);
-  else set->sum_sums(reinterpret_cast<const int32_t* const*>(from), count, channels, multiplier, sums);
+void DotWindow::add(const void* const* from, int count, int multiplier, int32_t* sums) const {
+  if (bytes) set->sum_bytes(reinterpret_cast<const uint8_t* const*>(from), count, multiplier, sums);
+  else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
 void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) const {
   constexpr int together = 64;
-  const int channels_here = block_channels(block), first = block * kDotOutputs * (bytes ? 1 : 4);
-  const uint8_t* from[together];
-  for (int i = 0; i < pixels.count; ++i) {
-    const DotPixel& p = pixels.pixel[i];
+  const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
+  const void* from[together];
+  for (int i = 0, n = 0, done = 0; i < pixels.count; ++i) {
+    while (i - done == pixels.segment[n].count) done += pixels.segment[n++].count;
+    const DotBlock::Segment& p = pixels.segment[n];
+    const int at_x = p.x + i - done;
     int32_t* const sums = pixels.sums + pixels.row[i] * kDotOutputs;
     if (kind == Kind::nearest) {
-      from[0] = source.at(p.image, p.y / factor_y, p.x / factor_x) + first;
-      set->load(reinterpret_cast<const int32_t* const*>(from), 1, channels_here, sums);
+      from[0] = source.at(p.image, p.y / factor_y, at_x / factor_x) + first;
+      set->max_sums(from, 1, source.narrow, sums);
       continue;
     }
     std::memset(sums, 0, sizeof(int32_t) * kDotOutputs);
@@ -211,27 +222,28 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
       };
       int y[2], x[2], weight_y[2], weight_x[2];
       between(p.y, factor_y, source.height, y, weight_y);
-      between(p.x, factor_x, source.width, x, weight_x);
+      between(at_x, factor_x, source.width, x, weight_x);
       for (int a = 0; a < 2; ++a)
         for (int b = 0; b < 2; ++b) {
           from[0] = source.at(p.image, y[a], x[b]) + first;
-          add(from, 1, channels_here, weight_y[a] * weight_x[b], sums);
+          add(from, 1, weight_y[a] * weight_x[b], sums);
         }
       const int all = 4 * factor_y * factor_x * zero;
       if (all != 0)
-        for (int c = 0; c < channels_here; ++c) sums[c] -= all;
+        for (int c = 0; c < kDotOutputs; ++c) sums[c] -= all;
       continue;
     }
     int count = 0, seen = 0;
     const auto flush = [&] {
       if (count == 0) return;
+      alignas(64) int32_t largest[kDotOutputs];
       if (kind == Kind::sum) {
-        add(from, count, channels_here, 1, sums);
+        add(from, count, 1, sums);
+      } else if (seen == count) {
+        set->max_sums(from, count, source.narrow, sums);
       } else {
-        if (seen > count) from[count++] = reinterpret_cast<const uint8_t*>(sums);
-        alignas(64) int32_t largest[kDotOutputs];
-        set->max_sums(reinterpret_cast<const int32_t* const*>(from), count, channels_here, largest);
-        std::memcpy(sums, largest, sizeof(int32_t) * channels_here);
+        set->max_sums(from, count, source.narrow, largest);
+        for (int c = 0; c < kDotOutputs; ++c) sums[c] = std::max(sums[c], largest[c]);
       }
       count = 0;
     };
@@ -239,7 +251,7 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
       const int y = p.y * stride_y - top + a * dilation_y;
       if (y < 0 || y >= source.height) continue;
       for (int b = 0; b < kernel_x; ++b) {
-        const int x = p.x * stride_x - left + b * dilation_x;
+        const int x = at_x * stride_x - left + b * dilation_x;
         if (x < 0 || x >= source.width) continue;
         from[count++] = source.at(p.image, y, x) + first;
         ++seen;
@@ -248,7 +260,7 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
     }
     flush();
     if (kind == Kind::sum && zero != 0)
-      for (int c = 0; c < channels_here; ++c) sums[c] -= seen * zero;
+      for (int c = 0; c < kDotOutputs; ++c) sums[c] -= seen * zero;
   }
 }
 

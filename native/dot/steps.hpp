@@ -10,13 +10,14 @@
 namespace bitbranch {
 
 // Channels of a pixel lie side by side: image i, row y, column x is at base + ((i * rows + y) * pitch + x) * step.
-// Codes are bytes `value + zero`, which pads hold for the real 0; integers are int32 without pads.
+// Codes are bytes `value + zero`, which pads hold for the real 0; integers are int32 or int16 without pads.
 struct DotView {
   uint8_t* base = nullptr;
   ptrdiff_t step = 0;
   int rows = 0, pitch = 0;
   int height = 0, width = 0, channels = 0;
-  bool exact = false;  // nothing may be written behind the last channel
+  bool exact = false;   // nothing may be written behind the last channel
+  bool narrow = false;  // integers are int16
 
   ptrdiff_t image_bytes() const { return step * pitch * rows; }
   uint8_t* at(int64_t image, int64_t y, int64_t x) const { return base + ((image * rows + y) * pitch + x) * step; }
@@ -36,22 +37,22 @@ struct DotWalk {
   int first_y = 0, first_x = 0;         // in the target
 };
 
-struct DotPixel {
-  int64_t image;
-  int y, x;
-};
-
+// The pixels of a tile that exist: pieces of rows of the walk.
 struct DotBlock {
+  struct Segment {
+    int first, count;  // rows of the tile
+    int64_t image;     // the first one's pixel in the walk
+    int y, x;
+  };
   int32_t* sums;
-  int count;
+  int count, segments;
   uint8_t row[kDotPixels];
-  DotPixel pixel[kDotPixels];  // in the walk
-  DotPixel target[kDotPixels];
+  Segment segment[kDotPixels];
 };
 
 // One operation of a chain. Arrays are per block of 32 channels.
 struct DotOp {
-  enum class Kind { requantize, add, store, compare, line, scale };
+  enum class Kind { requantize, add, store, compare, line, near, scale };
   Kind kind;
   DotView view;                         // where it writes; add: what it reads
   int32_t lo = 0, hi = 0;
@@ -89,7 +90,7 @@ class DotStep : public Step {
   virtual void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const = 0;
 
  private:
-  void describe(const Span& span, int64_t images, DotBlock& block) const;
+  void describe(const Span& span, DotBlock& block) const;
   void finish(const Run& run, int block, DotBlock& pixels) const;
 };
 
@@ -154,7 +155,7 @@ class DotWindow : public DotStep {
   void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
 
  private:
-  void add(const uint8_t* const* from, int count, int channels, int multiplier, int32_t* sums) const;
+  void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
 };
 
 // Codes to codes of the same type: the largest of a window, or pixels repeated.

@@ -175,18 +175,28 @@ def pack(weights: Iterable[npt.NDArray[np.int8]], chunk_count: int) -> PackedWei
     return PackedWeights(packed.ravel(), bits, np.ascontiguousarray(tables))
 
 
-def fit_lines(thresholds: Ints, lo: int, hi: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """Slopes and intercepts, such that ``int(clamp(float32(v) * slope + intercept, 0, n))`` counts the thresholds.
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Per channel, ``int(clamp(float32(v) * slope + intercept, 0, n))``, which counts ``n`` thresholds, or nearly."""
+
+    slope: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    exact: bool
+    """Else it is at most one off."""
+
+
+def fit_lines(thresholds: Ints, lo: int, hi: int) -> Lines | None:
+    """Lines that count the thresholds, or come near.
 
     The product and the sum are rounded to float32 as the kernels do it. The function is monotone in ``v``, so it is
-    right for every integer if it is right at each threshold and at the integer before.
+    right (or near) for every integer if it is so at each threshold and at the integer before.
 
     Args:
         thresholds: ``[channels, n]``, ascending.
         lo, hi: bounds of ``v``.
 
     Returns:
-        float32 ``[channels]`` each, or ``None`` where some channel has no such line.
+        ``None`` where in some channel no line comes near.
     """
     n = thresholds.shape[1]
     rank = np.arange(1, n + 1, dtype=np.float64)
@@ -223,9 +233,10 @@ def fit_lines(thresholds: Ints, lo: int, hi: int) -> tuple[npt.NDArray[np.float3
         y = v.astype(np.int32).astype(np.float32) * slope[:, None] + intercept[:, None]
         return np.clip(y, np.float32(0), np.float32(n)).astype(np.int64)
 
-    right = np.isfinite(intercept) & np.isfinite(slope)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for v in (np.clip(bars, lo, hi), np.clip(bars - 1, lo, hi)):
-            expected = sum((v >= thresholds[:, k : k + 1]).astype(np.int64) for k in range(n))
-            right &= (counted(v) == expected).all(axis=1)
-    return (slope, intercept) if right.all() else None
+    if not (np.isfinite(slope).all() and np.isfinite(intercept).all()):
+        return None
+    off = 0
+    for v in (np.clip(bars, lo, hi), np.clip(bars - 1, lo, hi)):
+        expected = sum((v >= thresholds[:, k : k + 1]).astype(np.int64) for k in range(n))
+        off = max(off, int(np.abs(counted(v) - expected).max()))
+    return Lines(slope, intercept, off == 0) if off <= 1 else None

@@ -111,7 +111,8 @@ class DotPlanner:
             shift, add = dot.byte_of(v.code_type)
             rank = (place.pixels(images, channels).astype(np.int16) - add) >> shift
             return np.ascontiguousarray(v.code_type.from_rank(rank).transpose(0, 3, 1, 2))
-        numbers = place.pixels(images, 4 * channels).view(np.int32)
+        item = self._bytes(operation)
+        numbers = place.pixels(images, item * channels).view(np.int16 if item == 2 else np.int32)
         return np.ascontiguousarray(numbers.transpose(0, 3, 1, 2)).astype(np.int64)
 
     # ---- memory -------------------------------------------------------------------------------------------------
@@ -178,12 +179,13 @@ class DotPlanner:
         if value in self.homes:
             whole, first = self.homes[value]
             outer = self._place(whole)
-            at = outer.start + first * (1 if isinstance(v, p.Codes) else 4)
-            place = self._describe(outer.memory, at, outer.step, outer.rows, outer.pitch, v.shape, True)
+            at = outer.start + first * self._bytes(whole)
+            narrow = self._bytes(whole) == 2
+            place = self._describe(outer.memory, at, outer.step, outer.rows, outer.pitch, v.shape, True, narrow)
         elif isinstance(v, p.Codes):
             place = self._codes(value, v)
         else:
-            place = self._integers(v.shape)
+            place = self._integers(value)
         self.places[value] = place
         return place
 
@@ -207,25 +209,30 @@ class DotPlanner:
             for i, op in enumerate(self.operations)
         )
 
-    def _integers(self, shape: tuple[int, int, int]) -> Place:
-        channels, height, width = shape
-        step = 4 * round_up(channels, OUTPUTS)
-        size = self.capacity * height * width * step + 4 * OUTPUTS
+    def _bytes(self, value: int) -> int:
+        """Bytes of a number of a value, as it or the concatenation that holds it is stored."""
+        v = self.values[self._root(value)]
+        return np.dtype(v.dtype).itemsize if isinstance(v, p.Integers) else 1
+
+    def _integers(self, value: int) -> Place:
+        (channels, height, width), item = self.values[value].shape, self._bytes(value)
+        step = item * round_up(channels, OUTPUTS)
+        size = self.capacity * height * width * step + item * OUTPUTS
         fitting = [m for m in self.free if size <= len(m) <= 2 * size]
         if fitting:
             memory = min(fitting, key=len)
             self.free = [m for m in self.free if m is not memory]
         else:
             memory = self._array(size)
-        return self._describe(memory, 0, step, height, width, shape, False)
+        return self._describe(memory, 0, step, height, width, (channels, height, width), False, item == 2)
 
     def _describe(
         self, memory: npt.NDArray[np.uint8], start: int, step: int, rows: int, pitch: int, shape: tuple[int, int, int],
-        exact: bool,
+        exact: bool, narrow: bool = False,
     ) -> Place:  # fmt: skip
         view = self.core.DotView(
             memory=memory, start=start, step=step, rows=rows, pitch=pitch, height=shape[1], width=shape[2],
-            channels=shape[0], exact=exact,
+            channels=shape[0], exact=exact, narrow=narrow,
         )  # fmt: skip
         return Place(memory, start, step, rows, pitch, shape, exact, view)
 
@@ -255,43 +262,48 @@ class DotPlanner:
         Returns:
             operations of the chain, and the values that they complete.
         """
+        if self._pool_behind(value) is not None:
+            return [self.core.DotOp.store(self._place(value).view)], [value]
         chain: list[Any] = []
         complete: list[int] = []
         fused: list[int] = []
         while True:
-            readers = self.readers[value]
-            op = self.operations[readers[0]] if len(readers) == 1 else None
-            if isinstance(op, p.Requantize):
-                chain.append(self._requantize(op, blocks))
-            elif isinstance(op, p.Add) and len(set(op.inputs)) == 2:
-                other = next(j for j in op.inputs if j != value)
-                if other not in self.made:
-                    break
-                chain.append(self.core.DotOp.add(self.places[other].view, op.lo, op.hi))
-            else:
+            onward, stays = [], False
+            for reader in self.readers[value]:
+                op = self.operations[reader]
+                if isinstance(op, (p.Threshold, p.Scale)):  # these leave the sums as they are
+                    make = self._threshold if isinstance(op, p.Threshold) else self._scale
+                    chain.append(make(reader, blocks))
+                    complete.append(reader)
+                    fused.append(reader)
+                elif isinstance(op, p.Requantize) or (isinstance(op, p.Add) and self._is_ready(op, value)):
+                    onward.append(reader)
+                else:
+                    stays = True
+            if stays or len(onward) > 1:
+                chain.append(self.core.DotOp.store(self._place(value).view))
+                complete.append(value)
+            if not onward:
                 break
-            value = readers[0]
-            fused.append(value)
-        rest = False
-        for reader in self.readers[value]:
-            op = self.operations[reader]
-            if isinstance(op, p.Threshold):
-                chain.append(self._threshold(reader, op, value, blocks))
-                complete.append(reader)
-                fused.append(reader)
-            elif isinstance(op, p.Scale):
-                chain.append(self._scale(reader, op, blocks))
-                complete.append(reader)
-                fused.append(reader)
-            else:
-                rest = True
-        if rest:
-            # Stored first: nothing in a chain changes what follows from it, and thresholds leave the sums alone.
-            chain.append(self.core.DotOp.store(self._place(value).view))
-            complete.append(value)
+            chain.append(self._change(onward[0], value, blocks))
+            fused.append(onward[0])
+            value = onward[0]
         for done in fused:
             self._finished(done)
         return chain, complete
+
+    def _is_ready(self, op: p.Add, value: int) -> bool:
+        """Whether the other summand lies in memory."""
+        return all(j == value or j in self.made for j in op.inputs) and len(set(op.inputs)) == 2
+
+    def _change(self, i: int, value: int, blocks: Sequence[tuple[int, int]]) -> Any:
+        """A requantization, or the addition of what is not ``value``."""
+        op = self.operations[i]
+        if isinstance(op, p.Requantize):
+            return self._requantize(op, blocks)
+        assert isinstance(op, p.Add)
+        other = op.inputs[1] if op.inputs[0] == value else op.inputs[0]
+        return self.core.DotOp.add(self._place(other).view, op.lo, op.hi)
 
     def _by_block(self, a: npt.NDArray[Any], blocks: Sequence[tuple[int, int]], fill: float = 0) -> npt.NDArray[Any]:
         """Per-channel numbers ``[C, ...]`` (or ``[1, ...]``) as ``[blocks, ..., 32]``."""
@@ -310,8 +322,11 @@ class DotPlanner:
         )
         return self.core.DotOp.requantize(multiplier, shifts, offset, op.lo, op.hi)
 
-    def _threshold(self, i: int, op: p.Threshold, value: int, blocks: Sequence[tuple[int, int]]) -> Any:
-        v, target = self.values[value], self._place(i)
+    def _threshold(self, i: int, blocks: Sequence[tuple[int, int]], pooled: int | None = None) -> Any:
+        """The codes of operation ``i``, written as the value ``pooled`` where a pool was taken first."""
+        op, target = self.operations[i], self._place(i if pooled is None else pooled)
+        assert isinstance(op, p.Threshold)
+        v = self.values[op.inputs[0]]
         assert isinstance(v, p.Integers)
         shift, add = dot.byte_of(op.code_type)
         bars = op.thresholds.astype(np.int64)
@@ -319,14 +334,22 @@ class DotPlanner:
             key = (i, "lines")
             if key not in self.packed:
                 self.packed[key] = dot.fit_lines(bars, v.lo, v.hi)
-            if self.packed[key] is not None:
-                slope, intercept = (self._by_block(a, blocks) for a in self.packed[key])
-                return self.core.DotOp.line(target.view, slope, intercept, bars.shape[1], shift, add)
+            lines: dot.Lines | None = self.packed[key]
+            if lines is not None:
+                slope, intercept = self._by_block(lines.slope, blocks), self._by_block(lines.intercept, blocks)
+                last = bars.shape[1]
+                if lines.exact:
+                    return self.core.DotOp.line(target.view, slope, intercept, last, shift, add)
+                always = np.full((len(op.thresholds), 1), -(2**31), np.int32)
+                never = np.full_like(always, 2**31 - 1)
+                limits = self._by_block(np.concatenate([always, op.thresholds, never], axis=1), blocks, 2**31 - 1)
+                return self.core.DotOp.near(target.view, slope, intercept, limits, last, shift, add)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
 
-    def _scale(self, i: int, op: p.Scale, blocks: Sequence[tuple[int, int]]) -> Any:
-        shape = self.values[i].shape
+    def _scale(self, i: int, blocks: Sequence[tuple[int, int]]) -> Any:
+        op, shape = self.operations[i], self.values[i].shape
+        assert isinstance(op, p.Scale)
         empty = np.zeros(LINE, np.uint8)
         target = self._describe(empty, 0, 0, shape[1], shape[2], shape, True)  # for its size; it writes the output
         return self.core.DotOp.scale(target.view, self._by_block(op.scale, blocks), self._by_block(op.bias, blocks))
@@ -357,6 +380,66 @@ class DotPlanner:
     def _convolution(self, i: int, op: p.Conv) -> None:
         out = self.values[i].shape
         self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "")
+        pool = self._pool_behind(i)
+        if pool is not None:
+            self._pool_first(i, pool)
+
+    def _pool_behind(self, i: int) -> p.MaxPool | None:
+        """The max-pool behind every reader of a convolution's sums, where a stream is among them.
+
+        Thresholds and requantizations do not fall, so the pool may come first: there is less to requantize, and the
+        large image is stored once.
+        """
+        pools: list[p.Operation] = []
+        for reader in self.readers[i]:
+            op, after = self.operations[reader], self.readers[reader]
+            rises = (isinstance(op, p.Threshold) and op.table is None) or (
+                isinstance(op, p.Requantize) and int(op.multiplier.min()) >= 0
+            )
+            if not rises or len(after) != 1 or self._root(reader) != reader:
+                return None
+            pools.append(self.operations[after[0]])
+        first = pools[0] if pools else None
+        if not isinstance(first, p.MaxPool) or not any(
+            isinstance(self.operations[r], p.Requantize) for r in self.readers[i]
+        ):
+            return None
+        window = (first.kernel, first.stride, first.padding, first.dilation)
+        same = [
+            isinstance(q, p.MaxPool) and (q.kernel, q.stride, q.padding, q.dilation) == window for q in pools
+        ]  # fmt: skip
+        return first if all(same) else None
+
+    def _pool_first(self, i: int, pool: p.MaxPool) -> None:
+        """The largest sums of each window, and from them what each pool would have given."""
+        shape = self.values[self.readers[self.readers[i][0]][0]].shape
+        blocks = self._whole_blocks(shape[0])
+        chain: list[Any] = []
+        complete: list[int] = []
+        streams: list[int] = []
+        for reader in self.readers[i]:
+            result = self.readers[reader][0]
+            self.done.update((reader, result))
+            if isinstance(self.operations[reader], p.Threshold):
+                chain.append(self._threshold(reader, blocks, result))
+                complete.append(result)
+            else:
+                streams.append(reader)
+        for reader in streams:
+            op, result = self.operations[reader], self.readers[reader][0]
+            assert isinstance(op, p.Requantize)
+            more, values = self._chain(result, blocks)
+            self._window_step(shape, [*chain, self._requantize(op, blocks), *more], i, pool)
+            self._add(result, "max-pool", [*complete, *values])
+            chain, complete = [], []
+        self.free.append(self.places[i].memory)
+
+    def _window_step(self, shape: tuple[int, int, int], chain: list[Any], value: int, pool: p.MaxPool) -> None:
+        self.plan.window(
+            walk=self._walk(shape), channels=shape[0], chain=chain, kind="largest", source=self._place(value).view,
+            bytes=False, kernel=pool.kernel, stride=pool.stride, top_left=(pool.padding[0], pool.padding[2]),
+            dilation=pool.dilation,
+        )  # fmt: skip
 
     def _transposed(self, i: int, op: p.ConvTranspose) -> None:
         out = self.values[i].shape
@@ -498,31 +581,22 @@ class DotPlanner:
         return self.core.DotWalk("flat", shape[1], shape[2], shape[1], shape[2])
 
     def _pointwise(self, i: int, op: p.Operation) -> None:
-        """Whatever takes stored integers on: all chains that begin at them."""
-        value = next(j for j in op.inputs if j in self.places)
-        shape = self.values[value].shape
+        """Whatever takes stored integers on, and the chain behind it."""
+        value = op.inputs[0]
+        shape, source = self.values[value].shape, self._place(value)
         blocks = self._whole_blocks(shape[0])
-        source = self._place(value)
-        if isinstance(op, p.Threshold):
-            chain, complete, after = [self._threshold(i, op, value, blocks)], [i], [i]
-        elif isinstance(op, p.Scale):
-            chain, complete, after = [self._scale(i, op, blocks)], [i], [i]
+        if isinstance(op, (p.Threshold, p.Scale)):
+            chain = [self._threshold(i, blocks) if isinstance(op, p.Threshold) else self._scale(i, blocks)]
+            complete = [i]
         else:
-            if isinstance(op, p.Requantize):
-                head = self._requantize(op, blocks)
-            else:
-                assert isinstance(op, p.Add)
-                head = self.core.DotOp.add(
-                    self._place(op.inputs[-1] if value == op.inputs[0] else op.inputs[0]).view, op.lo, op.hi
-                )
+            head = self._change(i, value, blocks)
             self.done.add(i)
             chain, complete = self._chain(i, blocks)
-            chain, after = [head, *chain], [i]
+            chain.insert(0, head)
         self.plan.window(
             walk=self._walk(shape), channels=shape[0], chain=chain, kind="nearest", source=source.view, bytes=False
         )
-        for done in after:
-            self._finished(done)
+        self._finished(i)
         self._add(i, type(op).__name__.lower(), complete)
 
     def _window(self, i: int, op: p.MaxPool | p.SumPool | p.Upsample) -> None:
@@ -556,12 +630,12 @@ class DotPlanner:
     def _concat(self, i: int, op: p.Concat) -> None:
         """Copies the parts that could not be written in place."""
         target, first = self._place(i), 0
-        size = 1 if isinstance(self.values[i], p.Codes) else 4
+        size = self._bytes(i)
         for j in op.inputs:
             shape = self.values[j].shape
             if self.homes.get(j) != (i, first):
                 at = target.start + first * size
-                part = self._describe(target.memory, at, target.step, target.rows, target.pitch, shape, True)
+                part = self._describe(target.memory, at, target.step, target.rows, target.pitch, shape, True, size == 2)
                 source = self._place(j)
                 if size == 1:
                     self.plan.bytes(source=source.view, target=part.view)

@@ -1,0 +1,237 @@
+"""The dot-product path: its packing, its thresholds as lines, and what only it plans, against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitbranch.contract import CodeType
+from bitbranch.errors import BitbranchError
+from bitbranch.runtime import dot, reference
+from bitbranch.runtime import engine as engine_module
+from bitbranch.runtime import program as p
+
+try:
+    ISAS = engine_module.instruction_sets()
+except BitbranchError:
+    pytest.skip("the compiled core is not installed", allow_module_level=True)
+
+WITH_DOT = [isa for isa in ISAS if isa in ("amx", "avx512_vnni", "avx_vnni")]
+needs_dot = pytest.mark.skipif(not WITH_DOT, reason="this processor has no dot products of bytes")
+code_types = st.sampled_from(["u2", "u1", "b1", "b2", "s3", "u4", "b4", "t", "u8", "s8"]).map(CodeType.parse)
+weight_types = st.sampled_from(["t", "b1", "b2", "s4", "s8", "u2"]).map(CodeType.parse)
+
+
+def examples(count: int) -> settings:
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@examples(300)
+@given(st.data())
+def test_lines_count_the_thresholds(data) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    n, channels = data.draw(st.sampled_from([4, 7, 15, 63, 255])), data.draw(st.integers(1, 5))
+    hi = data.draw(st.sampled_from([40, 3000, 10**6, 2**30]))
+    lo = -data.draw(st.integers(0, hi))
+    slope = rng.uniform(0.1, 3, channels) * (hi - lo) / n
+    bars = np.ceil(
+        (np.arange(n) + rng.uniform(0, 1, (channels, 1))) * slope[:, None] + rng.uniform(lo, hi / 2, (channels, 1))
+    )
+    bars = np.clip(bars, -(2**31) + 1, 2**31 - 1).astype(np.int64)
+    if data.draw(st.booleans()):  # some that no line fits, and channels whose code never changes
+        bars[0] = np.sort(rng.integers(lo, hi, n))
+        bars[-1] = rng.choice([lo - 5, hi + 5])
+    fitted = dot.fit_lines(bars, lo, hi)
+    if fitted is None:
+        return
+    near = np.concatenate([bars.ravel(), bars.ravel() - 1, [lo, hi], rng.integers(lo, hi, 200)]).clip(lo, hi)
+    v = near.astype(np.int32).astype(np.float32)
+    for c in range(channels):
+        got = np.clip(v * fitted.slope[c] + fitted.intercept[c], np.float32(0), np.float32(n)).astype(np.int64)
+        off = np.abs(got - np.searchsorted(bars[c], near, side="right")).max()
+        assert off == 0 if fitted.exact else off <= 1
+
+
+def test_uniform_thresholds_are_lines() -> None:
+    for n, step, exact in ((15, 37.3, True), (255, 11.9, True), (255, 4000.1, False)):
+        bars = np.ceil((np.arange(n) + 0.5) * step * np.array([[1.0], [0.77], [1.31]])).astype(np.int64)
+        fitted = dot.fit_lines(bars, -(2**20), 2**21)
+        assert fitted is not None and (fitted.exact or not exact)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 9, 16, 17, 200])
+def test_packed_weights_come_back(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    values = rng.choice(np.arange(-100, 101), levels, replace=False).astype(np.int8)
+    w = rng.choice(values, (70, 2 * dot.DEPTH))
+    w[0, : levels % 128] = values[:128][: levels % 128]
+    packed = dot.pack([w[:32], w[32:64], w[64:]], 2)
+    rows = packed.data.reshape(-1, 64)
+    if packed.tables is not None:
+        assert packed.bits == {2: 1, 3: 2, 4: 2}.get(levels + (0 if 0 in values else 1), 4)
+        fields = [(rows >> (packed.bits * k)) & (2**packed.bits - 1) for k in range(8 // packed.bits)]
+        value = packed.tables[0][: 2**packed.bits]
+        rows = value[np.stack(fields, axis=1)].reshape(-1, 64)
+    blocks = rows.view(np.int8).reshape(3, 2, 2, 16, 16, 4)  # block, chunk, half, quad, output, byte
+    back = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(96, -1)
+    np.testing.assert_array_equal(back[:70], w)
+
+
+class Builder:
+    """Random values one after the other, all kinds of operations that read earlier ones."""
+
+    def __init__(self, draw, seed: int) -> None:
+        self.draw, self.rng = draw, np.random.default_rng(seed)
+        self.operations: list[p.Operation] = []
+        self.values: list[p.Value] = []
+
+    def add(self, op: p.Operation) -> int:
+        self.values.append(op.infer(*(self.values[i] for i in op.inputs)))
+        self.operations.append(op)
+        return len(self.operations) - 1
+
+    def encode(self, shape: tuple[int, int, int], code_type: CodeType) -> int:
+        t = np.sort(self.rng.normal(size=code_type.count - 1)).astype(np.float32)
+        return self.add(p.Encode("input", (), shape, code_type, t))
+
+    def conv(self, source: int, outputs: int, k: int = 1, groups: int = 1) -> int:
+        weight_type = self.draw(weight_types)
+        shape = (outputs, self.values[source].shape[0] // groups, k, k)
+        weight = self.rng.integers(0, weight_type.count, shape, dtype=np.uint8)
+        return self.add(p.Conv("conv", (source,), weight, weight_type, padding=(k // 2,) * 4, groups=groups))
+
+    def transposed(self, source: int, outputs: int, groups: int = 1) -> int:
+        weight_type, rng = self.draw(weight_types), self.rng
+        k, s = tuple(map(int, rng.integers(1, 5, 2))), tuple(map(int, rng.integers(1, 4, 2)))
+        weight = rng.integers(
+            0, weight_type.count, (self.values[source].shape[0], outputs // groups, *k), dtype=np.uint8
+        )
+        pads = [int(rng.integers(0, k[a])) for a in (0, 1)]
+        extra = [int(rng.integers(0, s[a])) for a in (0, 1)]
+        padding = (pads[0], pads[0] - extra[0], pads[1], pads[1] - extra[1])
+        return self.add(p.ConvTranspose("up", (source,), weight, weight_type, s, padding, (1, 1), groups))
+
+    def threshold(self, source: int, code_type: CodeType, table: bool = False) -> int:
+        v = self.values[source]
+        spread, middle, rng = max(2, (v.hi - v.lo) // 6), (v.hi + v.lo) // 2, self.rng
+        n = int(rng.integers(1, 40)) if table else code_type.count - 1
+        t = np.sort(rng.integers(middle - spread, middle + spread, (v.shape[0], n)), axis=1).astype(np.int32)
+        ranks = rng.integers(0, code_type.count, n + 1, dtype=np.uint8) if table else None
+        return self.add(p.Threshold("codes", (source,), code_type, t, ranks))
+
+    def requantize(self, source: int) -> int:
+        v, rng = self.values[source], self.rng
+        c, top = v.shape[0], max(abs(v.lo), abs(v.hi), 1)
+        shift = rng.integers(0, 32, c)
+        m = np.clip(rng.normal(size=c) * 2.0**shift * 500 / top, -(2**30), 2**30)
+        m = np.abs(m) if rng.random() < 0.5 else m
+        wide = 40 if rng.random() < 0.5 else 1
+        offset = (rng.normal(size=c) * 100 * 2.0**shift).astype(np.int64)
+        return self.add(
+            p.Requantize(
+                "stream", (source,), m.astype(np.int32), shift.astype(np.uint8), offset, -1000 * wide, 900 * wide
+            )
+        )
+
+    def program(self, source: int) -> p.Program:
+        c, *size = self.values[source].shape
+        scale = self.rng.normal(size=c).astype(np.float32)
+        self.add(p.Scale("scale", (source,), scale, scale[::-1].copy()))
+        return p.Program(tuple(self.operations), (c, *size))
+
+
+@st.composite
+def branching(draw):
+    """Branches of codes that are concatenated, enlarged and convolved, streams that are added, and a pool first."""
+    b = Builder(draw, draw(st.integers(0, 2**16)))
+    shape = draw(st.integers(1, 40)), draw(st.integers(2, 14)), draw(st.integers(2, 14))
+    x, t = b.encode(shape, draw(code_types)), draw(code_types)
+    parts = [
+        b.threshold(b.conv(x, draw(st.integers(1, 70)), draw(st.sampled_from([1, 3]))), t)
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    if draw(st.booleans()):
+        parts.append(b.add(p.MaxPool("max", (parts[0],), (3, 3), (1, 1), (1, 1, 1, 1))))
+    if draw(st.booleans()):
+        parts.append(parts[0])
+    v = b.add(p.Concat("concat", tuple(parts)))
+    if draw(st.booleans()):
+        v = b.add(p.Concat("concat", (v, b.threshold(b.conv(parts[-1], 5), t, draw(st.booleans())))))
+    how = draw(st.sampled_from(["nearest", "bilinear", "transposed", "none", "stem", "grouped"]))
+    factor = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    if how == "nearest":
+        v = b.add(p.Upsample("up", (v,), factor))
+    elif how == "bilinear":
+        v = b.threshold(b.add(p.Upsample("up", (v,), factor, "bilinear")), draw(code_types))
+    elif how == "transposed":
+        v = b.transposed(v, draw(st.integers(1, 40)))
+        if draw(st.booleans()):
+            v = b.requantize(v)
+        v = b.threshold(v, draw(code_types))
+    elif how == "grouped":
+        groups = draw(st.sampled_from([g for g in (1, 2, 3, 5, b.values[v].shape[0]) if b.values[v].shape[0] % g == 0]))
+        v = b.threshold(b.conv(v, groups * draw(st.integers(1, 40)), 3, groups), draw(code_types), draw(st.booleans()))
+    elif how == "stem":  # a stream and codes, both pooled
+        sums = b.conv(v, draw(st.integers(1, 40)), 3)
+        window = ((3, 3), (2, 2), (1, 1, 1, 1))
+        codes = b.add(p.MaxPool("max", (b.threshold(sums, t),), *window))
+        stream = b.add(p.MaxPool("max", (b.requantize(sums),), *window))
+        other = b.requantize(b.conv(codes, b.values[codes].shape[0]))
+        v = b.threshold(b.add(p.Add("sum", (other, stream), -900, 50000)), t)
+    if draw(st.booleans()):
+        left, right = b.requantize(b.conv(v, 7)), b.requantize(b.conv(v, draw(st.integers(1, 40))))
+        both = b.add(p.Concat("concat of integers", (left, right)))
+        both = b.add(p.Upsample("up", (both,), (2, 1), draw(st.sampled_from(["nearest", "bilinear"]))))
+        v = b.threshold(both, draw(code_types))
+    size = b.values[v].shape[1:]
+    return b.program(b.conv(v, 3) if draw(st.booleans()) else b.add(p.SumPool("mean", (v,), size, size))), draw(
+        st.integers(1, 6)
+    )
+
+
+def compare(program: p.Program, images: int, isas: list[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(images, *program.input.shape)).astype(np.float32)
+    expected, output = dict(reference.trace(program, x)), reference.run(program, x)
+    for isa in isas:
+        for threads in (1, 2):
+            e = engine_module.Engine(program, threads=threads, isa=isa)
+            np.testing.assert_array_equal(e(x), output, err_msg=isa)
+            for number, value in e.trace(x):
+                np.testing.assert_array_equal(value, expected[number], err_msg=f"{isa}, operation {number}")
+
+
+@needs_dot
+@examples(250)
+@given(branching())
+def test_branches(case) -> None:
+    program, images = case
+    if not dot.refuses(program):
+        compare(program, images, WITH_DOT)
+
+
+@needs_dot
+@pytest.mark.parametrize("weight_type", ["t", "s8", "b1"])
+def test_a_depth_beyond_the_scratch(weight_type: str) -> None:
+    """A linear layer so deep that its weights are expanded piece by piece."""
+    rng = np.random.default_rng(0)
+    encode = p.Encode("input", (), (300, 6, 8), CodeType.parse("u2"), np.array([-0.5, 0.2, 0.9], np.float32))
+    w = CodeType.parse(weight_type)
+    conv = p.Conv("linear", (0,), rng.integers(0, w.count, (40, 300, 6, 8), dtype=np.uint8), w)
+    ones = np.ones(40, np.float32)
+    program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), (40,))
+    for images in (1, 7, 40):
+        compare(program, images, WITH_DOT)
+
+
+def test_what_the_path_refuses() -> None:
+    def program(codes: str, weights: str) -> p.Program:
+        t = CodeType.parse(codes)
+        encode = p.Encode("input", (), (2, 3, 3), t, np.arange(t.count - 1, dtype=np.float32))
+        conv = p.Conv("conv", (0,), np.zeros((1, 2, 1, 1), np.uint8), CodeType.parse(weights))
+        one = np.ones(1, np.float32)
+        return p.Program((encode, conv, p.Scale("scale", (1,), one, one)), (1, 3, 3))
+
+    assert "b8" in dot.refuses(program("b8", "t")) and "b8" in dot.refuses(program("u2", "b8"))
+    assert not dot.refuses(program("u8", "s8")) and not dot.refuses(program("b7", "b7"))
