@@ -210,10 +210,12 @@ static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* ou
     for (int i = 1; i < count; ++i) most = larger8(most, load(x[i] + b));
     store(out + b, most);
   }
-  for (; b < bytes; ++b) {
-    uint8_t most = x[0][b];
-    for (int i = 1; i < count; ++i) most = most > x[i][b] ? most : x[i][b];
-    out[b] = most;
+  if (b < bytes) {  // what lies behind may be read, not written
+    Vector most = load(x[0] + b);
+    for (int i = 1; i < count; ++i) most = larger8(most, load(x[i] + b));
+    alignas(64) uint8_t kept[whole];
+    store(kept, most);
+    copy(out + b, kept, bytes - b);
   }
 }
 

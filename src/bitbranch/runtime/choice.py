@@ -12,7 +12,7 @@ from . import program as p
 from .layout import Form, Taps
 
 INT16_MAX = 2**15 - 1
-DICTIONARY_BITS = {"avx512": 3, "avx2": 3, "scalar": 0}
+DICTIONARY_BITS = {"amx": 3, "avx512_vnni": 3, "avx512": 3, "avx_vnni": 3, "avx2": 3, "scalar": 0}
 """Most bits of activations for which the dictionary kernels are faster than ``byte16``.
 
 Measured, 10^9 multiply-accumulates per second on one core of a Xeon of 2023 (56x56, 64 channels, 3x3):
@@ -25,8 +25,6 @@ avx2     400 190 129 94            125      65
 scalar   4.3 1.9                   22       3
 ======== ========================= ======== ======
 """
-PLANAR = {"amx": "avx512", "avx512_vnni": "avx512", "avx_vnni": "avx2"}
-"""Whose kernels an instruction set with dot products has for what the dot-product path does not take."""
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
 LINEAR_BATCH = 16
@@ -87,7 +85,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
 def _family(op: p.Conv, code_type: CodeType, top: int, isa: str) -> tuple[str, Form, tuple[int, ...], int]:
     """The family, the form that it reads, its dictionary's digits, and its taps whose sums fit int16."""
     ranks, largest = code_type.count - 1, max(-op.weight_type.lo, op.weight_type.hi)
-    if code_type.bits <= DICTIONARY_BITS[PLANAR.get(isa, isa)] and top <= ACCUMULATOR_MAX:
+    if code_type.bits <= DICTIONARY_BITS[isa] and top <= ACCUMULATOR_MAX:
         form = Form.planes(code_type)
         digits = tiles.dictionary_digits(op, form.channels_per_unit)
         if digits is not None:
