@@ -34,15 +34,15 @@ def conv_norm(
 
 
 def initialize(network: nn.Module) -> None:
-    """Normal weights of variance ``2 / fan_out`` for convolutions and of 0.01 for linear layers, biases 0.
+    """Normal weights of variance ``2 / fan_out`` for convolutions and ``2 / fan_in`` for linear layers, biases 0.
 
-    Source: He et al., arXiv 1502.01852; Simonyan and Zisserman for the linear layers.
+    Source: He et al., arXiv 1502.01852.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
