@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -107,15 +107,12 @@ class Operation:
 
     def arrays(self) -> Iterator[Array]:
         """The parameter arrays."""
-        return (v for v in self._arguments() if isinstance(v, np.ndarray))
-
-    def _arguments(self) -> Iterator[object]:
-        return (getattr(self, f.name) for f in fields(self))
+        return (v for v in vars(self).values() if isinstance(v, np.ndarray))
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return all(same(a, b) for a, b in zip(self._arguments(), other._arguments(), strict=True))
+        return all(same(a, b) for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
 
     def __hash__(self) -> int:
         return hash((type(self), self.name, self.inputs))
@@ -190,7 +187,6 @@ class Conv(Operation):
         """The weights as integers, ``[O, I / groups, kh, kw]``."""
         return self.weight_type.decode(self.weight)
 
-    @cached_property
     def sums(self) -> tuple[Ints, Ints]:
         """Sum of the weights, and of their magnitudes, per output ``[O]``."""
         return weight_sums(self.weight_type.decode(self.weight, self.weight_type.dtype))
@@ -207,7 +203,7 @@ class Conv(Operation):
         fits = outputs % self.groups == 0 and self.weight.shape[1] * self.groups == channels
         require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
         size = _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
-        lo, hi = bounds_of_sums(*self.sums, x.code_type)
+        lo, hi = bounds_of_sums(*self.sums(), x.code_type)
         return Integers((outputs, *size), int(lo.min()), int(hi.max()))
 
     def macs(self, *inputs: Value) -> int:
