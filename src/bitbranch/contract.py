@@ -135,8 +135,11 @@ class CodeType:
             InputError: a value that no code means.
         """
         v = np.asarray(values, dtype=np.int64)
-        rank = (v - self.lo) // self.step
-        if v.size and ((rank < 0) | (rank >= self.count) | (self.lo + rank * self.step != v)).any():
+        rank = v - self.lo
+        between = self.step == 2 and bool((rank & 1).any())
+        if self.step == 2:
+            rank >>= 1
+        if v.size and (between or rank.min() < 0 or rank.max() >= self.count):
             raise InputError(f"values {v.min()}..{v.max()} are not all values of code type {self}")
         return self.from_rank(rank)
 
@@ -153,7 +156,11 @@ class CodeType:
 
     def negate(self, codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Codes of the negated values; needs a symmetric set of values (a signed minimum raises InputError)."""
-        return self.encode(-self.decode(codes).astype(np.int64))
+        values = self.decode(np.arange(self.count)).astype(np.int64)
+        negatable = np.isin(-values, values)
+        if not negatable.all() and not negatable.take(codes).all():
+            raise InputError(f"not all values of code type {self} in use have a negative")
+        return self.encode(np.where(negatable, -values, self.lo)).take(codes)
 
 
 def bit_planes(codes: npt.ArrayLike, code_type: CodeType) -> npt.NDArray[np.uint8]:
