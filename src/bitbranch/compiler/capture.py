@@ -67,7 +67,9 @@ def capture(q: nn.Module, example: Tensor) -> g.Graph:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's, about its own internals
-            exported = torch.export.export(network, (images,), strict=False).run_decompositions({})
+            exported = torch.export.export(network, (images,), strict=False)
+            if any(_writes(node) for node in exported.graph.nodes):
+                exported = exported.run_decompositions({})  # to a graph without such operations; traces it again
     except Exception as error:  # whatever the user's forward or torch.export raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CompileError(f"torch.export cannot capture the network: {lines[0]}") from error
@@ -179,6 +181,11 @@ class _Reader:
         if len(shape) == 2:  # a program's output is flat or an image: a sequence has height 1
             shape = (shape[0], 1, shape[1])
         self.append(g.Output("output", (self.values[result].number,), output_shape=shape))
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation changes one of its arguments, as ``relu_`` does."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

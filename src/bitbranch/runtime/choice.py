@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from ..contract import ACCUMULATOR_MAX, CodeType, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, CodeType, bounds_of_sums
 from . import layout, tiles
 from . import program as p
 from .layout import Form, Taps
@@ -62,7 +60,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
     """
     size, out_size = source.shape[1:], out.shape[1:]
     code_type, pixel = source.code_type, out_size == (1, 1)
-    magnitude = np.abs(op.values()).reshape(len(op.weight), -1).sum(axis=1, dtype=np.int64)
+    total, magnitude = op.sums()
     top = (2**code_type.bits - 1) * int(magnitude.max())  # bound of a sum of ranks, biased or not
     family, form, digits, span = _family(op, code_type, top, isa)
     small = op.groups == 1 and size[0] * size[1] <= 4 * op.kernel[0] * op.kernel[1]
@@ -74,7 +72,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
     taps = layout.convolution_taps(op, size, out_size, stride)
     if not span:
         return Choice(family, form, taps)
-    lo, hi = accumulator_bounds(op.values(), code_type)
+    lo, hi = bounds_of_sums(total, magnitude, code_type)
     bound = max(-int(lo.min()), int(hi.max()))
     affine = form.add != 0 and layout.border(op, size, out_size) is not None
     folded = fused and not affine

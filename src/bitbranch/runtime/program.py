@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, Ints, bounds_of_sums, weight_sums
 from ..errors import FormatError, InputError
 from .checks import (
     ELEMENTS_MAX,
@@ -187,6 +187,10 @@ class Conv(Operation):
         """The weights as integers, ``[O, I / groups, kh, kw]``."""
         return self.weight_type.decode(self.weight)
 
+    def sums(self) -> tuple[Ints, Ints]:
+        """Sum of the weights, and of their magnitudes, per output ``[O]``."""
+        return weight_sums(self.weight_type.decode(self.weight, self.weight_type.dtype))
+
     def infer(self, *inputs: Value) -> Integers:
         x = _codes("convolution", inputs[0])
         channels = x.shape[0]
@@ -199,7 +203,7 @@ class Conv(Operation):
         fits = outputs % self.groups == 0 and self.weight.shape[1] * self.groups == channels
         require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
         size = _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
-        lo, hi = accumulator_bounds(self.values(), x.code_type)
+        lo, hi = bounds_of_sums(*self.sums(), x.code_type)
         return Integers((outputs, *size), int(lo.min()), int(hi.max()))
 
     def macs(self, *inputs: Value) -> int:
