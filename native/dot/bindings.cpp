@@ -172,6 +172,50 @@ void add_encode(DotPlan& p, std::vector<float> thresholds, MaybeArray<uint8_t> t
   s.target = p.view(target);
 }
 
+// Weights to the kernels' order. `codes` [O][D][T]; `taps` of T that are used, `columns` [together * D][taps] of the
+// depth that they meet; `rank` of every code, 0 for the value 0 where there is padding. Output o belongs to group
+// o / per_group, and `together` groups share a depth. Returns nothing; `out` [blocks][chunks][32 * bits] vectors.
+void pack(Array<uint8_t> codes, Array<int64_t> taps, Array<int64_t> columns, Array<uint8_t> rank,
+          Array<int64_t> outputs, int per_group, int together, int64_t block_bytes, int bits,
+          nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  const int64_t depth = codes.shape(1), all_taps = codes.shape(2), used = taps.size();
+  const int fields = 8 / bits;
+  const uint8_t *const source = codes.data(), *const ranks = rank.data();
+  uint8_t* const target = out.data();
+  // Where a byte of the depth goes, for the first output of a block: byte and shift.
+  struct Spot {
+    int64_t at;
+    int shift[2];  // of the first and the second half of the outputs
+    int64_t second;
+  };
+  std::vector<Spot> spots(columns.size());
+  for (size_t i = 0; i < columns.size(); ++i) {
+    const int64_t column = columns.data()[i], chunk = column / kDotDepth, byte = column % kDotDepth;
+    const auto place = [&](int half, int64_t& at, int& shift) {
+      const int64_t row = chunk * kDotOutputs + half * 16 + byte / 4;
+      at = row / fields * 64 + byte % 4;
+      shift = static_cast<int>(row % fields) * bits;
+    };
+    place(0, spots[i].at, spots[i].shift[0]);
+    place(1, spots[i].second, spots[i].shift[1]);
+  }
+  nb::gil_scoped_release unlocked;
+  for (size_t b = 0; b < outputs.shape(0); ++b) {
+    const int64_t first = outputs.data()[2 * b], count = outputs.data()[2 * b + 1];
+    uint8_t* const block = target + static_cast<int64_t>(b) * block_bytes;
+    for (int64_t o = 0; o < count; ++o) {
+      const int64_t output = first + o, member = output / per_group % together;
+      const bool high = o >= 16;
+      uint8_t* const lane = block + o % 16 * 4;
+      const uint8_t* code = source + output * depth * all_taps;
+      const Spot* spot = spots.data() + member * depth * used;
+      for (int64_t d = 0; d < depth; ++d, code += all_taps)
+        for (int64_t t = 0; t < used; ++t, ++spot)
+          lane[high ? spot->second : spot->at] |= static_cast<uint8_t>(ranks[code[taps.data()[t]]] << spot->shift[high]);
+    }
+  }
+}
+
 void run_plan(DotPlan& p, nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> input,
               nb::ndarray<float, nb::c_contig, nb::device::cpu> output, int begin, int end,
               std::optional<nb::ndarray<double, nb::c_contig, nb::device::cpu>> seconds) {
@@ -309,6 +353,9 @@ void bind_dot(nb::module_& m) {
       .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
            "seconds"_a.noconvert() = nb::none());
 
+  m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),
+        "rank"_a.noconvert(), "outputs"_a.noconvert(), "per_group"_a, "together"_a, "block_bytes"_a, "bits"_a,
+        "out"_a.noconvert());
   m.def("has_dot", [](const Machine& machine) { return machine.isa->dot != nullptr; }, "machine"_a);
 }
 

@@ -158,9 +158,9 @@ class CodeType:
         """Codes of the negated values; needs a symmetric set of values (a signed minimum raises InputError)."""
         values = self.decode(np.arange(self.count)).astype(np.int64)
         negatable = np.isin(-values, values)
-        if not negatable.all() and not negatable.take(codes).all():
+        if not negatable.all() and not negatable[np.asarray(codes)].all():
             raise InputError(f"not all values of code type {self} in use have a negative")
-        return self.encode(np.where(negatable, -values, self.lo)).take(codes)
+        return self.encode(np.where(negatable, -values, self.lo))[np.asarray(codes)]
 
 
 def bit_planes(codes: npt.ArrayLike, code_type: CodeType) -> npt.NDArray[np.uint8]:

@@ -6,8 +6,8 @@ and taps. NumPy only. The layouts are those of ``native/dot/kernels.hpp``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ DEPTH = 64
 """Bytes of a chunk."""
 FEW = 3
 """Up to so many thresholds are compared one by one; more are first tried as a line."""
+
+SEARCHED = 1 << 16
+"""Up to so many thresholds in all, the best line of every channel is searched for where a simple one is only near."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -135,44 +138,81 @@ def _chunks(positions: list[Tap], groups: list[list[int]], channels: int, step: 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
-    """Weights of all blocks of outputs, one after the other."""
+    """The weights of a convolution for the kernels, in blocks of at most 32 outputs."""
 
+    blocks: list[tuple[int, int]]
+    """First output and number of outputs of each."""
+    lists: list[npt.NDArray[np.int32]]
+    """Offsets of the chunks for each group of outputs that read the same channels."""
+    quads: npt.NDArray[np.uint8]
+    outputs: Ints
+    """``[blocks, 4]``: first output, number, which list, byte at which the weights begin."""
     data: npt.NDArray[np.uint8]
     bits: int
     tables: npt.NDArray[np.int8] | None
-    """``[4 / bits, 16]``, see ``DotSet::expand``."""
-
-    def block_bytes(self, chunk_count: int) -> int:
-        """Bytes of one block of outputs."""
-        return chunk_count * DEPTH * OUTPUTS * self.bits // 8
+    """``[4 / bits, 16]``, see ``DotSet::expand``; weights of 8 bits are what they are."""
+    sums: Ints
+    """``[O]`` of the weights."""
 
 
-def pack(weights: Iterable[npt.NDArray[np.int8]], chunk_count: int) -> PackedWeights:
-    """Blocks of weights ``[<= 32, depth]`` to the kernels' order, in as few bits as their values need."""
-    blocks = []
-    for w in weights:
-        whole = np.zeros((OUTPUTS, chunk_count * DEPTH), np.int8)
-        whole[: len(w)] = w
-        quads = whole.view(np.int32).reshape(2, 16, chunk_count, 16)
-        blocks.append(np.ascontiguousarray(quads.transpose(2, 0, 3, 1)).view(np.int8).reshape(-1, 64))
-    rows = np.concatenate(blocks) if blocks else np.zeros((0, 64), np.int8)
-    present = np.zeros(256, bool)
-    present[rows.view(np.uint8).ravel()] = True
-    levels = np.flatnonzero(present).astype(np.uint8)
+def pack(core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: int, pitch: int) -> PackedWeights:
+    """Pack the weights at some kernel positions, in as few bits as their values need.
+
+    Args:
+        core: the compiled module.
+        op: the convolution.
+        positions: the taps.
+        step: bytes from pixel to pixel of the input.
+        pitch: pixels from row to row.
+    """
+    codes = op.weight.reshape(*op.weight.shape[:2], -1)
+    if isinstance(op, p.ConvTranspose):
+        inputs, per_group = codes.shape[:2]
+        by_group = codes.reshape(op.groups, inputs // op.groups, per_group, -1).transpose(0, 2, 1, 3)
+        codes = np.ascontiguousarray(by_group).reshape(op.groups * per_group, inputs // op.groups, -1)
+    per_group, depth = len(codes) // op.groups, codes.shape[1]
+    # Small groups are computed together, with zeros between them.
+    most = min(op.groups, max(1, OUTPUTS // per_group))
+    together = next(m for m in range(most, 0, -1) if op.groups % m == 0)
+    pieces = chunks(positions, together * depth, step, pitch)
+    size = len(pieces.offsets) * DEPTH
+
+    lists: list[npt.NDArray[np.int32]] = []
+    blocks: list[tuple[int, int]] = []
+    which: list[int] = []
+    for group in range(0, op.groups, together):
+        for first in range(0, together * per_group, OUTPUTS):
+            blocks.append((group * per_group + first, min(OUTPUTS, together * per_group - first)))
+            which.append(len(lists))
+        lists.append(pieces.offsets + np.int32(group * depth))
+
+    values = op.weight_type.decode(np.arange(op.weight_type.count, dtype=np.uint8)).astype(np.int64)
+    padded = together > 1 or depth * len(positions) < size
+    levels = sorted({0, *values.tolist()} if padded else set(values.tolist()), key=lambda v: (v != 0, v))
     bits = next((b for b in (1, 2, 4) if len(levels) <= 2**b), 8)
-    if bits == 8:
-        return PackedWeights(rows.view(np.uint8).ravel(), 8, None)
     rank = np.zeros(256, np.uint8)
-    rank[levels] = np.arange(len(levels))
-    together = rank[rows.view(np.uint8)].reshape(-1, 8 // bits, 64)
-    packed = np.zeros((len(together), 64), np.uint8)
-    for k in range(8 // bits):
-        packed |= together[:, k] << np.uint8(bits * k)
-    value = np.zeros(2**bits, np.int8)
-    value[: len(levels)] = levels.view(np.int8)
-    nibble = np.arange(16)
-    tables = np.stack([value[(nibble >> (bits * f)) & (2**bits - 1)] for f in range(4 // bits)])
-    return PackedWeights(packed.ravel(), bits, np.ascontiguousarray(tables))
+    rank[: len(values)] = values % 256 if bits == 8 else [levels.index(v) for v in values.tolist()]
+    block_bytes = size * OUTPUTS * bits // 8
+    data = np.zeros(len(blocks) * block_bytes, np.uint8)
+    index = np.asarray([t.index for t in positions], np.int64)
+    core.dot_pack(
+        codes=np.ascontiguousarray(codes), taps=index, columns=np.ascontiguousarray(pieces.columns), rank=rank,
+        outputs=np.asarray(blocks, np.int64), per_group=per_group, together=together, block_bytes=block_bytes,
+        bits=bits, out=data,
+    )  # fmt: skip
+    tables = None
+    if bits < 8:
+        value = np.zeros(2**bits, np.int8)
+        value[: len(levels)] = levels
+        nibble = np.arange(16)
+        fields = [value[(nibble >> (bits * f)) & (2**bits - 1)] for f in range(4 // bits)]
+        tables = np.ascontiguousarray(np.stack(fields))
+    kept = codes if len(index) == codes.shape[2] else codes[:, :, index]
+    sums = np.stack([(kept == c).sum(axis=(1, 2)) for c in range(len(values))], axis=1) @ values if bits < 8 else (
+        op.weight_type.decode(kept).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
+    )  # fmt: skip
+    outputs = [(first, n, k, b * block_bytes) for b, ((first, n), k) in enumerate(zip(blocks, which, strict=True))]
+    return PackedWeights(blocks, lists, pieces.quads, np.asarray(outputs, np.int64), data, bits, tables, sums)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,32 +251,41 @@ def fit_lines(thresholds: Ints, lo: int, hi: int) -> Lines | None:
         most = np.where(passed, np.inf, rank - slope[:, None] * before).min(axis=1)
         return least, most
 
+    # The integers where a wrong line shows, and what they count: all channels in one sorted list.
+    shows = np.concatenate([np.clip(bars, lo, hi), np.clip(bars - 1, lo, hi)], axis=1)
+    apart = np.arange(len(bars))[:, None] << 34
+    counts = np.searchsorted((thresholds + apart).ravel(), (shows + apart).ravel(), side="right").reshape(shows.shape)
+    counts -= np.arange(len(bars))[:, None] * n
+    shown = shows.astype(np.int32).astype(np.float32)
+
+    def line(slope: npt.NDArray[np.float64]) -> tuple[Lines, int]:
+        """The line of this slope with the most room, and how far it is off."""
+        a = slope.astype(np.float32)
+        least, most = room(a.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
+        b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
+        got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
+        off = int(np.abs(got - counts).max())
+        return Lines(a, b, off == 0), off
+
+    # Through the first and the last threshold that matter: mostly that will do.
+    inside = ~(passed | never)
+    first, last = inside.argmax(axis=1), n - 1 - inside[:, ::-1].argmax(axis=1)
+    rows = np.arange(len(bars))
+    rise = np.maximum(bars[rows, last] - bars[rows, first], 1)
+    lines, off = line(np.maximum(last - first, 1) / rise)
+    if off == 0 or (off == 1 and bars.size > SEARCHED):
+        return lines
     # The room that is left for the intercept is concave in the slope: search for its top in thirds.
     low, high = np.zeros(len(bars)), np.full(len(bars), float(n + 1))
     for _ in range(64):
         a, b = low + (high - low) / 3, high - (high - low) / 3
         (la, ma), (lb, mb) = room(a), room(b)
         with np.errstate(invalid="ignore"):
-            better = np.nan_to_num(mb - lb, nan=0, posinf=1e30, neginf=-1e30) > np.nan_to_num(
-                ma - la, nan=0, posinf=1e30, neginf=-1e30
+            better = np.nan_to_num(mb - lb, posinf=1e30, neginf=-1e30) > np.nan_to_num(
+                ma - la, posinf=1e30, neginf=-1e30
             )
         low, high = np.where(better, a, low), np.where(better, high, b)
-    slope = ((low + high) / 2).astype(np.float32)
-    least, most = room(slope.astype(np.float64))
-    with np.errstate(invalid="ignore"):
-        middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
-    # Channels whose code never changes.
-    middle = np.where(np.isinf(least) & np.isinf(most), 0.0, middle)
-    intercept = middle.astype(np.float32)
-
-    def counted(v: Ints) -> Ints:
-        y = v.astype(np.int32).astype(np.float32) * slope[:, None] + intercept[:, None]
-        return np.clip(y, np.float32(0), np.float32(n)).astype(np.int64)
-
-    if not (np.isfinite(slope).all() and np.isfinite(intercept).all()):
-        return None
-    off = 0
-    for v in (np.clip(bars, lo, hi), np.clip(bars - 1, lo, hi)):
-        expected = sum((v >= thresholds[:, k : k + 1]).astype(np.int64) for k in range(n))
-        off = max(off, int(np.abs(counted(v) - expected).max()))
-    return Lines(slope, intercept, off == 0) if off <= 1 else None
+    lines, off = line((low + high) / 2)
+    return lines if off <= 1 else None

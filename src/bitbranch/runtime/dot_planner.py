@@ -458,37 +458,12 @@ class DotPlanner:
     ) -> None:  # fmt: skip
         """A dense or grouped convolution: the output pixels ``step * (y, x) + first``, ``size`` of them."""
         source = self._place(op.inputs[0])
-        weights = self._weights(op)
-        groups, per_group, depth = op.groups, weights.shape[0] // op.groups, weights.shape[1]
-        # Small groups are computed together, with zeros between them.
-        together = next((m for m in range(min(groups, max(1, OUTPUTS // per_group)), 0, -1) if groups % m == 0), 1)
-        lists: list[dot.Chunks] = []
-        blocks: list[tuple[int, int]] = []
-        table: list[tuple[int, int, int, int]] = []
         key = (i, f"dot {first}")
-        step_bytes, pitch = source.step, source.pitch
-        base = dot.chunks(positions, together * depth, step_bytes, pitch)
-        count = len(base.offsets)
-        packed: dot.PackedWeights | None = self.packed.get(key)
-        pieces: list[npt.NDArray[np.int8]] = []
-        for g in range(0, groups, together):
-            lists.append(dot.Chunks(base.offsets + np.int32(g * depth), base.quads, base.columns))
-            outputs = together * per_group
-            for o in range(0, outputs, OUTPUTS):
-                here = min(OUTPUTS, outputs - o)
-                blocks.append((g * per_group + o, here))
-                table.append((g * per_group + o, here, len(lists) - 1, 0))
-                if packed is None:
-                    pieces.append(self._piece(weights, positions, base, g, together, per_group, o, here))
-        if packed is None:
-            packed = self.packed[key] = dot.pack(pieces, count)
-        size_of_block = packed.block_bytes(count)
-        outputs_table = np.asarray([(a, b, c, k * size_of_block) for k, (a, b, c, _) in enumerate(table)], np.int64)
-
-        code_type = self._code_type(op.inputs[0])
-        index = [t.index for t in positions]
-        sums = weights[:, :, index].astype(np.int64).sum(axis=(1, 2))
-        start = self._by_block(self._int32(-dot.zero(code_type) * sums), blocks)
+        if key not in self.packed:
+            self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch)
+        packed: dot.PackedWeights = self.packed[key]
+        shift = -dot.zero(self._code_type(op.inputs[0]))
+        start = self._by_block(self._int32(shift * packed.sums), packed.blocks)
         if isinstance(op, p.Conv) and tuple(size) == (1, 1):
             walk = self.core.DotWalk("images", 1, 1, 1, 1)
         elif stride == (1, 1):
@@ -500,14 +475,15 @@ class DotPlanner:
             saved = None
         else:
             saved = (set(self.done), list(self.free))
-        chain, complete = self._chain(i, blocks)
+        chain, complete = self._chain(i, packed.blocks)
         if saved is not None:  # the next phase runs the same chain
             self.done, self.free = saved
             complete = []
         scratch_start = -self.scratch.ctypes.data % LINE
         self.plan.convolution(
-            walk=walk, channels=len(weights), chain=chain, source=source.view, stride=stride, outputs=outputs_table,
-            lists=[(c.offsets, c.quads) for c in lists], start=start, weights=packed.data, bits=packed.bits,
+            walk=walk, channels=len(packed.sums), chain=chain, source=source.view, stride=stride,
+            outputs=packed.outputs, lists=[(offsets, packed.quads) for offsets in packed.lists], start=start,
+            weights=packed.data, bits=packed.bits,
             tables=packed.tables, scratch=self.scratch[scratch_start:], scratch_chunks=SCRATCH_CHUNKS,
         )  # fmt: skip
         if last:
@@ -520,36 +496,6 @@ class DotPlanner:
         v = self.values[value]
         assert isinstance(v, p.Codes)
         return v.code_type
-
-    @staticmethod
-    def _weights(op: p.Conv | p.ConvTranspose) -> npt.NDArray[np.int8]:
-        """``[O, I / groups, kh * kw]``."""
-        values = op.weight_type.decode(op.weight).astype(np.int8)
-        if isinstance(op, p.ConvTranspose):
-            inputs, per_group = values.shape[:2]
-            by_group = values.reshape(op.groups, inputs // op.groups, per_group, *values.shape[2:])
-            values = by_group.transpose(0, 2, 1, 3, 4).reshape(op.groups * per_group, -1, *values.shape[2:])
-        return values.reshape(*values.shape[:2], -1)
-
-    @staticmethod
-    def _piece(
-        weights: npt.NDArray[np.int8], positions: list[Tap], base: dot.Chunks, group: int, together: int,
-        per_group: int, first: int, count: int,
-    ) -> npt.NDArray[np.int8]:  # fmt: skip
-        """Weights of ``count`` outputs along the depth ``[count, chunks * 64]``."""
-        depth = weights.shape[1]
-        out = np.zeros((count, len(base.offsets) * DEPTH), np.int8)
-        index = [t.index for t in positions]
-        if not index:
-            return out
-        for m in range(together):
-            lo, hi = max(m * per_group, first), min((m + 1) * per_group, first + count)
-            if lo >= hi:
-                continue
-            rows = weights[group * per_group + lo : group * per_group + hi][:, :, index]
-            columns = base.columns[m * depth : (m + 1) * depth]
-            out[lo - first : hi - first, columns.ravel()] = rows.reshape(hi - lo, -1)
-        return out
 
     @staticmethod
     def _int32(x: Ints) -> npt.NDArray[np.int32]:
