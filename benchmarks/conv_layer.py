@@ -78,7 +78,7 @@ def layer_program(layer: Layer) -> p.Program:
         p.Conv("last", (2,), last, CodeType.parse("t"), stride=sums.shape[1:]),
         p.Scale("output", (3,), one, one),
     )
-    return p.Program(operations, (1,))
+    return p.Program(operations, ((1,),))
 
 
 def spread(seconds: list[float]) -> str:

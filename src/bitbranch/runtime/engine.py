@@ -99,7 +99,7 @@ class Engine:
             else the widest.
 
     Raises:
-        InputError: unknown instruction set, or ``threads`` below 1.
+        InputError: unknown instruction set, ``threads`` below 1, or a program with several inputs or outputs.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -114,6 +114,8 @@ class Engine:
                 f"instruction set {isa!r} is not available here; there are {', '.join(core.instruction_sets())}"
             )
         self.program = source if isinstance(source, p.Program) else p.load(source)
+        if len(self.program.inputs) > 1 or len(self.program.output_shapes) > 1:
+            raise InputError("the engine runs programs of one input and one output; use the program's reference()")
         self.threads = threads
         self.isa = isa
         self._machine = core.Machine(isa, threads)
@@ -136,7 +138,8 @@ class Engine:
         Raises:
             InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
         """
-        return self._run(self.program.check_input(x), None)
+        (batch,) = self.program.check_input(x)
+        return self._run(batch, None)
 
     def trace(self, x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
         """Run a batch and yield ``(operation number, its value)`` for every value that is materialised.
@@ -144,7 +147,7 @@ class Engine:
         The values are the reference's (:func:`bitbranch.runtime.reference.trace`): codes as uint8, integers as int64,
         the output as float32, each ``[N, C, H, W]``. Accumulators that go straight into thresholds are not among them.
         """
-        batch = self.program.check_input(x)
+        (batch,) = self.program.check_input(x)
         plan = self._new_plan(max(1, len(batch)))  # its own: between two steps no other call may use the buffers
         out = np.empty((len(batch), *self.program.values[-1].shape), np.float32)
         for number, step in enumerate(plan.steps):
@@ -155,7 +158,7 @@ class Engine:
 
     def profile(self, x: npt.ArrayLike, repeat: int = 20) -> Profile:
         """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
-        batch = self.program.check_input(x)
+        (batch,) = self.program.check_input(x)
         self._run(batch, None)
         whole, steps = [], []
         for _ in range(repeat):
