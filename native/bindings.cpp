@@ -19,6 +19,7 @@
 #include "instruction_sets.hpp"
 #include "pool.hpp"
 #include "repack.hpp"
+#include "run_binding.hpp"
 #include "stream.hpp"
 
 namespace nb = nanobind;
@@ -129,9 +130,10 @@ Window window_of(std::pair<int, int> kernel, std::pair<int, int> stride, std::pa
           top_left.first,  top_left.second, dilation.first, dilation.second};
 }
 
-void add_encode(HeldPlan& p, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
+void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
                 int add, const HeldView& target) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
+  s.input = input;
   s.channels = channels;
   s.table = hold(p.keep_, table);
   s.target = p.hold_view(target);
@@ -254,25 +256,14 @@ void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& sou
   s.window = window_of(kernel, stride, top_left, dilation);
 }
 
-void add_scale(HeldPlan& p, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
+void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
   Scale& s = p.add(std::make_unique<Scale>());
   s.isa = p.isa();
+  s.output = output;
   s.source = p.hold_view(source);
   s.channels = channels;
   s.scale = hold(p.keep_, scale);
   s.bias = hold(p.keep_, bias);
-}
-
-void run_plan(HeldPlan& p, AnyArray input, nb::ndarray<float, nb::c_contig, nb::device::cpu> output, int begin, int end,
-              std::optional<nb::ndarray<double, nb::c_contig, nb::device::cpu>> seconds) {
-  const bool is_float = input.dtype() == nb::dtype<float>();
-  if (!is_float && input.dtype() != nb::dtype<uint8_t>()) throw std::invalid_argument("input must be float32 or uint8");
-  const int images = static_cast<int>(input.shape(0));
-  const void* const x = input.data();
-  float* const y = output.data();
-  double* const s = seconds ? seconds->data() : nullptr;
-  nb::gil_scoped_release unlocked;
-  p.plan_.run(begin, end, images, x, is_float, y, s);
 }
 
 }  // namespace
@@ -381,7 +372,7 @@ NB_MODULE(_core, m) {
   nb::class_<HeldPlan>(m, "Plan")
       .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
       .def("__len__", [](const HeldPlan& p) { return p.plan_.size(); })
-      .def("encode", add_encode, nb::kw_only(), "channels"_a, "thresholds"_a, "table"_a.noconvert().none(),
+      .def("encode", add_encode, nb::kw_only(), "input"_a, "channels"_a, "thresholds"_a, "table"_a.noconvert().none(),
            "multiplier"_a, "add"_a, "target"_a)
       .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
            "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
@@ -399,8 +390,11 @@ NB_MODULE(_core, m) {
            "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
       .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
            "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
-      .def("scale", add_scale, nb::kw_only(), "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
-      .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
-           "seconds"_a.noconvert() = nb::none());
+      .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
+      .def(
+          "run",
+          [](HeldPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
+             int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
+          "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_dot(m);
 }

@@ -44,6 +44,7 @@ void Encode::run(const Run& run) const {
   // Rows that lie one after the other in the input are encoded together: short ones would not fill the vectors.
   constexpr int piece = 2048;
   const int columns = std::min(width, piece), rows = std::max(1, piece / width);
+  const Images& input_images = run.inputs[input];
   run.pool.parallel(int64_t{run.images} * pairs, plain_grain(2 * plane), [&](int, int64_t begin, int64_t end) {
     uint8_t bytes[2][piece];
     for (int64_t item = begin; item < end; ++item) {
@@ -55,10 +56,10 @@ void Encode::run(const Run& run) const {
           const int here = std::min(rows, height - y), count = std::min(columns, width - x);
           for (int c = 0; c < used; ++c) {
             const int64_t from = (image * channels + first + c) * plane + int64_t{y} * width + x;
-            if (run.input_is_float) {
-              isa->encode(encoder_, static_cast<const float*>(run.input) + from, bytes[c], here * count);
+            if (input_images.is_float) {
+              isa->encode(encoder_, static_cast<const float*>(input_images.data) + from, bytes[c], here * count);
             } else {
-              const uint8_t* const pixels = static_cast<const uint8_t*>(run.input) + from;
+              const uint8_t* const pixels = static_cast<const uint8_t*>(input_images.data) + from;
               const uint8_t* const codes = table + (first + c) * 256;
               for (int i = 0; i < here * count; ++i) bytes[c][i] = codes[pixels[i]];
             }

@@ -12,6 +12,7 @@ class Encode final : public Step {
   Encode(const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add);
 
   const InstructionSet* isa;
+  int input = 0;  // which of the run's
   int channels = 0;
   const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
   View target;

@@ -12,12 +12,17 @@
 
 namespace bitbranch {
 
+// One input of a run: float32 or uint8 [images][C][H][W].
+struct Images {
+  const void* data;
+  bool is_float;
+};
+
 // What the steps of one run share.
 struct Run {
   int images;
-  const void* input;  // float32 or uint8 [images][C][H][W]
-  bool input_is_float;
-  float* output;  // [images][C][H][W]
+  const Images* inputs;
+  float* const* outputs;  // each [images][C][H][W]
   ThreadPool& pool;
 };
 
@@ -53,9 +58,9 @@ class Plan {
   void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
 
   // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given.
-  void run(int begin, int end, int images, const void* input, bool input_is_float, float* output, double* seconds) {
+  void run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds) {
     std::lock_guard<std::mutex> lock(machine_->mutex);
-    const Run run{images, input, input_is_float, output, machine_->pool};
+    const Run run{images, inputs, outputs, machine_->pool};
     for (int i = begin; i < end; ++i) {
       if (!seconds) {
         steps_[i]->run(run);

@@ -45,7 +45,7 @@ void Scale::run(const Run& run) const {
   run.pool.parallel(int64_t{run.images} * channels, plain_grain(plane), [&](int, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / channels, c = item % channels;
-      isa->scale(reinterpret_cast<const int32_t*>(source.at(c, image * plane)), run.output + item * plane, plane,
+      isa->scale(reinterpret_cast<const int32_t*>(source.at(c, image * plane)), run.outputs[output] + item * plane, plane,
                  scale[c], bias[c]);
     }
   });

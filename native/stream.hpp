@@ -42,6 +42,7 @@ class Scale final : public Step {
  public:
   const InstructionSet* isa = nullptr;
   View source;
+  int output = 0;  // which of the run's
   int channels = 0;
   const float* scale = nullptr;
   const float* bias = nullptr;

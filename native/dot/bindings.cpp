@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../run_binding.hpp"
 #include "steps.hpp"
 
 namespace nb = nanobind;
@@ -165,9 +166,10 @@ void add_bytes(DotPlan& p, const HeldDotView& source, const HeldDotView& target,
   set_window(s, kernel, stride, top_left, dilation, factor);
 }
 
-void add_encode(DotPlan& p, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier, int add,
+void add_encode(DotPlan& p, int input, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier, int add,
                 const HeldDotView& target) {
   DotEncode& s = p.add(std::make_unique<DotEncode>(p.set(), p.isa(), std::move(thresholds), multiplier, add));
+  s.input = input;
   s.table = hold(p.keep_, table);
   s.target = p.view(target);
 }
@@ -214,19 +216,6 @@ void pack(Array<uint8_t> codes, Array<int64_t> taps, Array<int64_t> columns, Arr
           lane[high ? spot->second : spot->at] |= static_cast<uint8_t>(ranks[code[taps.data()[t]]] << spot->shift[high]);
     }
   }
-}
-
-void run_plan(DotPlan& p, nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> input,
-              nb::ndarray<float, nb::c_contig, nb::device::cpu> output, int begin, int end,
-              std::optional<nb::ndarray<double, nb::c_contig, nb::device::cpu>> seconds) {
-  const bool is_float = input.dtype() == nb::dtype<float>();
-  if (!is_float && input.dtype() != nb::dtype<uint8_t>()) throw std::invalid_argument("input must be float32 or uint8");
-  const int images = static_cast<int>(input.shape(0));
-  const void* const x = input.data();
-  float* const y = output.data();
-  double* const s = seconds ? seconds->data() : nullptr;
-  nb::gil_scoped_release unlocked;
-  p.plan_.run(begin, end, images, x, is_float, y, s);
 }
 
 }  // namespace
@@ -327,13 +316,14 @@ void bind_dot(nb::module_& m) {
           "add"_a)
       .def_static(
           "scale",
-          [](const HeldDotView& target, Array<float> factor, Array<float> bias) {
+          [](int output, const HeldDotView& target, Array<float> factor, Array<float> bias) {
             HeldDotOp op = operation(DotOp::Kind::scale, &target);
+            op.output = output;
             op.slope = hold(op.keep, factor);
             op.intercept = hold(op.keep, bias);
             return op;
           },
-          "target"_a, "factor"_a.noconvert(), "bias"_a.noconvert());
+          "output"_a, "target"_a, "factor"_a.noconvert(), "bias"_a.noconvert());
 
   nb::class_<DotPlan>(m, "DotPlan")
       .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
@@ -348,10 +338,13 @@ void bind_dot(nb::module_& m) {
            "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
-      .def("encode", add_encode, nb::kw_only(), "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,
+      .def("encode", add_encode, nb::kw_only(), "input"_a, "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,
            "target"_a)
-      .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
-           "seconds"_a.noconvert() = nb::none());
+      .def(
+          "run",
+          [](DotPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
+             int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
+          "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
 
   m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),
         "rank"_a.noconvert(), "outputs"_a.noconvert(), "per_group"_a, "together"_a, "block_bytes"_a, "bits"_a,

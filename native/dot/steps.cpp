@@ -86,7 +86,7 @@ void DotStep::finish(const Run& run, int block, DotBlock& pixels) const {
       int n = 0;
       for (int k = 0; k < pixels.segments; ++k) {
         const DotBlock::Segment& s = pixels.segment[k];
-        float* at = run.output + (s.image * op.view.channels + first) * size + target_y(s) * op.view.width + target_x(s);
+        float* at = run.outputs[op.output] + (s.image * op.view.channels + first) * size + target_y(s) * op.view.width + target_x(s);
         for (int i = 0; i < s.count; ++i, at += walk.step_x) targets[n++] = at;
       }
       set->scale(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
@@ -310,6 +310,7 @@ void DotEncode::run(const Run& run) const {
   constexpr int piece = 2048;
   const int columns = std::min(width, piece), rows = std::max(1, piece / width);
   const int64_t bands = divide_up(height, rows);
+  const Images& images = run.inputs[input];
   run.pool.parallel(run.images * bands, plain_grain(int64_t{rows} * width * target.channels), [&](int, int64_t begin, int64_t end) {
     alignas(64) uint8_t bytes[4][piece], mixed[4 * piece];
     const uint8_t* const each[4] = {bytes[0], bytes[1], bytes[2], bytes[3]};
@@ -323,10 +324,10 @@ void DotEncode::run(const Run& run) const {
           for (int k = 0; k < 4 && 4 * quad + k < target.channels; ++k) {
             const int c = 4 * quad + k;
             const int64_t from = (image * target.channels + c) * plane + int64_t{top} * width + left;
-            if (run.input_is_float) {
-              isa->encode(encode_.encoder(), static_cast<const float*>(run.input) + from, bytes[k], here * count);
+            if (images.is_float) {
+              isa->encode(encode_.encoder(), static_cast<const float*>(images.data) + from, bytes[k], here * count);
             } else {
-              const uint8_t* const pixels = static_cast<const uint8_t*>(run.input) + from;
+              const uint8_t* const pixels = static_cast<const uint8_t*>(images.data) + from;
               const uint8_t* const codes = table + 256 * c;
               for (int i = 0; i < here * count; ++i) bytes[k][i] = codes[pixels[i]];
             }

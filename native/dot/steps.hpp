@@ -65,6 +65,7 @@ struct DotOp {
   const float* slope = nullptr;         // [blocks][32], also intercept; of scale the factor and the bias
   const float* intercept = nullptr;
   DotCode code{0, 0};
+  int output = 0;                       // scale: which of the run's
 };
 
 class DotStep : public Step {
@@ -175,6 +176,7 @@ class DotEncode : public Step {
       : set(set), isa(isa), encode_(isa, std::move(thresholds), multiplier, add) {}
   const DotSet* set;
   const InstructionSet* isa;
+  int input = 0;                   // which of the run's
   const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
   DotView target;
   void run(const Run& run) const override;

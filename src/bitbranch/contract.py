@@ -156,11 +156,11 @@ class CodeType:
 
     def negate(self, codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Codes of the negated values; needs a symmetric set of values (a signed minimum raises InputError)."""
-        values = self.decode(np.arange(self.count)).astype(np.int64)
+        u, values = np.asarray(codes, np.uint8), self.decode(np.arange(self.count)).astype(np.int64)
         negatable = np.isin(-values, values)
-        if not negatable.all() and not negatable[np.asarray(codes)].all():
+        if not negatable.all() and not negatable.take(u).all():
             raise InputError(f"not all values of code type {self} in use have a negative")
-        return self.encode(np.where(negatable, -values, self.lo))[np.asarray(codes)]
+        return self.encode(np.where(negatable, -values, self.lo)).take(u)
 
 
 def bit_planes(codes: npt.ArrayLike, code_type: CodeType) -> npt.NDArray[np.uint8]:

@@ -33,7 +33,7 @@ class Executor(Protocol):
     :func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
     """
 
-    def __call__(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+    def __call__(self, *x: npt.NDArray[np.float32]) -> p.Output: ...
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
         return Choice(family, form, taps)
     lo, hi = bounds_of_sums(total, magnitude, code_type)
     bound = max(-int(lo.min()), int(hi.max()))
-    affine = form.add != 0 and layout.border(op, size, out_size) is not None
+    affine = form.add != 0 and layout.reads_padding(op, size, out_size)
     folded = fused and not affine
     wide = (top if folded else bound) > INT16_MAX
     return Choice(family, form, taps, digits, wide, folded, span)

@@ -351,8 +351,11 @@ class DotPlanner:
         op, shape = self.operations[i], self.values[i].shape
         assert isinstance(op, p.Scale)
         empty = np.zeros(LINE, np.uint8)
+        output = self.program.output_names.index(op.name)
         target = self._describe(empty, 0, 0, shape[1], shape[2], shape, True)  # for its size; it writes the output
-        return self.core.DotOp.scale(target.view, self._by_block(op.scale, blocks), self._by_block(op.bias, blocks))
+        return self.core.DotOp.scale(
+            output, target.view, self._by_block(op.scale, blocks), self._by_block(op.bias, blocks)
+        )
 
     def _add(self, operation: int, family: str, completes: list[int], macs: int = 0, what: str = "") -> None:
         op = self.operations[operation]
@@ -372,7 +375,12 @@ class DotPlanner:
             table = (op.code_type.to_rank(op.table).astype(np.int64) * multiplier + add).astype(np.uint8)
         target = self._place(i)
         self.plan.encode(
-            thresholds=op.thresholds.tolist(), table=table, multiplier=multiplier, add=add, target=target.view
+            input=self.program.input_names.index(op.name),
+            thresholds=op.thresholds.tolist(),
+            table=table,
+            multiplier=multiplier,
+            add=add,
+            target=target.view,
         )
         self._finished(i)
         self._add(i, "encode", [i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -100,7 +100,7 @@ class Engine:
             else the widest.
 
     Raises:
-        InputError: unknown instruction set, ``threads`` below 1, or a program with several inputs or outputs.
+        InputError: unknown instruction set, or ``threads`` below 1.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -115,8 +115,6 @@ class Engine:
                 f"instruction set {isa!r} is not available here; there are {', '.join(core.instruction_sets())}"
             )
         self.program = source if isinstance(source, p.Program) else p.load(source)
-        if len(self.program.inputs) > 1 or len(self.program.output_shapes) > 1:
-            raise InputError("the engine runs programs of one input and one output; use the program's reference()")
         self.threads = threads
         self.isa = isa
         self._machine = core.Machine(isa, threads)
@@ -128,53 +126,58 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.program.info.get('name', 'program')!r}, threads={self.threads}, isa={self.isa!r})"
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def __call__(self, *x: npt.ArrayLike) -> p.Output:
         """Run a batch.
 
         Args:
-            x: float32 (normalised) or uint8 images ``[N, C, H, W]``.
+            x: for each input float32 (normalised) or uint8 images ``[N, C, H, W]``.
 
         Returns:
-            float32 ``[N, *output_shape]``.
+            float32 ``[N, *output_shape]``; a tuple of them in order if the program has several outputs.
 
         Raises:
             InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
         """
-        (batch,) = self.program.check_input(x)
-        return self._run(batch, None)
+        outputs = self._run(self.program.check_input(*x), None)
+        return outputs if len(outputs) > 1 else outputs[0]
 
-    def trace(self, x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
+    def trace(self, *x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
         """Run a batch and yield ``(operation number, its value)`` for every value that is materialised.
 
         The values are the reference's (:func:`bitbranch.runtime.reference.trace`): codes as uint8, integers as int64,
-        the output as float32, each ``[N, C, H, W]``. Accumulators that go straight into thresholds are not among them.
+        the outputs as float32, each ``[N, C, H, W]``. Accumulators that go straight into thresholds are not among them.
         """
-        (batch,) = self.program.check_input(x)
-        plan = self._new_plan(max(1, len(batch)))  # its own: between two steps no other call may use the buffers
-        out = np.empty((len(batch), *self.program.values[-1].shape), np.float32)
+        batch = self.program.check_input(*x)
+        n = len(batch[0])
+        plan = self._new_plan(max(1, n))  # its own: between two steps no other call may use the buffers
+        reals = {
+            i: np.empty((n, *v.shape), np.float32) for i, v in enumerate(self.program.values) if isinstance(v, p.Reals)
+        }
         for number, step in enumerate(plan.steps):
-            if len(batch):
-                plan.plan.run(batch, out, number, number + 1)
+            if n:
+                plan.plan.run(list(batch), list(reals.values()), number, number + 1)
             if step.completes:
                 for operation in step.values or (step.operation,):
-                    yield operation, self._value(plan, operation, out)
+                    yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
 
-    def profile(self, x: npt.ArrayLike, repeat: int = 20) -> Profile:
+    def profile(self, *x: npt.ArrayLike, repeat: int = 20) -> Profile:
         """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
-        (batch,) = self.program.check_input(x)
+        batch = self.program.check_input(*x)
+        n = len(batch[0])
         self._run(batch, None)
         whole, steps = [], []
         for _ in range(repeat):
             start = time.perf_counter()
             self._run(batch, None)
             whole.append(time.perf_counter() - start)
-            steps.append(self._run_timed(batch))
+            steps.append(np.zeros(len(self._steps(n))))
+            self._run(batch, steps[-1])  # summed over the parts of the batch
         seconds = np.median(np.asarray(steps), axis=0)
         rows = [
-            ProfileRow(step.name, step.family, float(s), step.macs * len(batch))
-            for step, s in zip(self._steps(len(batch)), seconds, strict=True)
+            ProfileRow(step.name, step.family, float(s), step.macs * n)
+            for step, s in zip(self._steps(n), seconds, strict=True)
         ]
-        return Profile(tuple(rows), float(np.median(whole)), len(batch))
+        return Profile(tuple(rows), float(np.median(whole)), n)
 
     # ---- plans --------------------------------------------------------------------------------------------------
 
@@ -197,30 +200,24 @@ class Engine:
         images = WORKSPACE // self._plan(1).size
         return max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
 
-    def _run(self, batch: npt.NDArray[Any], seconds: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
-        out = np.empty((len(batch), *self.program.output_shape), np.float32)
-        for first in range(0, len(batch), self._part):
-            part = batch[first : first + self._part]
-            plan = self._plan(len(part))
-            plan.plan.run(part, out[first : first + self._part], 0, len(plan.steps), seconds)
-        return out
+    def _run(
+        self, batch: Sequence[npt.NDArray[Any]], seconds: npt.NDArray[np.float64] | None
+    ) -> tuple[npt.NDArray[np.float32], ...]:
+        n = len(batch[0])
+        outputs = tuple(np.empty((n, *shape), np.float32) for shape in self.program.output_shapes)
+        for first in range(0, n, self._part):
+            part = slice(first, first + self._part)
+            plan = self._plan(min(self._part, n - first))
+            plan.plan.run([x[part] for x in batch], [y[part] for y in outputs], 0, len(plan.steps), seconds)
+        return outputs
 
     def _steps(self, images: int) -> list[StepInfo]:
         return self._plan(min(images, self._part)).steps
 
-    def _run_timed(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Seconds of each step of the plan, summed over the parts of a batch."""
-        seconds = np.zeros(len(self._steps(len(batch))))
-        self._run(batch, seconds)
-        return seconds
-
-    def _value(
-        self, plan: Planner | DotPlanner, operation: int, out: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.generic]:
+    def _value(self, plan: Planner | DotPlanner, operation: int, n: int) -> npt.NDArray[np.generic]:
+        """Codes or integers that lie in memory."""
         value = self.program.values[operation]
-        if isinstance(value, p.Reals):
-            return out
-        n, (channels, height, width) = len(out), value.shape
+        channels, height, width = value.shape
         if n == 0:
             return np.empty((0, *value.shape), np.uint8 if isinstance(value, p.Codes) else np.int64)
         if isinstance(plan, DotPlanner):

@@ -309,7 +309,8 @@ class Planner:
             rank[op.code_type.from_rank(np.arange(op.code_type.count))] = np.arange(op.code_type.count)
             table = (multiplier * rank[op.table] + add).astype(np.uint8)
         self.plan.encode(
-            channels=op.shape[0], thresholds=op.thresholds.tolist(), table=table, multiplier=multiplier, add=add,
+            input=self.program.input_names.index(op.name), channels=op.shape[0], thresholds=op.thresholds.tolist(),
+            table=table, multiplier=multiplier, add=add,
             target=target.view,
         )  # fmt: skip
         self._add(i, "encode")
@@ -384,7 +385,8 @@ class Planner:
 
     def _scale(self, i: int, op: p.Scale) -> None:
         self.plan.scale(
-            source=self._integers(op.inputs[0]).view, channels=self.values[i].shape[0],
+            output=self.program.output_names.index(op.name), source=self._integers(op.inputs[0]).view,
+            channels=self.values[i].shape[0],
             scale=np.ascontiguousarray(op.scale), bias=np.ascontiguousarray(op.bias),
         )  # fmt: skip
         self._add(i, "scale")

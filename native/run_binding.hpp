@@ -1,0 +1,37 @@
+// Running a plan from Python, for the bindings of both kinds of plans.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "step.hpp"
+
+namespace bitbranch {
+
+using InputArray = nanobind::ndarray<nanobind::ro, nanobind::c_contig, nanobind::device::cpu>;
+using OutputArray = nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>;
+using SecondsArray = nanobind::ndarray<double, nanobind::c_contig, nanobind::device::cpu>;
+
+inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs,
+                     int begin, int end, std::optional<SecondsArray> seconds) {
+  if (inputs.empty()) throw std::invalid_argument("a run needs an input");
+  std::vector<Images> images;
+  for (const InputArray& x : inputs) {
+    const bool is_float = x.dtype() == nanobind::dtype<float>();
+    if (!is_float && x.dtype() != nanobind::dtype<uint8_t>()) throw std::invalid_argument("input must be float32 or uint8");
+    images.push_back({x.data(), is_float});
+  }
+  std::vector<float*> out;
+  for (const OutputArray& y : outputs) out.push_back(y.data());
+  const int count = static_cast<int>(inputs[0].shape(0));
+  double* const s = seconds ? seconds->data() : nullptr;
+  nanobind::gil_scoped_release unlocked;
+  plan.run(begin, end, count, images.data(), out.data(), s);
+}
+
+}  // namespace bitbranch
