@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from strategies import images, programs
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import BitbranchError, FormatError
@@ -160,7 +161,7 @@ class Builder:
         c, *size = self.values[source].shape
         scale = self.rng.normal(size=c).astype(np.float32)
         self.add(p.Scale("scale", (source,), scale, scale[::-1].copy()))
-        return p.Program(tuple(self.operations), (c, *size))
+        return p.Program(tuple(self.operations), ((c, *size),))
 
 
 @st.composite
@@ -227,9 +228,25 @@ def compare(program: p.Program, images: int, isas: list[str]) -> None:
 @examples(250)
 @given(branching())
 def test_branches(case) -> None:
-    program, images = case
+    program, count = case
     if not dot.refuses(program):
-        compare(program, images, WITH_DOT)
+        compare(program, count, WITH_DOT)
+
+
+@needs_dot
+@examples(150)
+@given(programs(), st.integers(0, 2**16), st.integers(1, 5))
+def test_programs(program: p.Program, seed: int, count: int) -> None:
+    """Programs of all operations, with several inputs and outputs."""
+    if dot.refuses(program):
+        return
+    x = images(program, seed, count)
+    expected, values = reference.run(program, *x), dict(reference.trace(program, *x))
+    for isa in WITH_DOT:
+        e = engine_module.Engine(program, threads=2, isa=isa)
+        np.testing.assert_equal(e(*x), expected, err_msg=isa)
+        for number, value in e.trace(*x):
+            np.testing.assert_array_equal(value, values[number], err_msg=f"{isa}, operation {number}")
 
 
 @needs_dot
@@ -241,9 +258,9 @@ def test_a_depth_beyond_the_scratch(weight_type: str) -> None:
     w = CodeType.parse(weight_type)
     conv = p.Conv("linear", (0,), rng.integers(0, w.count, (40, 300, 6, 8), dtype=np.uint8), w)
     ones = np.ones(40, np.float32)
-    program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), (40,))
-    for images in (1, 7, 40):
-        compare(program, images, WITH_DOT)
+    program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((40,),))
+    for count in (1, 7, 40):
+        compare(program, count, WITH_DOT)
 
 
 def test_what_the_path_refuses() -> None:
@@ -252,7 +269,7 @@ def test_what_the_path_refuses() -> None:
         encode = p.Encode("input", (), (2, 3, 3), t, np.arange(t.count - 1, dtype=np.float32))
         conv = p.Conv("conv", (0,), np.zeros((1, 2, 1, 1), np.uint8), CodeType.parse(weights))
         one = np.ones(1, np.float32)
-        return p.Program((encode, conv, p.Scale("scale", (1,), one, one)), (1, 3, 3))
+        return p.Program((encode, conv, p.Scale("scale", (1,), one, one)), ((1, 3, 3),))
 
     assert "b8" in dot.refuses(program("b8", "t")) and "b8" in dot.refuses(program("u2", "b8"))
     assert not dot.refuses(program("u8", "s8")) and not dot.refuses(program("b7", "b7"))

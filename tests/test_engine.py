@@ -343,6 +343,28 @@ def test_no_images() -> None:
         assert [len(value) for _, value in engine.trace(x[:0])] == [0] * (6 if isa in PLANAR else 5)
 
 
+def test_several_inputs_and_outputs() -> None:
+    b = Builder((3, 5, 6), CodeType.parse("u4"), 0)
+    t = np.array([-0.5, 0.1, 1.2], np.float32)
+    other = b.add(p.Encode("other", (), (2, 5, 6), CodeType.parse("u2"), t))
+    left, right = (b.requantize(b.conv(v, 4, CodeType.parse("s4"))) for v in (0, other))
+    for name, v in (("sum", b.add(p.Add("add", (left, right), -900, 900))), ("right", right)):
+        b.add(p.Scale(name, (v,), np.full(4, 0.1, np.float32), np.ones(4, np.float32)))
+    program = p.Program(tuple(b.operations), ((4, 5, 6), (120,)))
+    x = tuple(b.rng.normal(size=(7, c, 5, 6)).astype(np.float32) for c in (3, 2))
+    expected, values = reference.run(program, *x), dict(reference.trace(program, *x))
+    for isa in ISAS:
+        engine = program.engine(threads=2, isa=isa)
+        engine._part = 3
+        for got, wanted in zip(engine(*x), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        for number, value in engine.trace(*x):
+            np.testing.assert_array_equal(value, values[number])
+        assert sum(row.macs for row in engine.profile(*x, repeat=1).rows) == 7 * program.macs
+        with pytest.raises(InputError, match="takes 2 inputs"):
+            engine(x[0])
+
+
 def test_wrong_inputs() -> None:
     program, x = small_program()
     engine = program.engine()
