@@ -2,10 +2,10 @@
 
 #include "dot/kernels.hpp"
 
-#if defined(BITBRANCH_X86)
+#if defined(BITBRANCH_DOT)
 #include <cpuid.h>
 #endif
-#if defined(__linux__) && defined(BITBRANCH_X86)
+#if defined(__linux__) && defined(BITBRANCH_DOT)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -13,13 +13,17 @@
 namespace bitbranch {
 
 extern const InstructionSet kScalar;
+extern const DotSet kDotScalar;
 #if defined(BITBRANCH_X86)
 extern const InstructionSet kAvx2, kAvx512;
+extern const DotSet kDotAvx2, kDotAvx512;
+#endif
 #if defined(BITBRANCH_DOT)
 extern const DotSet kDotAvxVnni, kDotAvx512Vnni, kDotAmx;
 #endif
 
 namespace {
+#if defined(BITBRANCH_DOT)
 // What the compiler's own test does not know by name everywhere.
 struct Features {
   bool avx_vnni, amx_int8;
@@ -43,43 +47,48 @@ bool tiles_allowed() {
   return false;
 #endif
 }
+#endif
 
-// A set with the kernels of another, under its own name.
-InstructionSet with_dot(const InstructionSet& base, const DotSet& dot) {
-  InstructionSet set = base;
-  set.name = dot.name;
-  set.dot = &dot;
-  return set;
+// The sets of this processor, the widest first: planar kernels, and those of the dot-product path under their name.
+std::vector<InstructionSet> usable_sets() {
+  std::vector<InstructionSet> usable;
+  const auto add = [&](bool runs, const InstructionSet& planar, const DotSet& dot) {
+    if (!runs) return;
+    usable.push_back(planar);
+    usable.back().name = dot.name;
+    usable.back().dot = &dot;
+  };
+#if defined(BITBRANCH_X86)
+  // The compiler's test asks the operating system too, whether it saves the wide registers.
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(BITBRANCH_DOT)
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const Features features = processor_features();
+  add(vnni && features.amx_int8 && tiles_allowed(), kAvx512, kDotAmx);
+  add(vnni, kAvx512, kDotAvx512Vnni);
+#endif
+  add(avx512, kAvx512, kDotAvx512);
+#if defined(BITBRANCH_DOT)
+  add(avx2 && features.avx_vnni, kAvx2, kDotAvxVnni);
+#endif
+  add(avx2, kAvx2, kDotAvx2);
+#endif
+  add(true, kScalar, kDotScalar);
+  return usable;
 }
 }  // namespace
-#endif
 
 const std::vector<const InstructionSet*>& instruction_sets() {
-  static const std::vector<const InstructionSet*> sets = [] {
-    std::vector<const InstructionSet*> usable;
-#if defined(BITBRANCH_X86)
-    // The compiler's test asks the operating system too, whether it saves the wide registers.
-    __builtin_cpu_init();
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#if defined(BITBRANCH_DOT)
-    static const InstructionSet amx = with_dot(kAvx512, kDotAmx), avx512_vnni = with_dot(kAvx512, kDotAvx512Vnni),
-                                avx_vnni = with_dot(kAvx2, kDotAvxVnni);
-    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    const Features features = processor_features();
-    if (vnni && features.amx_int8 && tiles_allowed()) usable.push_back(&amx);
-    if (vnni) usable.push_back(&avx512_vnni);
-#endif
-    if (avx512) usable.push_back(&kAvx512);
-#if defined(BITBRANCH_DOT)
-    if (__builtin_cpu_supports("avx2") && features.avx_vnni) usable.push_back(&avx_vnni);
-#endif
-    if (__builtin_cpu_supports("avx2")) usable.push_back(&kAvx2);
-#endif
-    usable.push_back(&kScalar);
-    return usable;
+  static const std::vector<InstructionSet> sets = usable_sets();
+  static const std::vector<const InstructionSet*> pointers = [] {
+    std::vector<const InstructionSet*> p;
+    for (const InstructionSet& set : sets) p.push_back(&set);
+    return p;
   }();
-  return sets;
+  return pointers;
 }
 
 }  // namespace bitbranch

@@ -8,6 +8,11 @@
 
 namespace bitbranch::dot_amx {
 #include "avx512.hpp"
+
+constexpr int kDown = 12;
+static inline Vector dot(Vector sum, Vector x, Vector w) { return _mm512_dpbusd_epi32(sum, x, w); }
+static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm512_dpwssd_epi32(sum, x, w); }
+
 #include "generic.hpp"
 
 struct alignas(64) Configuration {
@@ -63,6 +68,6 @@ static void run(const DotTile& t) {
 }  // namespace bitbranch::dot_amx
 
 namespace bitbranch {
-extern const DotSet kDotAmx = DOT_SET(dot_amx, "amx", dot_amx::begin, dot_amx::end, dot_amx::run);
+extern const DotSet kDotAmx = DOT_SET(dot_amx, "amx", true, dot_amx::begin, dot_amx::end, dot_amx::run);
 }
 #endif

@@ -1,5 +1,5 @@
-// The wrapper for 512 bits, shared by VNNI and AMX.
-constexpr int kLanes = 16, kAcross = 2, kDown = 12;
+// The wrapper for 512 bits but for the products, shared by all sets of that width.
+constexpr int kLanes = 16, kAcross = 2;
 using Vector = __m512i;
 
 static inline Vector load(const void* p) { return _mm512_loadu_si512(p); }
@@ -9,11 +9,9 @@ static inline Vector broadcast(const uint8_t* p) {
   std::memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
 }
-static inline Vector dot(Vector sum, Vector x, Vector w) { return _mm512_dpbusd_epi32(sum, x, w); }
 static inline Vector widen(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm512_dpwssd_epi32(sum, x, w); }
 static inline Vector load_table(const int8_t* p) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }

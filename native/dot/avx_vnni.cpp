@@ -8,87 +8,17 @@
 
 namespace bitbranch::dot_avx_vnni {
 
-constexpr int kLanes = 8, kAcross = 2, kDown = 6;
-using Vector = __m256i;
+#include "avx2.hpp"
 
-static inline Vector load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-static inline void store(void* p, Vector v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
-static inline Vector broadcast(const uint8_t* p) {
-  int32_t four;
-  std::memcpy(&four, p, 4);
-  return _mm256_set1_epi32(four);
-}
+constexpr int kDown = 6;
 static inline Vector dot(Vector sum, Vector x, Vector w) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
-static inline Vector widen(const uint8_t* p) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
 static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm256_dpwssd_avx_epi32(sum, x, w); }
-static inline Vector load_table(const int8_t* p) {
-  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-static inline Vector low_nibbles(Vector a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
-static inline Vector high_nibbles(Vector a) { return low_nibbles(_mm256_srli_epi16(a, 4)); }
-static inline Vector lookup(Vector table, Vector index) { return _mm256_shuffle_epi8(table, index); }
-static inline Vector zero() { return _mm256_setzero_si256(); }
-static inline Vector splat(int32_t x) { return _mm256_set1_epi32(x); }
-static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
-static inline Vector larger(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
-static inline Vector larger8(Vector a, Vector b) { return _mm256_max_epu8(a, b); }
-static inline Vector smaller(Vector a, Vector b) { return _mm256_min_epi32(a, b); }
-static inline Vector widen16(const int16_t* p) {
-  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-// The low halves of the numbers, then the low bytes: what is above is cut off, as in a conversion.
-static inline __m128i low_halves(Vector v) {
-  const Vector kept = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
-  return _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
-}
-static inline void narrow16(int16_t* p, Vector v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), low_halves(v)); }
-static inline void narrow8(uint8_t* p, Vector v) {
-  const __m128i kept = _mm_and_si128(low_halves(v), _mm_set1_epi16(255));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(kept, kept));
-}
-static inline Vector count_reached(Vector count, Vector v, Vector bar) {
-  return _mm256_add_epi32(count, _mm256_add_epi32(_mm256_cmpgt_epi32(bar, v), _mm256_set1_epi32(1)));
-}
-// There is no arithmetic shift of 64 bits: with the sign bit turned it is a logical one of a number that is 2^63 higher.
-static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
-                                  int32_t lo, int32_t hi) {
-  for (int c = 0; c < 32; c += 4) {
-    const Vector x = _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + c)));
-    const Vector y = _mm256_add_epi64(_mm256_mul_epi32(x, load(multiplier + c)), load(offset + c));
-    const Vector s = load(shift + c), sign = _mm256_set1_epi64x(INT64_MIN);
-    const Vector z = _mm256_sub_epi64(_mm256_srlv_epi64(_mm256_xor_si256(y, sign), s), _mm256_srlv_epi64(sign, s));
-    alignas(32) int64_t wide[4];
-    store(wide, z);
-    for (int k = 0; k < 4; ++k) {
-      const int64_t w = wide[k] < lo ? lo : wide[k];
-      v[c + k] = static_cast<int32_t>(w > hi ? hi : w);
-    }
-  }
-}
-
-struct Line {
-  __m256 slope, intercept, last;
-  Line(const float* a, const float* b, float n)
-      : slope(_mm256_loadu_ps(a)), intercept(_mm256_loadu_ps(b)), last(_mm256_set1_ps(n)) {}
-  Vector operator()(Vector v) const {
-    const __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(v), slope), intercept);
-    return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(y, _mm256_setzero_ps()), last));
-  }
-};
-// Lane c of row `index`, rows of 32.
-static inline Vector gather_rows(const int32_t* rows, Vector index) {
-  const Vector lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_i32gather_epi32(rows, _mm256_add_epi32(_mm256_slli_epi32(index, 5), lane), 4);
-}
-static inline void nothing() {}
 
 #include "generic.hpp"
 }  // namespace bitbranch::dot_avx_vnni
 
 namespace bitbranch {
 extern const DotSet kDotAvxVnni =
-    DOT_SET(dot_avx_vnni, "avx_vnni", dot_avx_vnni::nothing, dot_avx_vnni::nothing, dot_avx_vnni::dot_run);
+    DOT_SET(dot_avx_vnni, "avx_vnni", true, dot_avx_vnni::nothing, dot_avx_vnni::nothing, dot_avx_vnni::dot_run);
 }
 #endif

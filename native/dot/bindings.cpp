@@ -62,9 +62,7 @@ HeldDotOp operation(DotOp::Kind kind, const HeldDotView* view) {
 
 class DotPlan {
  public:
-  explicit DotPlan(std::shared_ptr<Machine> machine) : plan_(machine), machine_(std::move(machine)) {
-    if (!set()) throw std::invalid_argument("the instruction set has no dot products");
-  }
+  explicit DotPlan(std::shared_ptr<Machine> machine) : plan_(machine), machine_(std::move(machine)) {}
   const DotSet* set() const { return machine_->isa->dot; }
   const InstructionSet* isa() const { return machine_->isa; }
 
@@ -349,7 +347,7 @@ void bind_dot(nb::module_& m) {
   m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),
         "rank"_a.noconvert(), "outputs"_a.noconvert(), "per_group"_a, "together"_a, "block_bytes"_a, "bits"_a,
         "out"_a.noconvert());
-  m.def("has_dot", [](const Machine& machine) { return machine.isa->dot != nullptr; }, "machine"_a);
+  m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 
 }  // namespace bitbranch

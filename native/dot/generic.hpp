@@ -258,9 +258,9 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
     words[i] = a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
 }
 
-#define DOT_SET(space, name, begin, end, run)                                                                       \
+#define DOT_SET(space, name, fast, begin, end, run)                                                                       \
   {                                                                                                                 \
-    name, begin, end, run, space::depthwise, space::expand, space::requantize, space::add, space::store_sums,       \
+    name, fast, begin, end, run, space::depthwise, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_bytes, space::sum_sums, space::interleave4                                                       \
   }

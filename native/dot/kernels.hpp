@@ -55,6 +55,7 @@ struct DotCode {
 
 struct DotSet {
   const char* name;
+  bool fast;        // products of bytes are instructions; else the path is for what no other can run
   void (*begin)();  // around what a thread does
   void (*end)();
   void (*run)(const DotTile&);

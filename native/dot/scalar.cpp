@@ -129,5 +129,5 @@ static void nothing() {}
 
 namespace bitbranch {
 extern const DotSet kDotScalar =
-    DOT_SET(dot_scalar, "scalar", dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
+    DOT_SET(dot_scalar, "scalar", false, dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
 }

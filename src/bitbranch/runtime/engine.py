@@ -18,7 +18,7 @@ from ..errors import BitbranchError, InputError
 from . import dot, layout
 from . import program as p
 from .dot_planner import DotPlanner
-from .planner import Planner, StepInfo
+from .planner import Planner, StepInfo, refuses
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -120,7 +120,7 @@ class Engine:
         self._machine = core.Machine(isa, threads)
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, Planner | DotPlanner] = {}
-        self._dot = core.has_dot(self._machine) and not dot.refuses(self.program)
+        self._dot = not dot.refuses(self.program) and (core.has_fast_dot(self._machine) or bool(refuses(self.program)))
         self._part = self._part_size()
 
     def __repr__(self) -> str:

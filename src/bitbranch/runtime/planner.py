@@ -38,6 +38,16 @@ class StepInfo:
     """The values that are there after this step, where it makes others than the operation's."""
 
 
+def refuses(program: p.Program) -> str:
+    """Why planar kernels cannot run a program; empty if they can."""
+    for op in program.operations:
+        if isinstance(op, (p.ConvTranspose, p.Concat, p.Upsample)):
+            return f"{op.name}: planar kernels have no {type(op).__name__}"
+        if isinstance(op, p.Threshold) and op.table is not None:
+            return f"{op.name}: planar kernels have no table of codes"
+    return ""
+
+
 @dataclass(eq=False)
 class Planner:
     """Builds one plan; see :meth:`build`.
