@@ -49,7 +49,20 @@ struct Codes {
   const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
                           // k for the k-th limit; scale 0: limits are too uneven for that
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add
-  uint8_t* packed;        // planes of kMaxPixels pixels: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`
+  uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`
+  ptrdiff_t packed_stride;  // bytes from plane to plane
+  const uint8_t* exists;  // [pixels] 0xff, or 0 for a pixel whose bytes become 0; null: all exist. Not for bytes.
+};
+
+// Fixed-point rescaling of one channel's accumulators: (acc * multiplier + offset) >> shift, saturated; and another
+// stream added to that, if there is one, and saturated again.
+struct Rescale {
+  int32_t multiplier = 0;
+  int32_t shift = 0;
+  int64_t offset = 0;              // with the half that rounds
+  int64_t lo = 0, hi = 0;          // within int32
+  int32_t sum_lo = 0, sum_hi = 0;  // of the sum
+  bool narrow = true;              // whether the shifted number fits int32 before it is saturated
 };
 
 struct FloatEncoder {
@@ -78,8 +91,8 @@ struct InstructionSet {
 
   void (*encode)(const FloatEncoder&, const float* x, uint8_t* out, int count);
   void (*interleave)(const uint8_t* even, const uint8_t* odd, uint8_t* out, int count);
-  void (*requantize)(const int32_t* x, int32_t* y, int64_t count, int64_t multiplier, int shift, int64_t offset,
-                     int64_t lo, int64_t hi);
+  void (*rescale16)(const Rescale& r, const int16_t* acc, const int32_t* other, int32_t* out, int64_t count);
+  void (*rescale32)(const Rescale& r, const int32_t* acc, const int32_t* other, int32_t* out, int64_t count);
   void (*add)(const int32_t* a, const int32_t* b, int32_t* y, int64_t count, int32_t lo, int32_t hi);
   void (*scale)(const int32_t* x, float* y, int64_t count, float scale, float bias);
   void (*pack_ranks)(int bits, const uint16_t* pairs, int stride, uint8_t* const planes[4], int count);

@@ -54,6 +54,11 @@ static inline void pack_channel(const Codes& c, const Sum* sums, int channel, Ve
   add_channel<Bits, J>(b, high);
 }
 
+// Writes kBytes pixels of a plane; those that do not exist become 0.
+static inline void store_pixels(const Codes& c, int plane, int p, Vector v) {
+  store(c.packed + plane * c.packed_stride + p, c.exists ? and_(v, load(c.exists + p)) : v);
+}
+
 template <int Bits, class Sum>
 static void pack_planes(const Codes& c) {
   for (int p = 0; p < c.pixels; p += kBytes) {
@@ -66,7 +71,7 @@ static void pack_planes(const Codes& c) {
         low = or_(shift_left16<1>(low), a);
         high = or_(shift_left16<1>(high), b);
       }
-      store(c.packed + p, narrow16(low, high));
+      store_pixels(c, 0, p, narrow16(low, high));
     } else {
       for (int group = 0; group < 2; ++group) {
         Vector low[2] = {zero(), zero()}, high[2] = {zero(), zero()};
@@ -76,7 +81,7 @@ static void pack_planes(const Codes& c) {
         pack_channel<Bits, 3>(c, sums, 4 * group, low, high);
         constexpr int planes = Bits == 2 ? 1 : 2;
         for (int plane = 0; plane < planes; ++plane)
-          store(c.packed + (group * planes + plane) * kMaxPixels + p, narrow16(low[plane], high[plane]));
+          store_pixels(c, group * planes + plane, p, narrow16(low[plane], high[plane]));
       }
     }
   }
@@ -131,7 +136,7 @@ static void pack_bytes(const Codes& c) {
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     rank_bytes<Sum>(c, 2 * pair, even);
     rank_bytes<Sum>(c, 2 * pair + 1, odd);
-    uint8_t* __restrict const out = c.packed + pair * 2 * kMaxPixels;
+    uint8_t* __restrict const out = c.packed + pair * c.packed_stride;
     for (int p = 0; p < c.pixels; ++p) {
       out[2 * p] = even[p];
       out[2 * p + 1] = odd[p];

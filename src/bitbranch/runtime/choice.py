@@ -44,7 +44,7 @@ class Choice:
     wide: bool = True
     """Whether sums are int32."""
     folded: bool = False
-    """Whether thresholds are compared with the sums as they are, not with accumulators."""
+    """Whether thresholds are compared with the sums as they are, since nothing else takes accumulators."""
     span: int = 0
     """Taps whose sums fit int16; 0 for a kernel with int32 sums."""
 
@@ -56,7 +56,7 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
         op: the convolution.
         source: type of its input.
         out: type of its output.
-        fused: whether its accumulators go straight into thresholds.
+        fused: whether its accumulators go into thresholds only.
         isa: instruction set.
         capacity: largest batch.
     """
@@ -67,17 +67,16 @@ def choose(op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, 
     family, form, digits, span = _family(op, code_type, top, isa)
     small = op.groups == 1 and size[0] * size[1] <= 4 * op.kernel[0] * op.kernel[1]
     if pixel and small and (family != "dictionary" or capacity < LINEAR_BATCH):
-        return Choice("linear", Form(0, False, 1, 0))
+        return Choice("linear", Form(0, False, 1, 0), folded=fused)
     # One output pixel: a stride over the whole image makes every kernel position a phase of one pixel, and the images
     # of the batch become neighbours.
     stride = (size[0] + op.padding[0], size[1] + op.padding[2]) if pixel else op.stride
     taps = layout.convolution_taps(op, size, out_size, stride)
+    folded = fused and not (form.add != 0 and layout.border(op, size, out_size) is not None)
     if not span:
-        return Choice(family, form, taps)
+        return Choice(family, form, taps, folded=folded)
     lo, hi = accumulator_bounds(op.values(), code_type)
     bound = max(-int(lo.min()), int(hi.max()))
-    affine = form.add != 0 and layout.border(op, size, out_size) is not None
-    folded = fused and not affine
     wide = (top if folded else bound) > INT16_MAX
     return Choice(family, form, taps, digits, wide, folded, span)
 
