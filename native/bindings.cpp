@@ -155,12 +155,6 @@ class HeldPlan {
   Keep keep_;
 };
 
-Window window_of(std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
-                 std::pair<int, int> dilation) {
-  return {kernel.first,    kernel.second,   stride.first,   stride.second,
-          top_left.first,  top_left.second, dilation.first, dilation.second};
-}
-
 void add_encode(HeldPlan& p, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
                 int add, const HeldView& target) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
@@ -172,7 +166,7 @@ void add_encode(HeldPlan& p, int channels, std::vector<float> thresholds, MaybeA
 void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Array<int32_t> offsets,
                      Array<int32_t> first_tap, Array<int32_t> taps, Array<int64_t> weights_at, Array<uint8_t> weights,
                      MaybeArray<uint8_t> dictionary, int64_t second, int word_bytes, int flush, int span, int chunks,
-                     const HeldEpilogue& epilogue) {
+                     const HeldEpilogue& epilogue, std::optional<Window> pool, const HeldEpilogue* before) {
   const auto [family, bits, outputs, pixels] = key_of(kernel);
   Convolution& s = p.add(std::make_unique<Convolution>());
   s.isa = p.isa();
@@ -190,6 +184,12 @@ void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Arr
   s.span = span;
   s.chunks = chunks;
   s.epilogue = p.hold_epilogue(epilogue);
+  if (!pool || !before) return;
+  s.pooled = true;
+  s.window = *pool;
+  s.before = p.hold_epilogue(*before);
+  s.epilogue.whole = false;
+  s.reserve(p.plan_.machine().pool.threads());
 }
 
 void add_linear(HeldPlan& p, nb::handle single, nb::handle several, std::shared_ptr<Buffer> activations, int depth,
@@ -262,16 +262,13 @@ void add_add(HeldPlan& p, const HeldView& left, const HeldView& right, const Hel
 }
 
 void add_max_pool_codes(HeldPlan& p, const HeldView& source, const HeldView& target, const Form& form, int chunks,
-                        std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
-                        std::pair<int, int> dilation) {
-  p.add(std::make_unique<MaxPoolCodes>(p.isa(), p.hold_view(source), p.hold_view(target), form, chunks,
-                                       window_of(kernel, stride, top_left, dilation),
+                        const Window& window) {
+  p.add(std::make_unique<MaxPoolCodes>(p.isa(), p.hold_view(source), p.hold_view(target), form, chunks, window,
                                        p.plan_.machine().pool.threads()));
 }
 
 void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& source, const Form& form,
-                       const HeldView& target, int channels, std::pair<int, int> kernel, std::pair<int, int> stride,
-                       std::pair<int, int> top_left, std::pair<int, int> dilation) {
+                       const HeldView& target, int channels, const Window& window) {
   PoolIntegers& s = p.add(std::make_unique<PoolIntegers>());
   s.kind = kind == "max"   ? PoolIntegers::Kind::max
            : kind == "sum" ? PoolIntegers::Kind::sum
@@ -280,7 +277,9 @@ void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& sou
   s.form = form;
   s.target = p.hold_view(target);
   s.channels = channels;
-  s.window = window_of(kernel, stride, top_left, dilation);
+  s.window = window;
+  s.isa = p.isa();
+  s.reserve(p.plan_.machine().pool.threads());
 }
 
 void add_scale(HeldPlan& p, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
@@ -406,6 +405,16 @@ NB_MODULE(_core, m) {
           nb::kw_only(), "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a,
           "acc_lo"_a, "acc_hi"_a, "other"_a = nb::none(), "sum_lo"_a = 0, "sum_hi"_a = 0);
 
+  nb::class_<Window>(m, "Window")
+      .def(
+          "__init__",
+          [](Window* self, std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
+             std::pair<int, int> dilation) {
+            new (self) Window{kernel.first,    kernel.second,   stride.first,   stride.second,
+                              top_left.first,  top_left.second, dilation.first, dilation.second};
+          },
+          nb::kw_only(), "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a);
+
   nb::class_<HeldEpilogue>(m, "Epilogue")
       .def(
           "__init__",
@@ -443,7 +452,8 @@ NB_MODULE(_core, m) {
            "multiplier"_a, "add"_a, "target"_a)
       .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
            "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
-           "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a)
+           "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a,
+           "pool"_a = nb::none(), "before"_a = nb::none())
       .def("linear", add_linear, nb::kw_only(), "single"_a, "several"_a, "activations"_a, "depth"_a,
            "weights"_a.noconvert(), "weight_bytes"_a, "outputs"_a, "epilogue"_a)
       .def("repack", add_repack, nb::kw_only(), "source"_a, "source_form"_a, "target"_a, "target_form"_a, "channels"_a,
@@ -453,9 +463,9 @@ NB_MODULE(_core, m) {
       .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a, "stream"_a)
       .def("add", add_add, nb::kw_only(), "left"_a, "right"_a, "target"_a, "channels"_a, "lo"_a, "hi"_a)
       .def("max_pool_codes", add_max_pool_codes, nb::kw_only(), "source"_a, "target"_a, "form"_a, "chunks"_a,
-           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+           "window"_a)
       .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
-           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+           "window"_a)
       .def("scale", add_scale, nb::kw_only(), "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
       .def("run", run_plan, "input"_a.noconvert(), "output"_a.noconvert(), "begin"_a, "end"_a,
            "seconds"_a.noconvert() = nb::none());

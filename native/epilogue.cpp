@@ -83,7 +83,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   const View& target = output.target;
   if (output.integers) return write_integers(target, chunk, values, are_wide, stride, block);
   const int planes = output.form.planes_per_chunk();
-  const bool in_place = output.form.bits != 0 && flat(target);
+  const bool in_place = whole && output.form.bits != 0 && flat(target);
   alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
   Codes codes{};
   codes.sums = values;
@@ -94,7 +94,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
   codes.multiplier = output.form.multiplier;
   codes.add = output.form.add;
-  // A block begins and ends with whole vectors of every plane, so its pads may be written with zeros.
+  // Whole vectors of every plane belong to the block, so its pads may be written with zeros.
   codes.packed = in_place ? target.at(int64_t{chunk} * planes, block.first) : packed;
   codes.packed_stride = in_place ? target.stride : static_cast<ptrdiff_t>(kMaxPixels) * target.pixel_bytes;
   codes.exists = in_place ? block.exists : nullptr;
@@ -108,7 +108,7 @@ void Epilogue::finish_stream(int chunk, const void* sums, ptrdiff_t stride, cons
   ptrdiff_t values_stride = kMaxPixels;
   const Output* direct = nullptr;  // the copy that is computed where it belongs
   for (const Output& output : outputs)
-    if (output.of_stream && output.integers && flat(output.target)) direct = &output;
+    if (whole && output.of_stream && output.integers && flat(output.target)) direct = &output;
   if (direct) {
     values = reinterpret_cast<int32_t*>(direct->target.at(int64_t{chunk} * kChunk, block.first));
     values_stride = direct->target.stride / 4;

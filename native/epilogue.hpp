@@ -39,6 +39,7 @@ struct Epilogue {
     View target;
   };
   std::vector<Output> outputs;
+  bool whole = true;  // whether blocks begin with whole vectors and end with them or with the last image
 
   struct Segment {
     int from, count;  // pixels of the block

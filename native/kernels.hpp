@@ -65,6 +65,19 @@ struct Rescale {
   bool narrow = true;              // whether the shifted number fits int32 before it is saturated
 };
 
+// One row of windows over the integers of a channel: down the columns, then along the row, then every `stride`-th.
+struct WindowRow {
+  const void* x;         // first of the rows that exist
+  ptrdiff_t row_stride;  // elements from one of them to the next
+  int rows;              // at least 1
+  int width;             // of a row
+  int left, kernel, dilation, stride;  // columns of padding, and of the window
+  void* out;
+  int count;
+  void* scratch;  // [2][columns]
+  int columns;    // the padded row's, at least; no window reaches further
+};
+
 struct FloatEncoder {
   const float* thresholds;  // [count] and +infinity behind
   int count;
@@ -100,6 +113,8 @@ struct InstructionSet {
   void (*max_planes)(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
                      uint8_t* out2, int count);
   void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
+  void (*max_row16)(const WindowRow&);  // padding never wins
+  void (*max_row32)(const WindowRow&);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
 };

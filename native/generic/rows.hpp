@@ -194,3 +194,30 @@ static void pick(const void* from, void* to, int step, int count) {
   else
     for (int i = 0; i < count; ++i) y[i] = x[static_cast<int64_t>(i) * step];
 }
+
+template <class Sum>
+static void max_row(const WindowRow& w) {
+  Sum* __restrict const column = static_cast<Sum*>(w.scratch);
+  Sum* __restrict const best = column + w.columns;
+  constexpr Sum least = static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1));
+  for (int i = 0; i < w.left; ++i) column[i] = least;
+  for (int i = w.left + w.width; i < w.columns; ++i) column[i] = least;
+  Sum* __restrict const inner = column + w.left;
+  const Sum* __restrict const x = static_cast<const Sum*>(w.x);
+  for (int i = 0; i < w.width; ++i) inner[i] = x[i];
+  for (int r = 1; r < w.rows; ++r) {
+    const Sum* __restrict const below = x + r * w.row_stride;
+    for (int i = 0; i < w.width; ++i) inner[i] = inner[i] > below[i] ? inner[i] : below[i];
+  }
+  const int last = (w.count - 1) * w.stride + 1;
+  for (int i = 0; i < last; ++i) best[i] = column[i];
+  for (int k = 1; k < w.kernel; ++k) {
+    const Sum* __restrict const right = column + k * w.dilation;
+    for (int i = 0; i < last; ++i) best[i] = best[i] > right[i] ? best[i] : right[i];
+  }
+  Sum* __restrict const out = static_cast<Sum*>(w.out);
+  if (w.stride == 2)
+    for (int i = 0; i < w.count; ++i) out[i] = best[2 * i];
+  else
+    for (int i = 0; i < w.count; ++i) out[i] = best[static_cast<int64_t>(i) * w.stride];
+}

@@ -22,6 +22,7 @@ from . import epilogue, layout, tiles
 from . import program as p
 from .choice import Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, Taps
+from .rewrite import pool_first, readers_of
 from .workspace import Stored, Workspace
 
 
@@ -43,6 +44,8 @@ class StepInfo:
 class Fused:
     """What the step of a convolution makes of its accumulators."""
 
+    accumulators: int
+    """Their value: the convolution's, or that of the max-pool behind it."""
     codes: tuple[int, ...]
     """Thresholds of the accumulators."""
     kept: bool
@@ -86,15 +89,13 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.plan = self.core.Plan(self.machine)
-        self.values = self.program.values
+        rewritten = pool_first(self.program)
+        self.operations, self.values, self.origin = rewritten.operations, rewritten.values, rewritten.origin
         self.kernels = list(self.core.kernels(self.isa))
-        self.readers: dict[int, list[int]] = {i: [] for i in range(len(self.values))}
-        for i, op in enumerate(self.program.operations):
-            for j in op.inputs:
-                self.readers[j].append(i)
+        self.readers = readers_of(self.operations)
         self.workspace = Workspace(self.core, self.capacity)
         self.choices: dict[int, Choice] = {}
-        for i, op in enumerate(self.program.operations):
+        for i, op in enumerate(self.operations):
             out = self.values[i]
             if isinstance(op, p.Conv) and isinstance(out, p.Integers):
                 source = self._codes(op.inputs[0])
@@ -102,7 +103,7 @@ class Planner:
 
     def build(self) -> None:
         """Add the steps of every operation to ``plan``."""
-        for i, op in enumerate(self.program.operations):
+        for i, op in enumerate(self.operations):
             if i in self.made:
                 continue  # together with a convolution
             if isinstance(op, p.Encode):
@@ -123,6 +124,7 @@ class Planner:
                 raise FormatError(f"the engine has no operation {type(op).__name__}")
             self.made.add(i)
             self._release()
+        self.stored = {self.origin[value]: stored for value, stored in self.stored.items()}
 
     # ---- values -------------------------------------------------------------------------------------------------
 
@@ -132,21 +134,27 @@ class Planner:
         return v
 
     def _fused(self, value: int) -> bool:
-        """Whether a convolution's accumulators go through thresholds only."""
-        return all(map(self._plain_threshold, self.readers[value]))
+        """Whether a convolution's accumulators go through thresholds only, pooled or not."""
+        readers = self.readers[value]
+        if len(readers) == 1 and isinstance(self.operations[readers[0]], p.MaxPool):
+            readers = self.readers[readers[0]]
+        return all(map(self._plain_threshold, readers))
 
     def _plain_threshold(self, i: int) -> bool:
-        op = self.program.operations[i]
+        op = self.operations[i]
         return isinstance(op, p.Threshold) and op.table is None
 
     def _fuse(self, i: int) -> Fused:
         """What convolution ``i`` makes, given the values that are there already."""
-        operations, readers = self.program.operations, self.readers[i]
+        operations, readers = self.operations, self.readers[i]
+        if self.choices[i].taps is not None and len(readers) == 1 and isinstance(operations[readers[0]], p.MaxPool):
+            i = readers[0]
+            readers = self.readers[i]
         codes = tuple(filter(self._plain_threshold, readers))
         rest = [r for r in readers if r not in codes]
         requantize = next((r for r in rest if isinstance(operations[r], p.Requantize)), None)
         if requantize is None:
-            return Fused(codes, bool(rest))
+            return Fused(i, codes, bool(rest))
         stream, add, other = requantize, None, None
         following = self.readers[requantize]
         if len(following) == 1 and isinstance(operations[following[0]], p.Add):
@@ -156,7 +164,7 @@ class Planner:
                 (other,) = pair
         stream_codes = tuple(filter(self._plain_threshold, self.readers[stream]))
         stream_kept = len(stream_codes) < len(self.readers[stream])
-        return Fused(codes, len(rest) > 1, requantize, add, other, stream_codes, stream_kept)
+        return Fused(i, codes, len(rest) > 1, requantize, add, other, stream_codes, stream_kept)
 
     def _wanted(self, value: int) -> dict[tuple[Form, p.Pair], Geometry]:
         """What the readers of codes want by form and stride, merged where one copy serves several."""
@@ -166,7 +174,7 @@ class Planner:
             choice = self.choices.get(reader)
             if choice is not None and choice.taps is not None:
                 form, geometry = choice.form, choice.taps.geometry
-            elif isinstance(self.program.operations[reader], p.SumPool):
+            elif isinstance(self.operations[reader], p.SumPool):
                 form, geometry = Form.bytes(v.code_type), Geometry(*v.shape[1:])
             else:
                 continue  # reads any form
@@ -216,7 +224,7 @@ class Planner:
         shape = self.values[value].shape
         takers = (p.Add, p.Requantize, p.Threshold, p.MaxPool, p.SumPool, p.Scale)
         geometry = Geometry(*shape[1:])
-        if like is not None and all(isinstance(self.program.operations[r], takers) for r in self.readers[value]):
+        if like is not None and all(isinstance(self.operations[r], takers) for r in self.readers[value]):
             geometry = Geometry(*shape[1:], pad_rows=like.rows - shape[1], pad_columns=like.pitch - shape[2])
         target = self.workspace.integers(shape[0], geometry)
         self.stored[value] = [target]
@@ -231,9 +239,11 @@ class Planner:
     def _add(
         self, operation: int, family: str, macs: int = 0, completes: tuple[int, ...] | None = None, what: str = ""
     ) -> None:
-        op = self.program.operations[operation]
+        op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
-        self.steps.append(StepInfo(operation, name, family, macs, (operation,) if completes is None else completes))
+        values = (operation,) if completes is None else completes
+        done = tuple(self.origin[value] for value in values if self.origin[value] >= 0)
+        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
 
     def _form(self, form: Form) -> Any:
         return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add)
@@ -254,15 +264,19 @@ class Planner:
         else:
             self._tiled(i, op, choice, choice.taps, fused)
         stream = () if fused.stream is None else (fused.stream,) * fused.stream_kept
-        stored = (i,) * fused.kept + fused.codes + stream + fused.stream_codes
+        stored = (fused.accumulators,) * fused.kept + fused.codes + stream + fused.stream_codes
         self._add(i, choice.family, macs, completes=stored)
-        self.made |= {i, *fused.codes, *fused.stream_codes, *filter(None, (fused.requantize, fused.add))}
+        self.made |= {
+            i,
+            fused.accumulators,
+            *fused.codes,
+            *fused.stream_codes,
+            *filter(None, (fused.requantize, fused.add)),
+        }
         for value in fused.codes + fused.stream_codes:
             self._copies(value)
 
-    def _tiled(
-        self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused
-    ) -> None:
+    def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
         if choice.family == "dictionary":
             kernel = self._kernel("dictionary", form.bits)
@@ -298,7 +312,7 @@ class Planner:
             flush=packed.flush,
             span=choice.span if choice.wide else 0,
             chunks=-(-len(op.weight) // CHUNK),
-            epilogue=self._epilogue(i, stored.geometry, packed.bias * levels, fused),
+            **self._epilogue(i, stored.geometry, packed.bias * levels, fused),
         )
 
     def _linear(self, i: int, op: p.Conv, fused: Fused) -> None:
@@ -325,18 +339,27 @@ class Planner:
             weights=weights,
             weight_bytes=weight_bytes,
             outputs=len(op.weight),
-            epilogue=self._epilogue(i, Geometry(1, 1), no_bias, fused),
+            **self._epilogue(i, Geometry(1, 1), no_bias, fused),
         )
 
-    def _epilogue(self, i: int, source: Geometry, bias: Ints, fused: Fused) -> Any:
-        """What happens to the sums of convolution ``i``, whose pixels lie in ``source``."""
-        op, out = self.program.operations[i], self.values[i]
+    def _epilogue(self, i: int, source: Geometry, bias: Ints, fused: Fused) -> dict[str, Any]:
+        """What happens to the sums of convolution ``i``, whose pixels lie in ``source``: arguments for its step."""
+        op, out = self.operations[i], self.values[i]
         assert isinstance(op, p.Conv) and isinstance(out, p.Integers)
         choice = self.choices[i]
         sums = epilogue.Sums(op, self._codes(op.inputs[0]).shape[1:], out.shape, choice, source, bias)
+        arguments, pool = sums.arguments(), None
+        before: dict[str, Any] = {}
+        if fused.accumulators != i:
+            pool = self.operations[fused.accumulators]
+            # Border terms differ between the pixels of a window; a constant may as well be added to the largest.
+            before, arguments = (arguments, {}) if "border_terms" in arguments else ({}, arguments)
+            grid, out = source, self.values[fused.accumulators]
+            assert isinstance(out, p.Integers)
+            source = Geometry(*out.shape[1:])
         outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide) for j in fused.codes]
         if fused.kept:
-            outputs.append(self.core.Output(target=self._new_integers(i, source).view))
+            outputs.append(self.core.Output(target=self._new_integers(fused.accumulators, source).view))
         stream = None
         if fused.requantize is not None and fused.stream is not None:
             stream = self._rescale(fused.requantize, out, fused.add, fused.other)
@@ -344,16 +367,27 @@ class Planner:
                 target = self._new_integers(fused.stream, source)
                 outputs.append(self.core.Output(target=target.view, of_stream=True))
             outputs += [self._output(j, self._bars(j), True, of_stream=True) for j in fused.stream_codes]
-        return self._core_epilogue(outputs, choice.wide, out.shape, source, stream=stream, **sums.arguments())
+        after = self._core_epilogue(outputs, choice.wide, out.shape, source, stream=stream, **arguments)
+        if pool is None:
+            return {"epilogue": after}
+        assert isinstance(pool, p.MaxPool)
+        first = self._core_epilogue([], choice.wide, self.values[i].shape, grid, **before)
+        return {"epilogue": after, "pool": self._window(pool), "before": first}
+
+    def _window(self, op: p.MaxPool | p.SumPool) -> Any:
+        dilation = op.dilation if isinstance(op, p.MaxPool) else (1, 1)
+        return self.core.Window(
+            kernel=op.kernel, stride=op.stride, top_left=(op.padding[0], op.padding[2]), dilation=dilation
+        )
 
     def _bars(self, threshold: int) -> Ints:
-        op = self.program.operations[threshold]
+        op = self.operations[threshold]
         assert isinstance(op, p.Threshold)
         return op.thresholds.astype(np.int64)
 
     def _output(self, threshold: int, bars: Ints, wide: bool, of_stream: bool = False) -> Any:
         """The first copy of a threshold's codes, for ``bars`` as they apply to what is compared."""
-        op, channels = self.program.operations[threshold], self.values[threshold].shape[0]
+        op, channels = self.operations[threshold], self.values[threshold].shape[0]
         target = self._first_copy(threshold)
         assert isinstance(op, p.Threshold) and target.form is not None
         arguments = epilogue.to_codes(op, bars, channels, wide, target.form)
@@ -362,11 +396,11 @@ class Planner:
 
     def _rescale(self, i: int, acc: p.Integers, add: int | None = None, other: int | None = None) -> Any:
         """Requantization ``i`` of accumulators, and the addition behind it."""
-        op = self.program.operations[i]
+        op = self.operations[i]
         assert isinstance(op, p.Requantize)
         arguments: dict[str, Any] = {}
         if add is not None and other is not None:
-            total = self.program.operations[add]
+            total = self.operations[add]
             assert isinstance(total, p.Add)
             arguments = {"other": self._integers(other).view, "sum_lo": total.lo, "sum_hi": total.hi}
         return self.core.Stream(
@@ -410,15 +444,12 @@ class Planner:
 
     def _max_pool(self, i: int, op: p.MaxPool) -> None:
         source, channels = op.inputs[0], self.values[i].shape[0]
-        window = {
-            "kernel": op.kernel, "stride": op.stride, "top_left": (op.padding[0], op.padding[2]),
-            "dilation": op.dilation,
-        }  # fmt: skip
+        window = self._window(op)
         if isinstance(self.values[i], p.Integers):
             target = self._new_integers(i)
             self.plan.pool_integers(
                 kind="max", source=self._integers(source).view, form=self.core.Form(0, False, 1, 0),
-                target=target.view, channels=channels, **window,
+                target=target.view, channels=channels, window=window,
             )  # fmt: skip
             self._add(i, "max-pool")
             return
@@ -426,7 +457,11 @@ class Planner:
         assert stored.form is not None
         target = self._first_copy(i, stored.form)  # the pool keeps the form
         self.plan.max_pool_codes(
-            source=stored.view, target=target.view, form=self._form(stored.form), chunks=-(-channels // CHUNK), **window
+            source=stored.view,
+            target=target.view,
+            form=self._form(stored.form),
+            chunks=-(-channels // CHUNK),
+            window=window,
         )
         self._add(i, "max-pool")
         self._copies(i)
@@ -440,8 +475,7 @@ class Planner:
             stored = self._find(source, form)
         self.plan.pool_integers(
             kind=kind, source=(stored or self._integers(source)).view, form=self._form(form), target=target.view,
-            channels=self.values[i].shape[0], kernel=op.kernel, stride=op.stride,
-            top_left=(op.padding[0], op.padding[2]), dilation=(1, 1),
+            channels=self.values[i].shape[0], window=self._window(op),
         )  # fmt: skip
         self._add(i, "sum-pool")
 
