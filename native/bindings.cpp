@@ -345,10 +345,10 @@ NB_MODULE(_core, m) {
   nb::class_<Form>(m, "Form")
       .def(
           "__init__",
-          [](Form* self, int bits, bool is_signed, int multiplier, int add) {
-            new (self) Form{bits, is_signed, multiplier, add};
+          [](Form* self, int bits, bool is_signed, int multiplier, int add, bool sextets) {
+            new (self) Form{bits, is_signed, multiplier, add, sextets};
           },
-          "bits"_a, "is_signed"_a, "multiplier"_a, "add"_a)
+          "bits"_a, "is_signed"_a, "multiplier"_a, "add"_a, "sextets"_a = false)
       .def_ro("bits", &Form::bits)
       .def_ro("is_signed", &Form::is_signed)
       .def_ro("multiplier", &Form::multiplier)

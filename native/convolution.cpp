@@ -51,23 +51,27 @@ void Convolution::run(const Run& run) const {
   const int64_t pixels = run.images * source.image_pixels();
   const int width = block_pixels();
   const int64_t blocks = (pixels + width - 1) / width;
-  const int64_t grain = 1 + kGrain / (int64_t{taps[0]} * kChunk + kFinish);
+  const int group = epilogue.chunks_per_group();
+  const int64_t groups = (chunks + group - 1) / group;
+  const int64_t grain = 1 + kGrain / ((int64_t{taps[0]} * kChunk + kFinish) * group);
 
   // Pixels outside, channels inside: a block's activations stay in the first cache while the weights stream by.
-  run.pool.parallel(blocks * chunks, grain, [&](int, int64_t begin, int64_t end) {
+  run.pool.parallel(blocks * groups, grain, [&](int, int64_t begin, int64_t end) {
     alignas(64) uint8_t sums[kChunk * kMaxPixels * 4];
     Epilogue::Block block;
     int64_t described = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t index = item / chunks, first = index * width;
-      const int chunk = static_cast<int>(item % chunks);
+      const int64_t index = item / groups, first = index * width;
       if (index != described) {
         epilogue.describe(first, static_cast<int>(std::min<int64_t>(width, pixels - first)), block);
         described = index;
       }
       if (block.segments == 0) continue;
-      sum_pixels(chunk, first, width, sums, kMaxPixels);
-      epilogue.finish(chunk, sums, kMaxPixels, block);
+      const int begin_chunk = static_cast<int>(item % groups) * group;
+      for (int chunk = begin_chunk; chunk < std::min(begin_chunk + group, chunks); ++chunk) {
+        sum_pixels(chunk, first, width, sums, kMaxPixels);
+        epilogue.finish(chunk, sums, kMaxPixels, block);
+      }
     }
   });
 }
@@ -122,14 +126,17 @@ void Convolution::pool_band(int64_t image, int band, int chunk, uint8_t* scratch
 
 void Convolution::run_pooled(const Run& run) const {
   const int64_t bands = (epilogue.height + kBand - 1) / kBand;
-  run.pool.parallel(run.images * bands * chunks, 1, [&](int part, int64_t begin, int64_t end) {
+  const int group = epilogue.chunks_per_group();
+  const int64_t groups = (chunks + group - 1) / group;
+  run.pool.parallel(run.images * bands * groups, 1, [&](int part, int64_t begin, int64_t end) {
     const auto aligned = (reinterpret_cast<uintptr_t>(scratch_.data()) + 63) / 64 * 64;
     uint8_t* const scratch = reinterpret_cast<uint8_t*>(aligned) + scratch_bytes_ * part;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / (bands * chunks);
-      const int band = static_cast<int>(item / chunks % bands), chunk = static_cast<int>(item % chunks);
-      if (epilogue.wide) pool_band<int32_t>(image, band, chunk, scratch);
-      else pool_band<int16_t>(image, band, chunk, scratch);
+      const int64_t image = item / (bands * groups);
+      const int band = static_cast<int>(item / groups % bands), first = static_cast<int>(item % groups) * group;
+      for (int chunk = first; chunk < std::min(first + group, chunks); ++chunk)
+        if (epilogue.wide) pool_band<int32_t>(image, band, chunk, scratch);
+        else pool_band<int16_t>(image, band, chunk, scratch);
     }
   });
 }

@@ -66,6 +66,21 @@ void Epilogue::scatter(const View& target, const uint8_t* packed, ptrdiff_t pack
   }
 }
 
+// The same pixels of one plane back into a block.
+void Epilogue::gather(const View& target, uint8_t* packed, int plane, const Block& block) const {
+  for (int s = 0; s < block.segments; ++s) {
+    const Segment& segment = block.segment[s];
+    std::memcpy(packed + segment.from, target.at(plane, target.pixel(segment.image, segment.y, segment.x)),
+                static_cast<size_t>(segment.count));
+  }
+}
+
+int Epilogue::chunks_per_group() const {
+  int chunks = 1;
+  for (const Output& output : outputs) chunks = std::max(chunks, output.integers ? 1 : output.form.chunks_per_group());
+  return chunks;
+}
+
 void Epilogue::write_integers(const View& target, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
                               const Block& block) const {
   alignas(64) int32_t widened[kChunk * kMaxPixels];
@@ -82,8 +97,10 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
                      const Block& block) const {
   const View& target = output.target;
   if (output.integers) return write_integers(target, chunk, values, are_wide, stride, block);
-  const int planes = output.form.planes_per_chunk();
-  const bool in_place = whole && output.form.bits != 0 && flat(target);
+  const Form& form = output.form;
+  const int group = chunk / form.chunks_per_group(), third = chunk % form.chunks_per_group();
+  const int first_plane = group * form.planes_per_group();
+  const bool in_place = whole && form.bits != 0 && flat(target);
   alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
   Codes codes{};
   codes.sums = values;
@@ -92,14 +109,20 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
   codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
-  codes.multiplier = output.form.multiplier;
-  codes.add = output.form.add;
+  codes.multiplier = form.multiplier;
+  codes.add = form.add;
+  codes.third = third;
   // Whole vectors of every plane belong to the block, so its pads may be written with zeros.
-  codes.packed = in_place ? target.at(int64_t{chunk} * planes, block.first) : packed;
+  codes.packed = in_place ? target.at(first_plane, block.first) : packed;
   codes.packed_stride = in_place ? target.stride : static_cast<ptrdiff_t>(kMaxPixels) * target.pixel_bytes;
   codes.exists = in_place ? block.exists : nullptr;
-  (are_wide ? isa->codes32 : isa->codes16)(output.form.bits, codes);
-  if (!in_place) scatter(target, packed, codes.packed_stride, planes, chunk * planes, block);
+  // The planes of this third of a group; the first may be begun already.
+  const int begin = form.sextets ? third * kChunk * form.bits / 6 : 0;
+  const int end = form.sextets ? ((third + 1) * kChunk * form.bits + 5) / 6 : form.planes_per_group();
+  if (!in_place && third > 0) gather(target, packed + begin * codes.packed_stride, first_plane + begin, block);
+  (are_wide ? isa->codes32 : isa->codes16)(form.packing(), codes);
+  if (!in_place)
+    scatter(target, packed + begin * codes.packed_stride, codes.packed_stride, end - begin, first_plane + begin, block);
 }
 
 void Epilogue::finish_stream(int chunk, const void* sums, ptrdiff_t stride, const Block& block) const {

@@ -61,6 +61,9 @@ struct Epilogue {
   // Describes pixels first .. first + count.
   void describe(int64_t first, int count, Block& block) const;
 
+  // Chunks that one thread finishes one after the other.
+  int chunks_per_group() const;
+
   // Finishes 8 channels of a block. `sums` [8][stride] of int16 or int32 may be changed.
   void finish(int chunk, void* sums, ptrdiff_t stride, const Block& block) const;
 
@@ -74,6 +77,7 @@ struct Epilogue {
                       const Block& block) const;
   void scatter(const View& target, const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
                const Block& block) const;
+  void gather(const View& target, uint8_t* packed, int plane, const Block& block) const;
   // Whether a block's pixels lie in the view as they lie in the block.
   bool flat(const View& view) const { return view.rows == rows && view.pitch == pitch; }
 };

@@ -17,7 +17,7 @@ struct Tile {
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form
   int taps;                   // linear: depth / 2
-  const uint8_t* dictionary;  // [words][16], dictionary family only
+  const uint8_t* dictionary;  // [words][16], [words][64] for sextets
   int flush;                  // taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
@@ -26,6 +26,7 @@ struct Tile {
 
 // A row of the table. Families:
 //   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, int16 sums
+//   sextets        planes of six bits x dictionary words of 6 / bits weights, lanes are pixels, int16 sums
 //   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes
@@ -49,9 +50,10 @@ struct Codes {
   const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
                           // k for the k-th limit; scale 0: limits are too uneven for that
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add
-  uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`
+  uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
   ptrdiff_t packed_stride;  // bytes from plane to plane
   const uint8_t* exists;  // [pixels] 0xff, or 0 for a pixel whose bytes become 0; null: all exist. Not for bytes.
+  int third;              // sextets: which 8 of the 24 channels; they are added to planes that the ones before began
 };
 
 // Fixed-point rescaling of one channel's accumulators: (acc * multiplier + offset) >> shift, saturated; and another
@@ -95,8 +97,8 @@ struct InstructionSet {
   const Kernel* kernels;
   int kernel_count;
 
-  void (*codes16)(int bits, const Codes&);  // bits 1..4: planes; 0: bytes
-  void (*codes32)(int bits, const Codes&);
+  void (*codes16)(int packing, const Codes&);  // see Form::packing
+  void (*codes32)(int packing, const Codes&);
   void (*widen)(const int16_t* part, int32_t* sums, int count, bool first);
   void (*affine16)(int16_t* sums, int count, int multiplier, int32_t constant);
   void (*affine32)(int32_t* sums, int count, int multiplier, int32_t constant);
@@ -110,7 +112,7 @@ struct InstructionSet {
   void (*scale)(const int32_t* x, float* y, int64_t count, float scale, float bias);
   void (*pack_ranks)(int bits, const uint16_t* pairs, int stride, uint8_t* const planes[4], int count);
   void (*to_ranks)(const uint8_t* x, uint8_t* out, int add, int shift, int count);
-  void (*max_planes)(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
+  void (*max_planes)(int packing, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
                      uint8_t* out2, int count);
   void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
   void (*max_row16)(const WindowRow&);  // padding never wins

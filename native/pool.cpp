@@ -22,7 +22,7 @@ MaxPoolCodes::MaxPoolCodes(const InstructionSet* isa, View source, View target, 
 void MaxPoolCodes::larger(Planes a, Planes b, uint8_t* out, int64_t pixels) const {
   const int count = static_cast<int>(pixels * source_.pixel_bytes);
   if (form_.bits == 0) isa_->max_bytes(form_.is_signed, a.data, b.data, out, count);
-  else isa_->max_planes(form_.bits, a.data, a.data + a.second, b.data, b.data + b.second, out, out + plane_, count);
+  else isa_->max_planes(form_.packing(), a.data, a.data + a.second, b.data, b.data + b.second, out, out + plane_, count);
 }
 
 void MaxPoolCodes::pool(int64_t image, int64_t plane, uint8_t* scratch) const {
@@ -69,7 +69,7 @@ void MaxPoolCodes::pool(int64_t image, int64_t plane, uint8_t* scratch) const {
 }
 
 void MaxPoolCodes::run(const Run& run) const {
-  const int units = chunks_ * form_.planes_per_chunk() / joint_;
+  const int units = form_.groups(chunks_) * form_.planes_per_group() / joint_;
   run.pool.parallel(int64_t{run.images} * units, plain_grain(joint_ * plane_), [&](int part, int64_t begin, int64_t end) {
     uint8_t* const scratch = scratch_.data() + size_t{4} * joint_ * plane_ * part;
     for (int64_t item = begin; item < end; ++item) pool(item / units, item % units * joint_, scratch);

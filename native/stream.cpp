@@ -7,17 +7,20 @@ namespace bitbranch {
 void Threshold::run(const Run& run) const {
   const int64_t pixels = run.images * source.image_pixels();
   const int64_t blocks = (pixels + kMaxPixels - 1) / kMaxPixels;
-  run.pool.parallel(blocks * chunks, plain_grain(kMaxPixels * kChunk), [&](int, int64_t begin, int64_t end) {
+  const int group = epilogue.chunks_per_group();
+  const int64_t groups = (chunks + group - 1) / group;
+  run.pool.parallel(blocks * groups, plain_grain(kMaxPixels * kChunk), [&](int, int64_t begin, int64_t end) {
     Epilogue::Block block;
     int64_t described = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t index = item / chunks, first = index * kMaxPixels;
-      const int chunk = static_cast<int>(item % chunks);
+      const int64_t index = item / groups, first = index * kMaxPixels;
+      const int begin_chunk = static_cast<int>(item % groups) * group;
       if (index != described) {
         epilogue.describe(first, static_cast<int>(std::min<int64_t>(kMaxPixels, pixels - first)), block);
         described = index;
       }
-      epilogue.finish(chunk, source.at(int64_t{chunk} * kChunk, first), source.stride / 4, block);
+      for (int chunk = begin_chunk; chunk < std::min(begin_chunk + group, chunks); ++chunk)
+        epilogue.finish(chunk, source.at(int64_t{chunk} * kChunk, first), source.stride / 4, block);
     }
   });
 }

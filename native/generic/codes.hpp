@@ -87,6 +87,33 @@ static void pack_planes(const Codes& c) {
   }
 }
 
+// Channels go into a byte from the last to the first, which ends in the lowest bits.
+template <int Bits, class Sum>
+static void pack_sextets(const Codes& c) {
+  constexpr int per_unit = 6 / Bits;
+  const int first = c.third * kChunk;
+  for (int p = 0; p < c.pixels; p += kBytes) {
+    const Sum* const sums = static_cast<const Sum*>(c.sums) + p;
+    Vector low = zero(), high = zero();
+    for (int r = kChunk - 1; r >= 0; --r) {
+      Vector a, b;
+      ranks(sums + r * c.stride, c.limits + r * c.thresholds, c.thresholds, a, b);
+      low = or_(shift_left16<Bits>(low), a);
+      high = or_(shift_left16<Bits>(high), b);
+      const int place = (first + r) % per_unit * Bits, plane = (first + r) / per_unit;
+      if (place == 0) {
+        store_pixels(c, plane, p, narrow16(low, high));
+        low = high = zero();
+      } else if (r == 0) {  // the chunk before began this byte
+        if (place == 2) low = shift_left16<2>(low), high = shift_left16<2>(high);
+        else low = shift_left16<4>(low), high = shift_left16<4>(high);
+        const Vector begun = load(c.packed + plane * c.packed_stride + p);
+        store_pixels(c, plane, p, or_(begun, narrow16(low, high)));
+      }
+    }
+  }
+}
+
 // Evenly spaced limits: a monotone guess that is exact up to one comparison.
 template <class Sum>
 static void rank_even(const Sum* __restrict sums, const int32_t* __restrict limits, int last, const float* guess,
@@ -145,12 +172,14 @@ static void pack_bytes(const Codes& c) {
 }
 
 template <class Sum>
-static void codes(int bits, const Codes& c) {
-  switch (bits) {
+static void codes(int packing, const Codes& c) {
+  switch (packing) {
     case 0: return pack_bytes<Sum>(c);
     case 1: return pack_planes<1, Sum>(c);
     case 2: return pack_planes<2, Sum>(c);
     case 3: return pack_planes<3, Sum>(c);
-    default: return pack_planes<4, Sum>(c);
+    case 4: return pack_planes<4, Sum>(c);
+    case 9: return pack_sextets<1, Sum>(c);
+    default: return pack_sextets<2, Sum>(c);
   }
 }

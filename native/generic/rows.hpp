@@ -152,11 +152,17 @@ static void scale(const int32_t* __restrict x, float* __restrict y, int64_t coun
 }
 
 // Largest of two ranks in nibble bit-planes, decided from the top bit down: where a > b, take a.
-static void max_planes(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2,
+static void max_planes(int packing, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2,
                        uint8_t* __restrict out, uint8_t* __restrict out2, int count) {
-  if (bits == 1) {
+  if (packing == 1 || packing == 9) {
     for (int i = 0; i < count; ++i) out[i] = a[i] | b[i];
-  } else if (bits == 2) {
+  } else if (packing == 10) {
+    for (int i = 0; i < count; ++i) {
+      const uint8_t greater = a[i] & ~b[i], equal = static_cast<uint8_t>(~(a[i] ^ b[i]));
+      const uint8_t wins = ((greater >> 1) | ((equal >> 1) & greater)) & 0x15;
+      out[i] = b[i] ^ ((a[i] ^ b[i]) & static_cast<uint8_t>(wins | (wins << 1)));
+    }
+  } else if (packing == 2) {
     for (int i = 0; i < count; ++i) {
       const uint8_t greater = a[i] & ~b[i], equal = static_cast<uint8_t>(~(a[i] ^ b[i]));
       const uint8_t wins = ((greater >> 4) | ((equal >> 4) & greater)) & 15;

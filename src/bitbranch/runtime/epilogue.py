@@ -85,7 +85,7 @@ def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: For
     table = np.broadcast_to(bars, (channels, bars.shape[1]))
     # The epilogue's own form: how a rank becomes the stored number.
     multiplier, add = target.stored(op.code_type)
-    form = Form(target.bits, target.is_signed, multiplier, add)
+    form = Form(target.bits, target.is_signed, multiplier, add, target.sextets)
     if target.bits:
         limits = tiles.plane_limits(table, channels, wide)
         return {"form": form, "limits": limits, "thresholds": limits.shape[1]}

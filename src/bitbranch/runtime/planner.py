@@ -10,17 +10,16 @@ already; and the codes of that stream's thresholds. What nothing else reads is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import CodeType
 from ..errors import FormatError
 from . import epilogue, layout, tiles
 from . import program as p
-from .choice import Choice, choose
+from .choice import DICTIONARIES, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .workspace import Stored, Workspace
@@ -99,7 +98,9 @@ class Planner:
             out = self.values[i]
             if isinstance(op, p.Conv) and isinstance(out, p.Integers):
                 source = self._codes(op.inputs[0])
-                self.choices[i] = choose(op, source, out, self._fused(i), self.isa, self.capacity)
+                self.choices[i] = choose(
+                    op, source, out, self._fused(i), self.isa, self.capacity, self._sextets(op.inputs[0])
+                )
 
     def build(self) -> None:
         """Add the steps of every operation to ``plan``."""
@@ -139,6 +140,26 @@ class Planner:
         if len(readers) == 1 and isinstance(self.operations[readers[0]], p.MaxPool):
             readers = self.readers[readers[0]]
         return all(map(self._plain_threshold, readers))
+
+    def _sextets(self, value: int) -> bool:
+        """Whether codes are stored as sextets: a convolution's epilogue makes them, and every dictionary reads them."""
+        while isinstance(self.operations[value], p.MaxPool):
+            (value,) = self.operations[value].inputs
+        v = self.values[value]
+        bits = self._codes(value).code_type.bits
+        if not any(k.family == "sextets" and k.bits == bits for k in self.kernels):
+            return False
+        return isinstance(self.operations[value], p.Threshold) and v.shape[1:] != (1, 1) and self._take_sextets(value)
+
+    def _take_sextets(self, value: int) -> bool:
+        bits = self._codes(value).code_type.bits
+        for r in self.readers[value]:
+            op = self.operations[r]
+            if isinstance(op, p.MaxPool) and not self._take_sextets(r):
+                return False
+            if isinstance(op, p.Conv) and not tiles.takes_sextets(op, bits):
+                return False
+        return True
 
     def _plain_threshold(self, i: int) -> bool:
         op = self.operations[i]
@@ -188,7 +209,7 @@ class Planner:
         if form is None:
             forms = [f for f, stride in wanted if stride == (1, 1)] or [f for f, _ in wanted]
             # Bit-planes rather than bytes: they are less to write, and to read again.
-            form = min(forms or [self._compact(v.code_type)], key=lambda f: f.bits == 0)
+            form = min(forms or [self._compact(value)], key=lambda f: f.bits == 0)
         copy = self.workspace.codes(v.shape[0], form, wanted.get((form, (1, 1)), Geometry(*v.shape[1:])))
         self.stored[value] = [copy]
         return copy
@@ -209,9 +230,12 @@ class Planner:
             )  # fmt: skip
             self._add(value, "repack", completes=(), what=" (repack)")
 
-    @staticmethod
-    def _compact(code_type: CodeType) -> Form:
-        return Form.planes(code_type) if code_type.bits <= 4 else Form.bytes(code_type)
+    def _compact(self, value: int) -> Form:
+        """The form of codes whose readers take any."""
+        code_type = self._codes(value).code_type
+        if code_type.bits > 4:
+            return Form.bytes(code_type)
+        return replace(Form.planes(code_type), sextets=self._sextets(value))
 
     def _release(self) -> None:
         """Give back the memory of integers that no later operation reads."""
@@ -246,7 +270,7 @@ class Planner:
         self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
 
     def _form(self, form: Form) -> Any:
-        return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add)
+        return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add, form.sextets)
 
     # ---- convolutions -------------------------------------------------------------------------------------------
 
@@ -278,15 +302,20 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
-        if choice.family == "dictionary":
+        if choice.family == "sextets":
+            # A wide tile is a little faster; a narrow one loses less at the end of a small image.
+            pixels = taps.geometry.rows * taps.geometry.pitch
+            rows = [k for k in self.kernels if (k.family, k.bits) == ("sextets", form.bits)]
+            kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
+        elif choice.family == "dictionary":
             kernel = self._kernel("dictionary", form.bits)
         else:
             sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
             kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
         if (i, choice.family) not in self.packed:
             self.packed[i, choice.family] = (
-                tiles.pack_dictionary(op, form.bits, kernel.outputs, choice.digits)
-                if choice.family == "dictionary"
+                tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
+                if choice.family in DICTIONARIES
                 else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
             )
         packed: tiles.PackedWeights = self.packed[i, choice.family]
@@ -297,7 +326,7 @@ class Planner:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
                 lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
-        levels = 2**form.bits - 1 if choice.family == "dictionary" else 0
+        levels = 2**form.bits - 1 if choice.family in DICTIONARIES else 0
         self.plan.convolution(
             kernel=kernel,
             source=stored.view,
