@@ -26,7 +26,9 @@ struct Tile {
 
 // A row of the table. Families:
 //   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, int16 sums
-//   sextets        planes of six bits x dictionary words of 6 / bits weights, lanes are pixels, int16 sums
+//   sextets        planes of six bits x dictionary words of 6 / bits weights, lanes are pixels, int16 sums;
+//                  up to 32 words, stored times 8
+//   sextets64      the same, up to 256 words
 //   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes

@@ -197,7 +197,7 @@ def networks(draw):
 
 @st.composite
 def residual_networks(draw):
-    """Blocks of convolutions around a residual stream, as ResNets have them, and every reader that a stream can have."""
+    """Blocks of convolutions around a residual stream, as ResNets have them, and all readers that a stream can have."""
     b = Builder((draw(st.integers(1, 9)), draw(st.integers(3, 17)), draw(st.integers(3, 17))), draw(activations), 0)
     b.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     channels, weight_type = draw(st.integers(1, 20)), draw(weights)
@@ -297,6 +297,12 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         b = Builder((9, 1, pixels + extra), t(f"u{bits}"), 1)
         v = b.threshold(b.conv(0, outputs + extra, t("t"), (1, 3), padding=(0, 0, 1, 1)), t("u2"))
         n = 1
+    elif family.startswith("sextets"):
+        b = Builder((5, 1, pixels - 2 + extra), t("s8"), 1)
+        v = b.threshold(b.conv(0, 10, t("s8")), t(f"u{bits}"))
+        weight_type = t("t" if family == "sextets" else f"b{bits}")
+        v = b.threshold(b.conv(v, outputs + extra, weight_type, (1, 3), padding=(0, 0, 1, 1)), t("u2"))
+        n = 1
     elif family.startswith("byte"):
         code_type = t("s8" if family == "byte_signed" else "u8")
         b = Builder((10, 2, pixels + extra), code_type, 2)
@@ -307,7 +313,7 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         b = Builder((7, 3, 1), t("u8"), 3)
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
-    program = b.program(b.conv(v, 3, t("s4")) if family == "dictionary" else v)
+    program = b.program(b.conv(v, 3, t("s4")) if family in choice.DICTIONARIES else v)
     with dictionary_bits(4):
         assert_equal(program, b.batch(n), [isa], (1,))
         engine = program.engine(isa=isa)

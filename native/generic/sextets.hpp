@@ -2,7 +2,9 @@
 // an entry for each of the 64 bytes, the sum of its weights times the channels' ranks. One look-up does all bits.
 // Included inside the namespace of an instruction set, after its vector wrapper with 64-entry tables.
 
-template <int R, int C>
+// A word is stored so that its table lies `Step` bytes times that away: eight times its number where that fits a byte,
+// since a processor's addresses count in steps of up to 8, and else its number.
+template <int R, int C, int Step>
 static void sextets(const Tile& tile) {
   const uint8_t* const x0 = static_cast<const uint8_t*>(tile.activations);
   const uint8_t* words = static_cast<const uint8_t*>(tile.weights);
@@ -22,7 +24,7 @@ static void sextets(const Tile& tile) {
       Vector a[C];
       UNROLL for (int c = 0; c < C; ++c) a[c] = load(x + c * kBytes);
       UNROLL for (int r = 0; r < R; ++r) {
-        const Vector table = load_table64(tables + 64 * words[r]);
+        const Vector table = load_table64(tables + size_t{Step} * words[r]);
         UNROLL for (int c = 0; c < C; ++c) sum[r][c] = stay(add8(sum[r][c], lookup64(table, a[c])));
       }
       words += R;

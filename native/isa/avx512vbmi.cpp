@@ -21,10 +21,12 @@ static inline Vector stay(Vector v) {
 #include "../generic/sextets.hpp"
 
 static const Kernel kernels[] = {
-    {"sextets", 1, 8, kBytes, sextets<8, 1>},
-    {"sextets", 1, 4, 2 * kBytes, sextets<4, 2>},
-    {"sextets", 2, 8, kBytes, sextets<8, 1>},
-    {"sextets", 2, 4, 2 * kBytes, sextets<4, 2>},
+    {"sextets", 2, 8, kBytes, sextets<8, 1, 8>},
+    {"sextets", 2, 4, 2 * kBytes, sextets<4, 2, 8>},
+    {"sextets64", 1, 8, kBytes, sextets<8, 1, 64>},
+    {"sextets64", 1, 4, 2 * kBytes, sextets<4, 2, 64>},
+    {"sextets64", 2, 8, kBytes, sextets<8, 1, 64>},
+    {"sextets64", 2, 4, 2 * kBytes, sextets<4, 2, 64>},
 #include "avx512_kernels.inc"
 };
 

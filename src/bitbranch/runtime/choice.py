@@ -26,7 +26,7 @@ avx2     400 190 129 94            125      65
 scalar   4.3 1.9                   22       3
 ======== ========================= ======== ======
 """
-DICTIONARIES = ("dictionary", "sextets")
+DICTIONARIES = ("dictionary", "sextets", "sextets64")
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
 LINEAR_BATCH = 16
@@ -97,7 +97,8 @@ def _family(
         if digits is not None:
             flush = tiles.dictionary_flush(digits, form.bits, sextets)
             if sextets:
-                return "sextets", form, digits, flush * (INT16_MAX // 255)
+                few = len(digits) ** form.channels_per_unit <= tiles.SEXTET_WORDS
+                return "sextets" if few else "sextets64", form, digits, flush * (INT16_MAX // 255)
             return "dictionary", form, digits, flush * (INT16_MAX // (255 * (2**form.bits - 1)))
     span = INT16_MAX // (2 * ranks * largest)
     if span >= BYTE16_TAPS and op.weight_type.hi <= 127 and top <= ACCUMULATOR_MAX:

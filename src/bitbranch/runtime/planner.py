@@ -147,7 +147,7 @@ class Planner:
             (value,) = self.operations[value].inputs
         v = self.values[value]
         bits = self._codes(value).code_type.bits
-        if not any(k.family == "sextets" and k.bits == bits for k in self.kernels):
+        if not any(k.family == "sextets64" and k.bits == bits for k in self.kernels):
             return False
         return isinstance(self.operations[value], p.Threshold) and v.shape[1:] != (1, 1) and self._take_sextets(value)
 
@@ -302,10 +302,10 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
-        if choice.family == "sextets":
+        if form.sextets:
             # A wide tile is a little faster; a narrow one loses less at the end of a small image.
             pixels = taps.geometry.rows * taps.geometry.pitch
-            rows = [k for k in self.kernels if (k.family, k.bits) == ("sextets", form.bits)]
+            rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
             kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
         elif choice.family == "dictionary":
             kernel = self._kernel("dictionary", form.bits)

@@ -10,7 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import program as p
-from .layout import CHUNK, Form, Ints, round_up
+from .layout import CHUNK, LINE, Form, Ints, round_up
+
+
+SEXTET_WORDS = 32
+"""Largest dictionary of sextets whose words are stored times 8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,17 @@ def dictionary_tables(digits: tuple[int, ...], bits: int, sextets: bool) -> tupl
     words = np.asarray(digits)[np.arange(base**count)[:, None] // base ** np.arange(count) % base]
     ranks = np.arange(1 << count * width)[:, None] >> np.arange(count) * width & ((1 << width) - 1)
     bias = np.maximum(-words, 0).sum(axis=1)
-    return (words @ ranks.T + bias[:, None] * ((1 << width) - 1)).astype(np.uint8), bias.astype(np.int64)
+    tables = (words @ ranks.T + bias[:, None] * ((1 << width) - 1)).astype(np.uint8)
+    return _on_cache_lines(tables), bias.astype(np.int64)
+
+
+def _on_cache_lines(a: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A copy that starts on a cache line: a table of 64 bytes must not lie in two."""
+    memory = np.empty(a.size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    out = memory[start : start + a.size].reshape(a.shape)
+    out[:] = a
+    return out
 
 
 def dictionary_flush(digits: tuple[int, ...], bits: int, sextets: bool = False) -> int:
@@ -117,7 +131,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     per_unit = form.channels_per_unit
     tables, bias = dictionary_tables(digits, form.bits, form.sextets)
     base, per_word = len(digits), per_unit if form.sextets else 4
-    words_per_unit = per_unit // per_word
+    words_per_unit, step = per_unit // per_word, 8 if form.sextets and len(tables) <= SEXTET_WORDS else 1
     fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
     digit_of = np.zeros(max(digits) - min(digits) + 1, np.int64)
     digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
@@ -129,7 +143,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
             outputs, len(tile_units), words_per_unit, per_word, dense.shape[3]
         )
         words = np.einsum("ruwjt,j->ruwt", digit, base ** np.arange(per_word))
-        packed.append(words.transpose(1, 3, 2, 0).astype(np.uint8).ravel())
+        packed.append((words * step).transpose(1, 3, 2, 0).astype(np.uint8).ravel())
         units.append(tile_units)
         biases.append(bias[words].sum(axis=(1, 2, 3)))
     flush = dictionary_flush(digits, form.bits, form.sextets)
