@@ -376,7 +376,7 @@ class DotPlanner:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         self.made.update(completes)
-        self.steps.append(StepInfo(operation, name, family, macs, bool(completes), tuple(completes)))
+        self.steps.append(StepInfo(operation, name, family, macs, tuple(completes)))
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -428,7 +428,7 @@ class DotPlanner:
         self.plan.band(rows=rows, scratch=self._array(self.threads * size), scratch_bytes=size)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
-            StepInfo(i, convolution.name, convolution.family, convolution.macs, True, window.values)
+            StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)
         )  # fmt: skip
         self.made.discard(i)
 
@@ -642,7 +642,7 @@ class DotPlanner:
         self._finished(i)
         if self.steps:
             last = self.steps[-1]
-            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, True, (*last.values, i))
+            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, (*last.completes, i))
 
 
 __all__ = ["DotPlanner"]
