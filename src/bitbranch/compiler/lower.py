@@ -77,9 +77,10 @@ class _Lowering:
                     self.output(node)
             elif isinstance(node, g.Layer):
                 self.real(i)
+        inputs = [node.name for node in self.graph.nodes if isinstance(node, g.Input)]
         shapes = [node.output_shape for node in self.graph.nodes if isinstance(node, g.Output)]
         try:
-            return p.Program(_live(self.operations), tuple(shapes), dict(info))
+            return p.Program(_scheduled(self.operations, inputs), tuple(shapes), dict(info))
         except FormatError as error:
             raise CompileError(f"the compiled program is not valid: {error}") from error
 
@@ -172,8 +173,13 @@ class _Lowering:
             self.plain(node.name, part)
         value = self.emit(p.Concat(node.name, tuple(part.source for part in parts)))
         self.signs[value] = np.concatenate([self.direction(part.source) for part in parts])
-        fields = ("slope", "intercept", "lo", "hi")
-        return Real(value, *(np.concatenate([getattr(part, f) for part in parts]) for f in fields))
+        return Real(
+            value,
+            slope=np.concatenate([part.slope for part in parts]),
+            intercept=np.concatenate([part.intercept for part in parts]),
+            lo=np.concatenate([part.lo for part in parts]),
+            hi=np.concatenate([part.hi for part in parts]),
+        )
 
     def average(self, number: int, node: g.AvgPool) -> Real:
         """Sum exactly: plain accumulators where that means the same, else a stream; the division stays real."""
@@ -372,15 +378,32 @@ def _negated(conv: p.Conv | p.ConvTranspose, which: npt.NDArray[np.bool_]) -> np
     return np.where(shaped, conv.weight_type.negate(conv.weight), conv.weight)
 
 
-def _live(operations: Sequence[p.Operation]) -> tuple[p.Operation, ...]:
-    """The operations that outputs depend on, in order."""
+def _scheduled(operations: Sequence[p.Operation], inputs: Sequence[str]) -> tuple[p.Operation, ...]:
+    """The operations that outputs depend on: inputs first, in order, and what makes integers smaller directly behind.
+
+    Thresholds and rescalings follow the operation that they read at once, so that its integers need not be kept.
+    """
     live: set[int] = set()
+    behind: dict[int, list[int]] = {}
     for i in range(len(operations) - 1, -1, -1):
         if i in live or isinstance(operations[i], p.Scale):
             live |= {i, *operations[i].inputs}
-    place = {old: new for new, old in enumerate(sorted(live))}
-    kept = (operations[i] for i in sorted(live))
-    return tuple(replace(op, inputs=tuple(place[j] for j in op.inputs)) for op in kept)
+    for i in sorted(live):
+        if isinstance(operations[i], (p.Threshold, p.Requantize)):
+            behind.setdefault(operations[i].inputs[0], []).append(i)
+    order: list[int] = []
+
+    def place(i: int) -> None:
+        order.append(i)
+        for j in behind.get(i, ()):
+            place(j)
+
+    encodes = {operations[i].name: i for i in sorted(live) if isinstance(operations[i], p.Encode)}
+    moved = {*encodes.values(), *(j for group in behind.values() for j in group)}
+    for i in (*(encodes[name] for name in inputs), *(i for i in sorted(live) if i not in moved)):
+        place(i)
+    number = {old: new for new, old in enumerate(order)}
+    return tuple(replace(operations[i], inputs=tuple(number[j] for j in operations[i].inputs)) for i in order)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -176,7 +177,7 @@ def _into_concat(new: _Rewriter, node: g.Node) -> int | None:
     parts, start = [], 0
     for j in inner.inputs:
         channels = slice(start, start + new.shapes[j][0])
-        numbers = {f: v[channels] for f, v in vars(node).items() if isinstance(v, np.ndarray)}
+        numbers: dict[str, Any] = {f: v[channels] for f, v in vars(node).items() if isinstance(v, np.ndarray)}
         parts.append(new.append(replace(node, inputs=(j,), **numbers)))
         start = channels.stop
     return new.append(replace(inner, inputs=tuple(parts)))
@@ -237,7 +238,7 @@ def _before_flatten(new: _Rewriter, node: g.Node) -> int | None:
     if not (isinstance(node, (g.Affine, g.Clip, g.Curve)) and isinstance(inner, g.Flatten)):
         return None
     channels = new.shapes[inner.inputs[0]][0]
-    images = {f: v.reshape(channels, -1) for f, v in vars(node).items() if isinstance(v, np.ndarray)}
+    images: dict[str, Any] = {f: v.reshape(channels, -1) for f, v in vars(node).items() if isinstance(v, np.ndarray)}
     if any((image != image[:, :1]).any() for image in images.values()):
         return None
     moved = new.append(replace(node, inputs=inner.inputs, **{f: image[:, 0] for f, image in images.items()}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,12 @@ from .exact import Call, Recorder
 Array = npt.NDArray[np.generic]
 
 
-class Executor(Protocol):
-    """What runs a program, such as :class:`~bitbranch.runtime.engine.Engine`.
+Executor: TypeAlias = Callable[..., p.Output]
+"""What runs a program on a batch, such as :class:`~bitbranch.runtime.engine.Engine`.
 
-    One that also has ``trace(*x)``, yielding ``(operation number, value)`` as
-    :func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
-    """
-
-    def __call__(self, *x: npt.NDArray[np.float32]) -> p.Output: ...
+One that also has ``trace(*x)``, yielding ``(operation number, value)`` as
+:func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
+"""
 
 
 @dataclass(frozen=True)
