@@ -15,7 +15,7 @@ namespace bitbranch {
 extern const InstructionSet kScalar;
 extern const DotSet kDotScalar;
 #if defined(BITBRANCH_X86)
-extern const InstructionSet kAvx2, kAvx512;
+extern const InstructionSet kAvx2, kAvx512, kAvx512Vbmi;
 extern const DotSet kDotAvx2, kDotAvx512;
 #endif
 #if defined(BITBRANCH_DOT)
@@ -64,12 +64,16 @@ std::vector<InstructionSet> usable_sets() {
   const bool avx2 = __builtin_cpu_supports("avx2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi");
+  const InstructionSet& widest = vbmi ? kAvx512Vbmi : kAvx512;
 #if defined(BITBRANCH_DOT)
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const Features features = processor_features();
-  add(vnni && features.amx_int8 && tiles_allowed(), kAvx512, kDotAmx);
-  add(vnni, kAvx512, kDotAvx512Vnni);
+  add(vnni && features.amx_int8 && tiles_allowed(), widest, kDotAmx);
+  add(vnni, widest, kDotAvx512Vnni);
 #endif
+  add(vbmi, kAvx512Vbmi, kDotAvx512);
+  if (vbmi) usable.back().name = kAvx512Vbmi.name;
   add(avx512, kAvx512, kDotAvx512);
 #if defined(BITBRANCH_DOT)
   add(avx2 && features.avx_vnni, kAvx2, kDotAvxVnni);

@@ -361,7 +361,7 @@ class DotPlanner:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         self.made.update(completes)
-        self.steps.append(StepInfo(operation, name, family, macs, bool(completes), tuple(completes)))
+        self.steps.append(StepInfo(operation, name, family, macs, tuple(completes)))
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -603,7 +603,7 @@ class DotPlanner:
         self._finished(i)
         if self.steps:
             last = self.steps[-1]
-            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, True, (*last.values, i))
+            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, (*last.completes, i))
 
 
 __all__ = ["DotPlanner"]
