@@ -12,7 +12,6 @@ import numpy.typing as npt
 from . import program as p
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
-
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
