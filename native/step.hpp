@@ -56,6 +56,11 @@ class Plan {
   Machine& machine() const { return *machine_; }
   int size() const { return static_cast<int>(steps_.size()); }
   void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+  std::unique_ptr<Step> take() {  // the last one back
+    std::unique_ptr<Step> step = std::move(steps_.back());
+    steps_.pop_back();
+    return step;
+  }
 
   // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given.
   void run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds) {
