@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..contract import ACCUMULATOR_MAX, CodeType, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, CodeType
 from . import layout, tiles
 from . import program as p
 from .layout import Form, Taps
@@ -67,7 +67,8 @@ def choose(
     """
     size, out_size = source.shape[1:], out.shape[1:]
     code_type, pixel = source.code_type, out_size == (1, 1)
-    magnitude = np.abs(op.values()).reshape(len(op.weight), -1).sum(axis=1, dtype=np.int64)
+    magnitudes = np.abs(op.weight_type.decode(np.arange(op.weight_type.count))).astype(np.uint8)
+    magnitude = magnitudes.take(op.weight, mode="clip").reshape(len(op.weight), -1).sum(axis=1, dtype=np.int64)
     top = (2**code_type.bits - 1) * int(magnitude.max())  # bound of a sum of ranks, biased or not
     family, form, digits, span = _family(op, code_type, top, isa, sextets)
     small = op.groups == 1 and size[0] * size[1] <= 4 * op.kernel[0] * op.kernel[1]
@@ -80,9 +81,7 @@ def choose(
     folded = fused and not (form.add != 0 and layout.border(op, size, out_size) is not None)
     if not span:
         return Choice(family, form, taps, folded=folded)
-    lo, hi = accumulator_bounds(op.values(), code_type)
-    bound = max(-int(lo.min()), int(hi.max()))
-    wide = (top if folded else bound) > INT16_MAX
+    wide = (top if folded else max(-out.lo, out.hi)) > INT16_MAX
     return Choice(family, form, taps, digits, wide, folded, span)
 
 

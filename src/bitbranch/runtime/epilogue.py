@@ -43,7 +43,8 @@ class Sums:
     def constant(self) -> Ints:
         """``value = multiplier * number + add``, and the stored padding 0 means ``add``: what that adds, per output."""
         total = np.zeros(len(self.bias), np.int64)
-        total[: self.out[0]] = self.op.values().reshape(self.out[0], -1).sum(axis=1, dtype=np.int64)
+        if self.choice.form.add:
+            total[: self.out[0]] = self.op.values().reshape(self.out[0], -1).sum(axis=1, dtype=np.int64)
         return self.choice.form.add * total - self.choice.form.multiplier * self.bias
 
     def bars(self, thresholds: Ints) -> Ints:

@@ -282,7 +282,8 @@ class Planner:
     def _convolution(self, i: int, op: p.Conv) -> None:
         """One step for operation ``i`` and for what it makes of its accumulators."""
         choice, fused = self.choices[i], self._fuse(i)
-        macs = op.macs(self.values[op.inputs[0]])
+        out = self.values[i].shape
+        macs = int(op.weight.size) * out[1] * out[2]
         if choice.taps is None:
             self._linear(i, op, fused)
         else:

@@ -34,29 +34,35 @@ class PackedWeights:
     """Taps whose table entries sum to at most 255."""
 
 
-def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[range, Ints]]:
-    """For each tile of outputs: the units of input channels that it reads, and its weights on all their channels.
+def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[list[range], npt.NDArray[np.int16]]]:
+    """For tiles of outputs: the units of input channels that each reads, and its weights on all their channels.
 
     Yields:
-        ``units`` and values ``[outputs, len(units), per_unit, kh * kw]``, 0 where an output does not read a channel
-        and ``fill`` where there is no channel.
+        ``units`` of tiles that read the same ones, and values ``[tiles, outputs, len(units), per_unit, kh * kw]``, 0
+        where an output does not read a channel and ``fill`` where there is no channel.
     """
-    values = op.values().astype(np.int64).reshape(op.weight.shape[0], op.weight.shape[1], -1)
-    count, per_group, taps = values.shape
-    channels = per_group * op.groups
+    values = op.weight_type.decode(np.arange(op.weight_type.count)).astype(np.int16).take(op.weight, mode="clip")
+    count, per_group = values.shape[:2]
+    values = values.reshape(count, per_group, -1)
+    channels, taps = per_group * op.groups, values.shape[2]
     outputs_per_group = count // op.groups
-    for first in range(0, round_up(count, CHUNK), outputs):
-        here = range(first, min(first + outputs, count))
+    step = round_up(count, CHUNK) if op.groups == 1 else outputs
+    for first in range(0, round_up(count, CHUNK), step):
+        here = range(first, min(first + step, count))
         groups = [o // outputs_per_group for o in here]
         units = range(0)
         if groups:
             units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
-        dense = np.zeros((outputs, len(units) * per_unit, taps), np.int64)
-        for row, o in enumerate(here):
-            start = groups[row] * per_group - units.start * per_unit
-            dense[row, start : start + per_group] = values[o]
+        dense = np.zeros((step, len(units) * per_unit, taps), np.int16)
+        if op.groups == 1:
+            dense[:count, :channels] = values
+        else:
+            for row, o in enumerate(here):
+                start = groups[row] * per_group - units.start * per_unit
+                dense[row, start : start + per_group] = values[o]
         dense[:, max(0, channels - units.start * per_unit) :] = fill
-        yield units, dense.reshape(outputs, len(units), per_unit, taps)
+        tiles = step // outputs
+        yield [units] * tiles, dense.reshape(tiles, outputs, len(units), per_unit, taps)
 
 
 def takes_sextets(op: p.Conv, bits: int) -> bool:
@@ -132,19 +138,19 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     base, per_word = len(digits), per_unit if form.sextets else 4
     words_per_unit, step = per_unit // per_word, 8 if form.sextets and len(tables) <= SEXTET_WORDS else 1
     fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
-    digit_of = np.zeros(max(digits) - min(digits) + 1, np.int64)
+    digit_of = np.zeros(max(digits) - min(digits) + 1, np.uint8)
     digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
+    digit_of[-min(digits)] = digits.index(0 if 0 in digits else fill)  # outputs beyond the last have zeros
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
-        if 0 not in digits:
-            dense = np.where(dense == 0, fill, dense)  # only outputs beyond the last have zeros here
-        digit = digit_of[dense - min(digits)].reshape(
-            outputs, len(tile_units), words_per_unit, per_word, dense.shape[3]
-        )
-        words = np.einsum("ruwjt,j->ruwt", digit, base ** np.arange(per_word))
-        packed.append((words * step).transpose(1, 3, 2, 0).astype(np.uint8).ravel())
-        units.append(tile_units)
-        biases.append(bias[words].sum(axis=(1, 2, 3)))
+        digit = digit_of.take(dense - np.int16(min(digits)), mode="clip")
+        digit = digit.reshape(*digit.shape[:3], words_per_unit, per_word, digit.shape[4])
+        words = np.zeros((*digit.shape[:4], digit.shape[5]), np.uint8)
+        for j in range(per_word):
+            words += digit[:, :, :, :, j] * np.uint8(base**j)
+        packed += list((words * np.uint8(step)).transpose(0, 2, 4, 3, 1).reshape(len(words), -1))
+        units += tile_units
+        biases.append(bias[words].sum(axis=(2, 3, 4)).ravel())
     flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
@@ -159,11 +165,11 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     """
     packed, units = [], []
     for tile_units, dense in _tiles(op, outputs, 2, 0):
-        pairs = dense.transpose(1, 3, 0, 2)
+        pairs = dense.transpose(0, 2, 4, 1, 3)
         if bits == 8:
             pairs = np.concatenate([pairs, pairs], axis=-1)
-        packed.append(pairs.astype(f"i{bits // 8}").ravel().view(np.uint8))
-        units.append(tile_units)
+        packed += list(pairs.astype(f"i{bits // 8}", order="C").reshape(len(pairs), -1).view(np.uint8))
+        units += tile_units
     bias = np.zeros(round_up(op.weight.shape[0], CHUNK), np.int64)
     return _packed(packed, units, 4 * outputs, bias)
 
