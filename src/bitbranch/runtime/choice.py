@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..contract import ACCUMULATOR_MAX, CodeType
 from . import layout, tiles
 from . import program as p
@@ -67,9 +65,7 @@ def choose(
     """
     size, out_size = source.shape[1:], out.shape[1:]
     code_type, pixel = source.code_type, out_size == (1, 1)
-    magnitudes = np.abs(op.weight_type.decode(np.arange(op.weight_type.count))).astype(np.uint8)
-    magnitude = magnitudes.take(op.weight, mode="clip").reshape(len(op.weight), -1).sum(axis=1, dtype=np.int64)
-    top = (2**code_type.bits - 1) * int(magnitude.max())  # bound of a sum of ranks, biased or not
+    top = (2**code_type.bits - 1) * tiles.magnitude(op)  # bound of a sum of ranks, biased or not
     family, form, digits, span = _family(op, code_type, top, isa, sextets)
     small = op.groups == 1 and size[0] * size[1] <= 4 * op.kernel[0] * op.kernel[1]
     if pixel and small and (family not in DICTIONARIES or capacity < LINEAR_BATCH):

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from . import program as p
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
+PACKED_TOGETHER = 64
+"""Outputs whose weights are packed at once: many are quick, few need little memory."""
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
@@ -41,28 +43,29 @@ def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple
         ``units`` of tiles that read the same ones, and values ``[tiles, outputs, len(units), per_unit, kh * kw]``, 0
         where an output does not read a channel and ``fill`` where there is no channel.
     """
-    values = op.weight_type.decode(np.arange(op.weight_type.count)).astype(np.int16).take(op.weight, mode="clip")
-    count, per_group = values.shape[:2]
-    values = values.reshape(count, per_group, -1)
-    channels, taps = per_group * op.groups, values.shape[2]
+    value_of = op.weight_type.decode(np.arange(op.weight_type.count)).astype(np.int16)
+    count, per_group = op.weight.shape[:2]
+    channels, kernel = per_group * op.groups, op.kernel[0] * op.kernel[1]
     outputs_per_group = count // op.groups
-    step = round_up(count, CHUNK) if op.groups == 1 else outputs
+    step = min(PACKED_TOGETHER, round_up(count, CHUNK)) if op.groups == 1 else outputs
     for first in range(0, round_up(count, CHUNK), step):
         here = range(first, min(first + step, count))
         groups = [o // outputs_per_group for o in here]
         units = range(0)
         if groups:
             units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
-        dense = np.zeros((step, len(units) * per_unit, taps), np.int16)
+        rows = min(step, round_up(count, CHUNK) - first)
+        dense = np.zeros((rows, len(units) * per_unit, kernel), np.int16)
+        values = value_of[op.weight[here.start : here.stop]].reshape(len(here), per_group, kernel)
         if op.groups == 1:
-            dense[:count, :channels] = values
+            dense[: len(here), :channels] = values
         else:
-            for row, o in enumerate(here):
-                start = groups[row] * per_group - units.start * per_unit
-                dense[row, start : start + per_group] = values[o]
+            for row, group in enumerate(groups):
+                start = group * per_group - units.start * per_unit
+                dense[row, start : start + per_group] = values[row]
         dense[:, max(0, channels - units.start * per_unit) :] = fill
-        tiles = step // outputs
-        yield [units] * tiles, dense.reshape(tiles, outputs, len(units), per_unit, taps)
+        tiles = rows // outputs
+        yield [units] * tiles, dense.reshape(tiles, outputs, len(units), per_unit, kernel)
 
 
 def takes_sextets(op: p.Conv, bits: int) -> bool:
@@ -71,6 +74,14 @@ def takes_sextets(op: p.Conv, bits: int) -> bool:
         return False
     digits = dictionary_digits(op, 6 // bits)
     return digits is not None and len(digits) ** (6 // bits) <= 256
+
+
+def magnitude(op: p.Conv) -> int:
+    """The largest sum of an output's weights' magnitudes."""
+    of_code = np.abs(op.weight_type.decode(np.arange(op.weight_type.count))).astype(np.uint8)
+    flat = op.weight.reshape(len(op.weight), -1)
+    blocks = (flat[i : i + PACKED_TOGETHER] for i in range(0, len(flat), PACKED_TOGETHER))
+    return max(int(of_code[block].sum(axis=1, dtype=np.int64).max()) for block in blocks)
 
 
 def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
@@ -143,7 +154,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     digit_of[-min(digits)] = digits.index(0 if 0 in digits else fill)  # outputs beyond the last have zeros
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
-        digit = digit_of.take(dense - np.int16(min(digits)), mode="clip")
+        digit = digit_of[dense - np.int16(min(digits))]
         digit = digit.reshape(*digit.shape[:3], words_per_unit, per_word, digit.shape[4])
         words = np.zeros((*digit.shape[:4], digit.shape[5]), np.uint8)
         for j in range(per_word):
