@@ -6,7 +6,6 @@ import importlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..errors import BitbranchError, InputError
 from . import layout
 from . import program as p
 from .planner import Planner, StepInfo
+from .profile import Profile, ProfileRow, ceiling
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -47,44 +47,6 @@ def instruction_sets() -> list[str]:
         BitbranchError: the compiled core is not installed.
     """
     return list(_core().instruction_sets())
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """Time of one step of the plan, for one batch."""
-
-    name: str
-    family: str
-    seconds: float
-    """Median."""
-    macs: int
-    """Multiply-accumulates of the batch."""
-
-    @property
-    def gmacs(self) -> float:
-        """10^9 multiply-accumulates per second."""
-        return self.macs / self.seconds / 1e9 if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Where the time of a batch goes.
-
-    Attributes:
-        rows: one per step, in order.
-        seconds: median of the whole call, Python included.
-        images: size of the batch.
-    """
-
-    rows: tuple[ProfileRow, ...]
-    seconds: float
-    images: int
-
-    @property
-    def glue(self) -> float:
-        """Share of the whole call that is not multiply-accumulate steps, 0..1."""
-        arithmetic = sum(row.seconds for row in self.rows if row.macs)
-        return max(0.0, 1 - arithmetic / self.seconds) if self.seconds else 0.0
 
 
 class Engine:
@@ -154,7 +116,11 @@ class Engine:
                 yield step.operation, self._value(plan, step.operation, out)
 
     def profile(self, x: npt.ArrayLike, repeat: int = 20) -> Profile:
-        """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
+        """Median time of every step and of the whole call, over ``repeat`` runs of a batch, beside the ceilings.
+
+        The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
+        each.
+        """
         batch = self.program.check_input(x)
         self._run(batch, None)
         whole, steps = [], []
@@ -165,7 +131,7 @@ class Engine:
             steps.append(self._run_timed(batch))
         seconds = np.median(np.asarray(steps), axis=0)
         rows = [
-            ProfileRow(step.name, step.family, float(s), step.macs * len(batch))
+            ProfileRow(step.name, step.family, float(s), step.macs * len(batch), self._ceiling(step))
             for step, s in zip(self._steps(len(batch)), seconds, strict=True)
         ]
         return Profile(tuple(rows), float(np.median(whole)), len(batch))
@@ -205,6 +171,11 @@ class Engine:
         seconds = np.zeros(len(self._steps(len(batch))))
         self._run(batch, seconds)
         return seconds
+
+    def _ceiling(self, step: StepInfo) -> float | None:
+        """10^9 multiply-accumulates per second of the step's kernel at its best, on all threads."""
+        rate = ceiling(_core(), self.isa, step.family, step.bits) if step.macs else None
+        return None if rate is None else rate * self.threads
 
     def _value(self, plan: Planner, operation: int, out: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
         value = self.program.values[operation]

@@ -34,6 +34,8 @@ class StepInfo:
     """Multiply-accumulates of one image."""
     completes: bool
     """Whether the operation's value is there after this step."""
+    bits: int = 0
+    """Of the codes that a convolution reads as bit-planes; 0: bytes."""
 
 
 @dataclass(eq=False)
@@ -174,10 +176,12 @@ class Planner:
     def _find(self, value: int, form: Form | None, stride: p.Pair = (1, 1)) -> Stored:
         return next(s for s in self.stored[value] if (form is None or s.form == form) and s.geometry.stride == stride)
 
-    def _add(self, operation: int, family: str, macs: int = 0, completes: bool = True, what: str = "") -> None:
+    def _add(
+        self, operation: int, family: str, macs: int = 0, completes: bool = True, what: str = "", bits: int = 0
+    ) -> None:
         op = self.program.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
-        self.steps.append(StepInfo(operation, name, family, macs, completes))
+        self.steps.append(StepInfo(operation, name, family, macs, completes, bits))
 
     def _form(self, form: Form) -> Any:
         return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add)
@@ -199,7 +203,8 @@ class Planner:
             self._linear(i, op, target, threshold)
         else:
             self._tiled(i, op, choice, choice.taps, target, threshold)
-        self._add(value, choice.family, macs, what=f" ({op.name})" if threshold and op.name else "")
+        what = f" ({op.name})" if threshold and op.name else ""
+        self._add(value, choice.family, macs, what=what, bits=choice.form.bits)
         if threshold:
             self._copies(value)
 
