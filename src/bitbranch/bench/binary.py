@@ -25,7 +25,9 @@ def binarize(model: Any) -> Any:
         source = op.input_value(0)
         if source.get_node().get_type_name() == "Relu":
             source = source.get_node().input_value(0)
-        sums = convolution(source, weights, op.get_strides(), op.get_pads_begin(), op.get_pads_end(), op.get_dilations())
+        sums = convolution(
+            source, weights, op.get_strides(), op.get_pads_begin(), op.get_pads_end(), op.get_dilations()
+        )
         scale = np.abs(weights).mean(axis=(1, 2, 3), dtype=np.float32).reshape(1, -1, 1, 1)
         op.output(0).replace(ops.multiply(sums, ops.constant(scale)).output(0))
     model.validate_nodes_and_infer_types()

@@ -87,7 +87,7 @@ def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, 
         )  # fmt: skip
         description = network.describe()
         result = _result(options, plan, description)
-        rows: list[Row] = result["rows"]
+        rows: list[Row] = result["times"]
         say(f"about {estimate(plan, rows) / 60:.1f} minutes")
         unused = Files(work, {}, say)
         for new in compare(plan, network.files or unused, available, say, rows, outputs):
@@ -100,9 +100,7 @@ def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, 
     return result
 
 
-def _network(
-    options: Options, data: networks.Data | None, work: Path, say: Callable[[str], None]
-) -> networks.Network:
+def _network(options: Options, data: networks.Data | None, work: Path, say: Callable[[str], None]) -> networks.Network:
     paths = [Path(net) for net in options.nets]
     if all(path.suffix == ".bb" or path.exists() for path in paths):
         if options.schemes:
@@ -128,11 +126,12 @@ def _result(options: Options, plan: Plan, description: Mapping[str, Any]) -> dic
     if options.resume and options.out is not None and (options.out / "bench.json").exists():
         before = read(options.out / "bench.json")
         if before["key"] == key:
-            rows = before["rows"]
+            rows = before["times"]
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        "format": FORMAT, "key": key, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "format": FORMAT, "key": key, "date": now.isoformat(timespec="seconds"),
         "machine": machine, "versions": versions, "network": dict(description),
-        "seconds": plan.seconds, "rounds": plan.rounds, "accuracy": {}, "rows": rows,
+        "seconds": plan.seconds, "rounds": plan.rounds, "accuracy": {}, "times": rows,
     }  # fmt: skip
 
 
@@ -144,7 +143,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text())
-        if result["format"] != FORMAT or not all(isinstance(r["executor"], str) for r in result["rows"]):
+        if result["format"] != FORMAT or not all(isinstance(r["executor"], str) for r in result["times"]):
             raise ValueError(f"format is not {FORMAT!r}")
         return dict(result)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -65,8 +65,9 @@ def compare(
 ) -> Iterator[list[Row]]:
     """Measure a plan and yield the rows of one setting after another.
 
-    A row has ``executor``, ``precision``, ``variant``, ``level``, ``isa``, ``threads``, ``batch``, and either the
-    fields of :class:`~bitbranch.bench.stats.Times` (seconds) or ``reason``, why it was not measured.
+    A row has ``executor``, ``precision``, ``variant``, ``level``, ``isa``, ``threads``, ``batch``, and either what
+    :meth:`bitbranch.bench.stats.Times.as_dict` gives, for the engine with ``steps`` and ``profile``, or ``reason``,
+    why it was not measured.
 
     Args:
         plan: what to measure.
@@ -102,7 +103,8 @@ def compare(
                 rows += [_row(c, rounds.get(c), failed.get(c)) for c in here]
                 for c in [c for c in here if c in rounds and c.make == "engine"]:
                     row = next(r for r in rows if r["executor"] == c.name)
-                    row["profile"] = workers[c].call("profile", batch=batch)
+                    profile = workers[c].call("profile", batch=batch)
+                    row |= {"steps": profile.pop("steps"), "profile": profile}
                 yield [{"level": level, "threads": threads, "batch": batch} | row for row in rows]
             if plan.images is not None and outputs is not None and level == levels.NATIVE:
                 _outputs(workers, plan.images, outputs, max(batches), say)

@@ -41,7 +41,9 @@ def engine_set(level: str, available: Sequence[str]) -> str | None:
     if level in available:
         return level
     if level not in LEVELS:
-        raise InputError(f"instruction set {level!r}: expected one of {', '.join(dict.fromkeys((*LEVELS, *available)))}")
+        raise InputError(
+            f"instruction set {level!r}: expected one of {', '.join(dict.fromkeys((*LEVELS, *available)))}"
+        )
     allowed = {
         NATIVE: lambda name: True,
         "avx512_vnni": lambda name: name.startswith("avx512") and "amx" not in name,

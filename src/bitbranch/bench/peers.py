@@ -55,7 +55,10 @@ PEERS: dict[str, Peer] = {
         Peer(
             "torch",
             "f32",
-            [Variant(f.replace("_format", ""), "float", {"memory_format": f}) for f in ("contiguous_format", "channels_last")],
+            [
+                Variant("contiguous", "float", {"memory_format": "contiguous_format"}),
+                Variant("channels last", "float", {"memory_format": "channels_last"}),
+            ],
             obeys=True,
         ),
         Peer("onnxruntime", "f32", [Variant("", "onnx")]),

@@ -22,30 +22,32 @@ Setting = tuple[int, int, str]
 
 def settings(result: Mapping[str, Any]) -> list[Setting]:
     """The settings of a result, in the order of its rows."""
-    return list(dict.fromkeys((r["threads"], r["batch"], r["level"]) for r in result["rows"]))
+    return list(dict.fromkeys((r["threads"], r["batch"], r["level"]) for r in result["times"]))
 
 
 def lines_of(result: Mapping[str, Any], setting: Setting) -> tuple[list[Row], list[Row]]:
     """The rows of a setting: those measured, the fastest first and one for each executor, and those that were not."""
-    rows = [r for r in result["rows"] if (r["threads"], r["batch"], r["level"]) == setting]
+    rows = [r for r in result["times"] if (r["threads"], r["batch"], r["level"]) == setting]
     best: dict[str, Row] = {}
-    for row in sorted((r for r in rows if "median" in r), key=lambda r: r["median"]):
+    for row in sorted((r for r in rows if "milliseconds" in r), key=lambda r: r["milliseconds"]):
         best.setdefault(row["executor"], row)
-    missing = {r["executor"]: r for r in rows if "median" not in r and r["executor"] not in best}
+    missing = {r["executor"]: r for r in rows if "milliseconds" not in r and r["executor"] not in best}
     return list(best.values()), list(missing.values())
 
 
-def times_of(row: Row) -> stats.Times:
-    """A row's times."""
-    return stats.Times(*(row[name] for name in ("median", "low", "high", "least", "calls")), tuple(row["rounds"]))
+def own_of(result: Mapping[str, Any], measured: Sequence[Row]) -> list[Row]:
+    """The engine's rows, in the order of the programs."""
+    rows = {r["executor"]: r for r in measured}
+    names = [f"bitbranch {name}" for name in result["network"]["programs"]]
+    return [rows[name] for name in names if name in rows]
 
 
 def ratios(result: Mapping[str, Any], setting: Setting) -> dict[tuple[str, str], stats.Ratio]:
     """(peer, own executor) to how many times longer the peer takes, at one setting."""
     measured, _ = lines_of(result, setting)
-    own = [r for r in measured if r["executor"].startswith("bitbranch ")]
+    own = own_of(result, measured)
     return {
-        (peer["executor"], mine["executor"]): stats.ratio(times_of(peer), times_of(mine))
+        (peer["executor"], mine["executor"]): stats.ratio(stats.Times.from_dict(peer), stats.Times.from_dict(mine))
         for peer in measured
         for mine in own
         if peer is not mine
@@ -55,10 +57,10 @@ def ratios(result: Mapping[str, Any], setting: Setting) -> dict[tuple[str, str],
 def text(result: Mapping[str, Any], profile: bool = False) -> str:
     """Tables for a terminal, with the engine's profiles on request."""
     lines = list(_document(result, _plain_table, ""))
-    for row in result["rows"] if profile else []:
-        if "profile" in row:
+    for row in result["times"] if profile else []:
+        if "steps" in row:
             lines += ["", f"{row['executor']}, {row['isa']}, {row['threads']} thread(s), batch {row['batch']}"]
-            lines.append(str(Profile.from_dict(row["profile"])))
+            lines.append(str(Profile.from_dict(row["profile"] | {"steps": row["steps"]})))
     return "\n".join(lines)
 
 
@@ -79,28 +81,35 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
     yield f"{result['date']}; {', '.join(f'{k}: {v}' for k, v in machine.items())}"
     yield ", ".join(f"{k} {v}" for k, v in versions.items())
     yield (
-        f"Milliseconds a call: median (quartiles) of {result['rounds']} rounds in which the executors take turns, each in"
-        " a process of its own pinned to as many processors as threads. Ratios: of medians, and the quartiles of the"
-        " rounds' ratios."
+        f"Milliseconds a call: median (quartiles) of {result['rounds']} rounds in which the executors take turns, each"
+        " in a process of its own pinned to as many processors as threads. Ratios: of medians, and the quartiles of"
+        " the rounds' ratios."
     )
     yield ""
     for setting in settings(result):
         threads, batch, level = setting
-        yield f"{heading}{threads} thread{'s' * (threads > 1)}, batch {batch}, instructions: {levels.MEANING.get(level, level)}"
+        meaning = levels.MEANING.get(level, level)
+        yield f"{heading}{threads} thread{'s' * (threads > 1)}, batch {batch}, instructions: {meaning}"
         yield ""
         measured, missing = lines_of(result, setting)
-        own = [r["executor"] for r in measured if r["executor"].startswith("bitbranch ")]
+        own = [r["executor"] for r in own_of(result, measured)]
         found = ratios(result, setting)
-        head = ["executor", "ms", "quartiles", "per image", *(f"{name.split(' ', 1)[1]} is faster by" for name in own)]
+        head = [
+            "executor",
+            "ms a call",
+            "quartiles",
+            "per image",
+            *(f"{name.split(' ', 1)[1]} is faster by" for name in own),
+        ]
         cells = []
         for r in measured:
             what = r["isa"] or r["variant"]
             cells.append(
                 [
                     r["executor"] + (f" ({what})" if what else ""),
-                    f"{1e3 * r['median']:.3f}",
-                    f"{1e3 * r['low']:.3f}..{1e3 * r['high']:.3f}",
-                    f"{1e3 * r['median'] / batch:.3f}",
+                    f"{r['milliseconds']:.3f}",
+                    "..".join(f"{q:.3f}" for q in r["quartiles"]),
+                    f"{r['milliseconds'] / batch:.3f}",
                     *(str(found[r["executor"], name]) if (r["executor"], name) in found else "" for name in own),
                 ]
             )
@@ -159,9 +168,8 @@ def plot(result: Mapping[str, Any]) -> str:
         )
         for axis, ((threads, batch, level), rows) in zip(axes[:, 0], shown, strict=True):
             y = range(len(rows), 0, -1)
-            ms = [1e3 * r["median"] for r in rows]
-            error = [[m - 1e3 * r["low"] for m, r in zip(ms, rows, strict=True)]]
-            error.append([1e3 * r["high"] - m for m, r in zip(ms, rows, strict=True)])
+            ms = [r["milliseconds"] for r in rows]
+            error = [[abs(m - r["quartiles"][end]) for m, r in zip(ms, rows, strict=True)] for end in (0, 1)]
             own = [r["executor"].startswith("bitbranch ") for r in rows]
             colours = [plots.COLOURS[1] if o else "#cbd2d9" for o in own]
             axis.barh(list(y), ms, xerr=error, color=colours, ecolor=plots.FAINT, height=0.7, error_kw={"lw": 1})

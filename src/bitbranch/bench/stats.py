@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,21 @@ class Times:
     rounds: tuple[float, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {**asdict(self), "rounds": list(self.rounds)}
+        """For JSON, in milliseconds; see :meth:`from_dict`."""
+        return {
+            "milliseconds": 1e3 * self.median,
+            "quartiles": [1e3 * self.low, 1e3 * self.high],
+            "least": 1e3 * self.least,
+            "calls": self.calls,
+            "rounds": [1e3 * seconds for seconds in self.rounds],
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Times:
+        """What :meth:`as_dict` was made of."""
+        low, high = values["quartiles"]
+        seconds = [values["milliseconds"] / 1e3, low / 1e3, high / 1e3, values["least"] / 1e3]
+        return Times(*seconds, values["calls"], tuple(ms / 1e3 for ms in values["rounds"]))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from ..errors import BitbranchError
+from ..runtime.tuning import processor
 
 PACKAGES = ("bitbranch", "numpy", "torch", "onnxruntime")
 
@@ -23,7 +24,7 @@ def describe_machine() -> dict[str, str]:
     except BitbranchError:
         sets = "none: the compiled core is not installed"
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "instruction sets": sets,
         "system": f"{platform.system()} {platform.machine()}",
@@ -54,12 +55,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

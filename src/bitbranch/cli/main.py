@@ -92,8 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--image-size", type=_positive, metavar="N", help="of a model; default: its usual one")
     bench.add_argument("--float", type=Path, metavar="CHECKPOINT", help="the float network of the .bb files, for peers")
     bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images and labels, for accuracy")
-    bench.add_argument("--peers", nargs="*", default=["all"], metavar="P", help="all (default), torch, openvino, int8 ..")
-    bench.add_argument("--isa", nargs="+", metavar="LEVEL", help="instruction sets: scalar avx2 avx512 avx512_vnni native")
+    bench.add_argument(
+        "--peers", nargs="*", default=["all"], metavar="P", help="all (default), torch, openvino, int8 .."
+    )
+    bench.add_argument(
+        "--isa", nargs="+", metavar="LEVEL", help="instruction sets: scalar avx2 avx512 avx512_vnni native"
+    )
     bench.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
     bench.add_argument("--batch", type=_positive, nargs="+", default=[1], metavar="N")
     bench.add_argument("--seconds", type=float, default=1.0, help="measured for each executor and setting (default 1)")
@@ -107,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--batch", type=_positive, default=1, metavar="N")
     profile.add_argument("--isa", help="force an instruction set")
     profile.add_argument("--repeat", type=_positive, default=30, metavar="N", help="runs (default 30)")
+
+    tune = add("tune", _tune, "Measure this machine's kernels and keep the rates: engines then choose by them.")
+    tune.add_argument("--isa", nargs="+", default=[], metavar="SET", help="instruction sets; default: all but scalar")
+    tune.add_argument("--out", type=Path, metavar="FILE", help="default: in the user's cache directory")
 
     info = add("info", _info, "Say what a .bb file holds.")
     info.add_argument("net", type=Path, metavar="NET.bb")
@@ -179,6 +187,12 @@ def _profile(options: argparse.Namespace) -> Result:
     return files.profile(
         options.net, threads=options.threads, batch=options.batch, isa=options.isa, repeat=options.repeat
     )
+
+
+def _tune(options: argparse.Namespace) -> Result:
+    from ..bench import tune
+
+    return tune.run(options.out, options.isa, _say)
 
 
 def _say(text: str) -> None:

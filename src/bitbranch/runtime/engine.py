@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import layout
+from . import layout, tuning
 from . import program as p
+from .choice import forced
 from .planner import Planner, StepInfo
 from .profile import Profile, ProfileRow, ceiling
 from .workspace import Stored
@@ -59,14 +60,23 @@ class Engine:
         threads: of the processor; results do not depend on it.
         isa: an instruction set to force, one of :func:`instruction_sets`; else the environment's ``BITBRANCH_ISA``,
             else the widest.
+        families: families of kernels to force, by a convolution's name, or ``"*"`` for every one where the family is
+            exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
+            depend on it.
 
     Raises:
-        InputError: unknown instruction set, or ``threads`` below 1.
+        InputError: unknown instruction set, ``threads`` below 1, or a family that a named convolution cannot have.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
 
-    def __init__(self, source: p.Program | str | os.PathLike[str], threads: int = 1, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        source: p.Program | str | os.PathLike[str],
+        threads: int = 1,
+        isa: str | None = None,
+        families: Mapping[str, str] | None = None,
+    ) -> None:
         core = _core()
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
@@ -79,6 +89,9 @@ class Engine:
         self.threads = threads
         self.isa = isa
         self._machine = core.Machine(isa, threads)
+        everywhere = os.environ.get("BITBRANCH_FAMILY")
+        self._families = forced(self.program, families or ({"*": everywhere} if everywhere else {}))
+        self._rates = tuning.rates(isa)
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, Planner] = {}
         self._part = self._part_size()
@@ -147,7 +160,9 @@ class Engine:
         return plan
 
     def _new_plan(self, capacity: int) -> Planner:
-        plan = Planner(_core(), self._machine, self.isa, self.program, capacity, self._packed)
+        plan = Planner(
+            _core(), self._machine, self.isa, self.program, capacity, self._packed, self._families, self._rates
+        )
         plan.build()
         return plan
 

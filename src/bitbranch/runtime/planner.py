@@ -7,6 +7,7 @@ followed by a threshold alone is one step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from . import epilogue, layout, tiles
 from . import program as p
 from .choice import Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, Taps
+from .tuning import Rates
 from .workspace import Stored, Workspace
 
 
@@ -49,6 +51,8 @@ class Planner:
         program: what to run.
         capacity: largest batch.
         packed: packed weights by (operation, family), shared by the plans of an engine.
+        families: family to force, by number of the operation.
+        rates: this machine's, for the instruction set; see :mod:`bitbranch.runtime.tuning`.
     """
 
     core: Any
@@ -57,6 +61,8 @@ class Planner:
     program: p.Program
     capacity: int
     packed: dict[tuple[int, str], Any]
+    families: Mapping[int, str] = field(default_factory=dict)
+    rates: Rates = field(default_factory=dict)
     steps: list[StepInfo] = field(default_factory=list)
     stored: dict[int, list[Stored]] = field(default_factory=dict)
 
@@ -74,7 +80,8 @@ class Planner:
             out = self.values[i]
             if isinstance(op, p.Conv) and isinstance(out, p.Integers):
                 source = self._codes(op.inputs[0])
-                self.choices[i] = choose(op, source, out, self._fused(i), self.isa, self.capacity)
+                family = self.families.get(i)
+                self.choices[i] = choose(op, source, out, self._fused(i), self.isa, self.capacity, family, self.rates)
 
     def build(self) -> None:
         """Add the steps of every operation to ``plan``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 CEILING_TAPS = 36
@@ -80,12 +80,19 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; see :meth:`from_dict`."""
-        return asdict(self) | {"glue": self.glue, "of_ceiling": self.of_ceiling}
+        steps = [asdict(row) for row in self.rows]
+        return {
+            "steps": steps,
+            "seconds": self.seconds,
+            "images": self.images,
+            "glue": self.glue,
+            "of_ceiling": self.of_ceiling,
+        }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Profile:
         """What :meth:`as_dict` was made of."""
-        return Profile(tuple(ProfileRow(**row) for row in values["rows"]), values["seconds"], values["images"])
+        return Profile(tuple(ProfileRow(**row) for row in values["steps"]), values["seconds"], values["images"])
 
     def __str__(self) -> str:
         return self.table()
@@ -97,11 +104,12 @@ class Profile:
             by_time: the longest first; else in the order in which they run.
         """
         rows = sorted(self.rows, key=lambda row: -row.seconds) if by_time else self.rows
-        names, families = (max(map(len, texts), default=0) for texts in zip(*((r.name, r.family) for r in self.rows)))
+        names, families = (
+            max(map(len, texts)) for texts in ([r.name for r in self.rows], [r.family for r in self.rows])
+        )
         longest = max((r.seconds for r in self.rows), default=0) or 1
-        lines = [
-            f"{'step':<{names}}  {'kernel':<{families}}  {'us':>9}  {'share':>6}  {'':<{BAR}}  {'GMAC/s':>8}  of ceiling"
-        ]
+        head = f"{'step':<{names}}  {'kernel':<{families}}  {'us':>9}  {'share':>6}  {'':<{BAR}}"
+        lines = [f"{head}  {'GMAC/s':>8}  of ceiling"]
         for r in rows:
             bar = _bar(r.seconds / longest)
             rate = f"{r.gmacs:8.1f}" if r.macs else ""
@@ -111,11 +119,11 @@ class Profile:
             lines.append(f"{line}  {rate:>8}  {part}".rstrip())
         within = sum(r.seconds for r in self.rows)
         total = sum(r.macs for r in self.rows)
-        rate = total / self.seconds / 1e9 if self.seconds else 0.0
+        gmacs = total / self.seconds / 1e9 if self.seconds else 0.0
         lines.append(
-            f"{1e6 * self.seconds:.1f} us a call of {self.images} image{'s' * (self.images != 1)}, {rate:.1f} GMAC/s; "
-            f"{100 * self.glue:.1f} % outside the layers' arithmetic, of it {1e6 * max(0, self.seconds - within):.1f} us"
-            " outside all steps"
+            f"{1e6 * self.seconds:.1f} us a call of {self.images} image{'s' * (self.images != 1)}, {gmacs:.1f} GMAC/s; "
+            f"{100 * self.glue:.1f} % outside the layers' arithmetic, of it {1e6 * max(0, self.seconds - within):.1f}"
+            " us outside all steps"
         )
         if self.of_ceiling is not None:
             lines.append(f"the layers' arithmetic runs at {100 * self.of_ceiling:.0f} % of its kernels' ceilings")
@@ -128,7 +136,7 @@ def _bar(share: float) -> str:
     return "\u2588" * (eighths // 8) + ("" if eighths % 8 == 0 else chr(0x2590 - eighths % 8))
 
 
-@lru_cache(maxsize=None)
+@cache
 def ceiling(core: Any, isa: str, family: str, bits: int) -> float | None:
     """10^9 multiply-accumulates per second of a family's fastest kernel on data in the first cache, one thread.
 
