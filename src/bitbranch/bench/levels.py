@@ -41,9 +41,8 @@ def engine_set(level: str, available: Sequence[str]) -> str | None:
     if level in available:
         return level
     if level not in LEVELS:
-        raise InputError(
-            f"instruction set {level!r}: expected one of {', '.join(dict.fromkeys((*LEVELS, *available)))}"
-        )
+        known = ", ".join(dict.fromkeys((*LEVELS, *available)))
+        raise InputError(f"instruction set {level!r} is not available here; there are {known}")
     allowed = {
         NATIVE: lambda name: True,
         "avx512_vnni": lambda name: name.startswith("avx512") and "amx" not in name,

@@ -65,7 +65,7 @@ PEERS: dict[str, Peer] = {
         Peer("onnxruntime", "int8", [Variant("QDQ", "onnx-qdq"), Variant("QOperator", "onnx-qoperator")]),
         Peer("openvino", "f32", [Variant("", "openvino", {"precision": "f32"})], obeys=True),
         Peer("openvino", "int8", [Variant("", "openvino-int8")], obeys=True),
-        Peer("openvino", "1-bit", [Variant("", "openvino-binary")], obeys=True),
+        Peer("openvino", "1-bit", [Variant("", "openvino-binary", {"precision": "f32"})], obeys=True),
         Peer("litert", "f32", [Variant("", "litert")]),
         Peer("litert", "int8", [Variant("", "litert-int8")]),
         Peer("ncnn", "f32", [Variant("", "ncnn")]),

@@ -92,7 +92,7 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
         yield f"{heading}{threads} thread{'s' * (threads > 1)}, batch {batch}, instructions: {meaning}"
         yield ""
         measured, missing = lines_of(result, setting)
-        own = [r["executor"] for r in own_of(result, measured)]
+        own = [r["executor"] for r in own_of(result, measured)] if len(measured) > 1 else []
         found = ratios(result, setting)
         head = [
             "executor",

@@ -43,8 +43,9 @@ class Times:
     def from_dict(values: Mapping[str, Any]) -> Times:
         """What :meth:`as_dict` was made of."""
         low, high = values["quartiles"]
-        seconds = [values["milliseconds"] / 1e3, low / 1e3, high / 1e3, values["least"] / 1e3]
-        return Times(*seconds, values["calls"], tuple(ms / 1e3 for ms in values["rounds"]))
+        rounds = tuple(ms / 1e3 for ms in values["rounds"])
+        median, least = values["milliseconds"] / 1e3, values["least"] / 1e3
+        return Times(median, low / 1e3, high / 1e3, least, values["calls"], rounds)
 
 
 @dataclass(frozen=True)
