@@ -42,7 +42,8 @@ test-long: setup
 # The quick ones; bench-full measures every figure beside all other engines, goes on where it was interrupted, and
 # prints the table. About 16 minutes.
 bench: setup
-	@set -e; for script in conv_layer footprint; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS); done
+	$(BIN)/python benchmarks/conv_layer.py $(ARGS)
+	$(BIN)/python benchmarks/footprint.py
 
 bench-full: $(PEERS)
 	$(BIN)/python benchmarks/full.py $(ARGS)

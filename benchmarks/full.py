@@ -113,7 +113,9 @@ def others(name: str, out: Path, say: Callable[[str], None]) -> None:
             if isa is not None:
                 found += binary_layer.measure(isa, level, processors(1), say)
     else:
-        nets = sorted((out / "resnet18" / "files").glob("*/program-tsq-wt-a2/net.bb"))
+        nets = sorted(
+            (out / "resnet18" / "files").glob("*/program-tsq-wt-a2-*/net.bb"), key=lambda f: f.stat().st_mtime
+        )
         if not nets:
             raise BitbranchError("the network of part resnet18 is not there")
         say(f"memory and load time of {nets[-1]}")

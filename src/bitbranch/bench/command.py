@@ -119,7 +119,7 @@ def _result(options: Options, plan: Plan, description: Mapping[str, Any]) -> dic
     machine, versions = describe_machine(), describe_versions(report.PACKAGES)
     same = {
         "network": dict(description), "peers": [p.name for p in plan.peers], "seconds": plan.seconds,
-        "rounds": plan.rounds, "processor": machine["processor"], "versions": versions,
+        "rounds": plan.rounds, "processor": machine["processor"], "versions": versions, "code": networks.code_digest(),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
     rows: list[Row] = []

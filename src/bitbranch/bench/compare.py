@@ -101,7 +101,7 @@ def compare(
                     for name, reason in absent.items()
                 ]
                 rows += [_row(c, rounds.get(c), failed.get(c)) for c in here]
-                for c in [c for c in here if c in rounds and c.make == "engine"]:
+                for c in [c for c in here if c in rounds and c.peer is None]:
                     row = next(r for r in rows if r["executor"] == c.name)
                     profile = workers[c].call("profile", batch=batch)
                     row |= {"steps": profile.pop("steps"), "profile": profile}

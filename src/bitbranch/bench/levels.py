@@ -23,7 +23,7 @@ MEANING = {
     "scalar": "no vector instructions in the engine's kernels",
     "avx2": "AVX2 and FMA",
     "avx512": "AVX-512 F, BW, DQ, VL, without VNNI",
-    "avx512_vnni": "AVX-512 with VNNI, without AMX",
+    "avx512_vnni": "AVX-512 with VNNI, without AMX (OpenVINO: without VPOPCNTDQ too)",
     NATIVE: "everything that the processor has, unrestricted",
 }
 

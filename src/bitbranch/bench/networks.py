@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +150,20 @@ def by_name(
     files = _files(work, recipe, network.eval().state_dict(), None, say)
     programs = {}
     for scheme in schemes:
-        folder = f"program-{scheme.replace(':', '-')}"
+        folder = f"program-{scheme.replace(':', '-')}-{code_digest()}"
         needs = {"checkpoint": "float", "images": "images"}
         programs[scheme] = files.make(folder, "net.bb", "program", needs, {"scheme": scheme})
     return Network(model, recipe.input_shape, programs, files, "random")
+
+
+@cache
+def code_digest() -> str:
+    """A name for bitbranch's code as it is: of its Python files and the compiled core."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted([*root.rglob("*.py"), *root.rglob("_core*")]):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _float(path: Path) -> tuple[Recipe, Mapping[str, Any]]:

@@ -11,6 +11,8 @@ from . import levels
 from .files import RULES, Files
 from .worker import Worker
 
+EXECUTORS = "bitbranch.bench.executors"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -101,7 +103,7 @@ class Contestant:
         variant: see :class:`Variant`.
         level: see :mod:`bitbranch.bench.levels`.
         isa: the engine's instruction set; empty for peers.
-        make: function of :mod:`bitbranch.bench.executors`.
+        make: ``"module:function"`` that makes the executor.
         file: path, or its pattern with ``{batch}``.
         options: further arguments.
         peer: whose file is made by :class:`~bitbranch.bench.files.Files`, by its key; ``None`` for the engine.
@@ -130,7 +132,7 @@ class Contestant:
             path = files.pattern(self.peer) if by_batch else str(made[0])
         environment = {"OMP_NUM_THREADS": str(threads)} | (levels.environment(self.level) or {})
         return Worker(
-            f"bitbranch.bench.executors:{self.make}",
+            self.make,
             {"file": path, "threads": threads, **self.options},
             cpus=cpus,
             environment=environment,
@@ -163,12 +165,15 @@ def contestants(
         if isa is None:
             out[f"bitbranch {name}"] = f"the engine has no instruction set {level} on this machine"
         else:
-            here.append(Contestant(f"bitbranch {name}", name, "", level, isa, "engine", file, {"isa": isa}))
+            here.append(
+                Contestant(f"bitbranch {name}", name, "", level, isa, f"{EXECUTORS}:engine", file, {"isa": isa})
+            )
     for peer in peers:
         if level != levels.NATIVE and not (peer.obeys and levels.environment(level) is not None):
             out[peer.name] = f"has no switch that holds it to {level}; see its row at {levels.NATIVE}"
             continue
         for v in peer.variants:
             options = {"shape": list(shape), **v.options}
-            here.append(Contestant(peer.name, peer.precision, v.name, level, "", peer.engine, "", options, v.file))
+            make = f"{EXECUTORS}:{peer.engine}"
+            here.append(Contestant(peer.name, peer.precision, v.name, level, "", make, "", options, v.file))
     return here, out
