@@ -42,7 +42,7 @@ def network(weight_type: CodeType, code_type: CodeType) -> p.Program:
         channels = width
     add(p.Conv, "classifier", rng.integers(0, 256, (10, 192, 3, 3)).astype(np.uint8), S8)
     add(p.Scale, "output", *rng.normal(size=(2, 10)).astype(np.float32))
-    return p.Program(tuple(ops), (10,), {"name": "vgg", "scheme": "mbn:w2-a2"})
+    return p.Program(tuple(ops), ((10,),), {"name": "vgg", "scheme": "mbn:w2-a2"})
 
 
 def small() -> p.Program:
@@ -209,7 +209,8 @@ def parts(program: p.Program) -> tuple[dict, bytes]:
 
 
 def tiny() -> p.Program:
-    t = CodeType.parse("t")
+    """Every operation once or more, two inputs and two outputs."""
+    t, u2 = CodeType.parse("t"), CodeType.parse("u2")
     return p.Program(
         (
             p.Encode("in", (), (2, 3, 3), t, np.array([-0.5, 0.25], np.float32), np.zeros((2, 256), np.uint8)),
@@ -221,8 +222,14 @@ def tiny() -> p.Program:
             p.MaxPool("max", (5,), (2, 2), (1, 1)),
             p.SumPool("sum", (6,), (2, 2), (1, 1)),
             p.Scale("out", (7,), np.ones(2, np.float32), np.zeros(2, np.float32)),
+            p.Encode("more", (), (1, 3, 3), t, np.array([0.5, 1.5], np.float32)),
+            p.ConvTranspose("up", (9,), np.full((1, 2, 2, 2), 2, np.uint8), t, (1, 1), (1, 0, 1, 0)),
+            p.Concat("cat", (10, 2)),
+            p.Threshold("swish", (11,), u2, np.array([[-3, 0, 2, 5]], np.int32), np.array([1, 0, 1, 2, 3], np.uint8)),
+            p.Upsample("twice", (12,), (1, 2), "bilinear"),
+            p.Scale("map", (13,), np.ones(4, np.float32), np.zeros(4, np.float32)),
         ),
-        (2,),
+        ((2,), (4, 3, 6)),
         {"name": "tiny"},
     )
 
@@ -273,9 +280,9 @@ GRAPH = {"bitbranch": "{}"}
         {"__metadata__": {"bitbranch": "[" * 100_000}, "data": ENTRY},
         {"__metadata__": {"bitbranch": "1" * 5000}, "data": ENTRY},
         {"__metadata__": {"bitbranch": "[1]"}, "data": ENTRY},
-        {"__metadata__": {"bitbranch": '{"version":2}'}, "data": ENTRY},
+        {"__metadata__": {"bitbranch": '{"version":3}'}, "data": ENTRY},
         {"__metadata__": {"bitbranch": '{"version":NaN}'}, "data": ENTRY},
-        {"__metadata__": {"bitbranch": '{"version":1}'}, "data": ENTRY},
+        {"__metadata__": {"bitbranch": '{"version":2}'}, "data": ENTRY},
         {"__metadata__": {"other": "{}"}, "data": ENTRY},
         {"__metadata__": GRAPH, "data": {**ENTRY, "dtype": "I8"}},
         {"__metadata__": GRAPH, "data": {**ENTRY, "data_offsets": [0, 5]}},
@@ -347,7 +354,7 @@ def test_any_value_of_the_graph_replaced_gives_another_program_or_an_error(tmp_p
         except FormatError as error:
             assert str(path) in str(error) and "\n" not in str(error)
         else:  # what was changed was free: a name, a saturation, a stride; it runs
-            program.reference(np.zeros((1, *program.input.shape), np.float32))
+            program.reference(*(np.zeros((1, *op.shape), np.float32) for op in program.inputs))
 
 
 @pytest.mark.parametrize(
@@ -355,13 +362,19 @@ def test_any_value_of_the_graph_replaced_gives_another_program_or_an_error(tmp_p
     [
         ("operations", "encode:t conv:t"),
         ("operations", "encode:x"),
-        ("names", ["\ud800"] * 9),
+        ("names", ["\ud800"] * 15),
         ("names", "a b"),
-        ("inputs", {"9": [0]}),
+        ("inputs", {"15": [0]}),
+        ("inputs", {"0": [1]}),
+        ("inputs", {"9": [8]}),
         ("inputs", {"4": [4, 3]}),
         ("inputs", {"4": [2]}),
         ("inputs", {"4": [-1, 2]}),
-        ("output", [18]),
+        ("outputs", [[18], [4, 3, 6]]),
+        ("outputs", [2]),
+        ("outputs", [[2], [2]]),
+        ("outputs", [[2]]),
+        ("outputs", {"0": [2]}),
         ("info", {"a": 1}),
         ("more", 1),
     ],
@@ -369,6 +382,13 @@ def test_any_value_of_the_graph_replaced_gives_another_program_or_an_error(tmp_p
 def test_graphs_that_do_not_fit_together_are_refused(tmp_path: Path, key: str, value: object) -> None:
     graph, data = parts(tiny())
     refuse(tmp_path / "net.bb", forged({**graph, key: value}, data))
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    graph, data = parts(tiny())
+    for version in (1, 3):
+        text = refuse(tmp_path / "net.bb", forged({**graph, "version": version}, data))
+        assert f"format version {version}, expected 2" in text
 
 
 def test_sizes_are_checked_before_anything_is_allocated(tmp_path: Path) -> None:

@@ -328,3 +328,15 @@ def test_bounds_are_reached(weight_type: CodeType, code_type: CodeType, seed: in
     assert lo.tolist() == sums.min(0).tolist() and hi.tolist() == sums.max(0).tolist()
     if 0 not in values:  # padding replaces values by 0, which stays inside
         assert (lo <= 0).all() and (hi >= 0).all()
+
+
+@pytest.mark.parametrize("code_type", CODE_TYPES, ids=str)
+def test_narrow_values_and_their_sums_equal_wide_ones(code_type: CodeType) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, code_type.count, (5, 3, 7)).astype(np.uint8)
+    codes[0] = code_type.from_rank(0)  # every weight the smallest value, as -128
+    codes[1] = code_type.from_rank(code_type.count - 1)
+    narrow, wide = code_type.decode(codes, code_type.dtype), code_type.decode(codes)
+    assert wide.dtype == np.int32 and narrow.dtype == code_type.dtype and np.array_equal(narrow, wide)
+    for sums, expected in zip(c.weight_sums(narrow), (wide, abs(wide)), strict=True):
+        assert sums.dtype == np.int64 and np.array_equal(sums, expected.sum((1, 2)))

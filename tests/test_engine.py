@@ -103,7 +103,7 @@ class Builder:
         c, *size = self.values[source].shape
         scale = self.rng.normal(size=c).astype(np.float32)
         self.add(p.Scale("scale", (source,), scale, self.rng.normal(size=c).astype(np.float32)))
-        return p.Program(tuple(self.operations), (c, *size), {"name": "test"})
+        return p.Program(tuple(self.operations), ((c, *size),), {"name": "test"})
 
     def batch(self, n: int, uint8: bool = False) -> np.ndarray:
         shape = (n, *self.values[0].shape)

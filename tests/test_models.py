@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import bitbranch as bb
-from bitbranch import InputError, models
+from bitbranch import CompileError, FormatError, InputError, models
 from bitbranch.models.ssd import SSD
+from bitbranch.runtime.container import bit_budget
+from bitbranch.training import checkpoint
+from bitbranch.training.checkpoint import Recipe
 
 Options = Mapping[str, object]
 Shape = tuple[int, int, int]
@@ -282,12 +287,23 @@ def check(case: str, scheme: str) -> None:
     network, x = small(case)
     q = quantized(network, scheme, x)
     program = bb.compile(q, x[:1])
-    result = bb.verify(q, program, [x[:2]], engines=[bb.Engine(program)])
+    engines, missing = [], None
+    try:
+        engines = [bb.Engine(program)]
+    except FormatError as error:  # raised again below, when torch and reference have been compared
+        missing = error
+    result = bb.verify(q, program, [x[:2]], engines=engines)
     assert all(engine.values.differing == 0 for engine in result.engines), str(result)
     if not case.startswith(ROUNDED):
         assert result.mismatches == 0, str(result)
     compared = sum(layer.codes.compared for layer in result.layers)
     assert result.codes_differing <= 0.05 * compared, str(result)
+    if missing is not None:
+        raise missing
+
+
+PENDING = ("googlenet", "resnet20-a", "ssd", "unet")
+"""Networks of operations that the compiler or the engine does not have yet; strict, so a case that passes fails."""
 
 
 ROTATED = [
@@ -296,16 +312,71 @@ ROTATED = [
 """Each network with one scheme or two, each scheme with several networks."""
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")
-@pytest.mark.parametrize(("case", "scheme"), ROTATED)
+def pairs() -> Iterator[object]:
+    """All networks with all schemes; those that are not in :data:`ROTATED` are long."""
+    for case in SMALL:
+        for scheme in SCHEMES:
+            marks = [] if (case, scheme) in ROTATED else [pytest.mark.long]
+            if case.startswith(PENDING):
+                marks.append(pytest.mark.xfail(raises=(CompileError, FormatError), strict=True))
+            yield pytest.param(case, scheme, marks=marks, id=f"{case}-{scheme}")
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:.*reads signs")
+@pytest.mark.parametrize(("case", "scheme"), list(pairs()))
 def test_networks_compile_and_verify(case: str, scheme: str) -> None:
     check(case, scheme)
 
 
+def test_checkpoints_rebuild_networks_by_name(tmp_path: Path) -> None:
+    recipe = Recipe("resnet_cifar", {"depth": 8, "width": 0.25, "shortcut": "B"}, (3, 16, 16), "mbn:w2-a2")
+    network, x = recipe.build(), torch.randn(4, 3, 16, 16)
+    network.train()(x)
+    checkpoint.save(tmp_path / "net.pt", recipe, network)
+    loaded, again = checkpoint.load(tmp_path / "net.pt")
+    assert loaded == recipe and torch.equal(again(x), network.eval()(x))
+
+
+FULL: dict[str, Options] = {
+    "alexnet": {"batch_norm": True},
+    "googlenet": {},
+    "mobilenet_v2": {},
+    "resnet18": {},
+    "vgg16_bn": {},
+}
+
+
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")
-@pytest.mark.parametrize("case", SMALL)
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_all_networks_with_all_schemes(case: str, scheme: str) -> None:
-    if (case, scheme) not in ROTATED:
-        check(case, scheme)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.xfail(raises=(CompileError, FormatError), strict=True))
+        if n.startswith(PENDING)
+        else n
+        for n in FULL
+    ],
+)
+def test_full_size(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 224x224 the file keeps its budget and gives the program back, and the engine equals the reference."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 224, 224)
+    q = quantized(models.build(name, FULL[name]), "tsq:wt-a2", x)
+    times, start = {}, time.perf_counter()
+    program = bb.compile(q, x[:1])
+    times["compile"], start = time.perf_counter() - start, time.perf_counter()
+    size = program.save(tmp_path / "net.bb")
+    times["save"], start = time.perf_counter() - start, time.perf_counter()
+    loaded = bb.load(tmp_path / "net.bb")
+    times["load"], start = time.perf_counter() - start, time.perf_counter()
+    engine = bb.Engine(loaded)
+    times["plan"] = time.perf_counter() - start
+    images = x[:1].numpy()
+    np.testing.assert_array_equal(engine(images), program.reference(images))
+    start = time.perf_counter()
+    engine(images)
+    times["run"] = time.perf_counter() - start
+    with capsys.disabled():
+        print(f"\n{name}: {size:,} bytes;", ", ".join(f"{what} {1000 * s:,.1f} ms" for what, s in times.items()))
+    assert loaded == program
+    assert size <= 1.02 * bit_budget(program)
+    assert name != "resnet18" or size <= 3.3e6

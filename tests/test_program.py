@@ -30,6 +30,11 @@ def conv(outputs: int = 3, channels: int = 2, kernel: p.Pair = (3, 3), **changes
     return replace(p.Conv("conv", (0,), weight.reshape(outputs, channels, *kernel), T), **changes)
 
 
+def transposed(outputs: int = 3, channels: int = 2, kernel: p.Pair = (3, 3), **changes: object) -> p.ConvTranspose:
+    weight = (np.arange(outputs * channels * kernel[0] * kernel[1]) % 3).astype(np.uint8)
+    return replace(p.ConvTranspose("up", (0,), weight.reshape(channels, outputs, *kernel), T), **changes)
+
+
 def scale(channels: int = 3, source: int = 1, **changes: object) -> p.Scale:
     return replace(p.Scale("out", (source,), *np.ones((2, channels), np.float32)), **changes)
 
@@ -45,11 +50,11 @@ def shape_of(*operations: p.Operation) -> tuple[int, int, int]:
 
 
 def test_a_plain_program_is_valid() -> None:
-    program = p.Program((encode(), conv(), scale()), (3, 3, 4))
+    program = p.Program((encode(), conv(), scale()), ((3, 3, 4),))
     assert [v.shape for v in program.values] == [(2, 5, 6), (3, 3, 4), (3, 3, 4)]
     assert program.macs == 3 * 2 * 9 * 12
-    assert program == p.Program((encode(), conv(), scale()), (3, 3, 4))
-    assert hash(program) == hash(p.Program((encode(), conv(), scale()), (3, 3, 4)))
+    assert program == p.Program((encode(), conv(), scale()), ((3, 3, 4),))
+    assert hash(program) == hash(p.Program((encode(), conv(), scale()), ((3, 3, 4),)))
 
 
 def test_equality_sees_every_field() -> None:
@@ -74,7 +79,8 @@ nan = np.full(3, np.nan, f32)
         (encode(), "conv", scale()),
         (conv(), scale()),
         (encode(), encode(), scale(2)),
-        (encode(), scale(2), conv(), scale()),
+        (encode(), conv(), scale(), scale()),
+        (encode(), encode(), conv(inputs=(1,)), scale(source=2)),
         (encode(), conv(), conv(), scale()),
         (encode(inputs=(0,)), conv(), scale()),
         (encode(name=3), conv(), scale()),
@@ -139,8 +145,44 @@ nan = np.full(3, np.nan, f32)
 )  # fmt: skip
 def test_malformed_programs_are_refused(operations: tuple[p.Operation, ...]) -> None:
     with pytest.raises(FormatError) as error:
-        p.Program(operations, (3, 3, 4))
+        p.Program(operations, ((3, 3, 4),))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [
+        (p.MaxPool("m", (2,), (1, 1), (1, 1)), "got reals"),
+        (p.SumPool("s", (2,), (1, 1), (1, 1)), "got reals"),
+        (p.Upsample("u", (2,), (1, 1)), "got reals"),
+        (p.Concat("c", (2, 1)), "got reals"),
+        (p.Concat("c", (1, 2)), "codes and integers"),
+        (p.Concat("c", (0, 1)), "codes and integers"),
+        (p.Concat("c", (1, 4)), "shapes"),
+        (p.Concat("c", (0, 3)), "code types u2, u3"),
+        (p.Concat("c", ()), "1 integers"),
+        (p.Upsample("u", (1,), (0, 1)), "factor"),
+        (p.Upsample("u", (1,), (2, 65)), "factor"),
+        (p.Upsample("u", (1,), (2, 2), "cubic"), "cubic"),
+        (p.Threshold("t", (1,), U2, np.array([[1, 2]], i32), np.zeros(4, u8)), "table must have shape"),
+        (p.Threshold("t", (1,), U2, np.array([[1]], i32), np.array([0, 4], u8)), "beyond the code type"),
+        (p.Threshold("t", (1,), U2, np.zeros((1, 256), i32), np.zeros(257, u8)), "256 thresholds"),
+        (transposed(padding=(-1, 0, 0, 0)), "before the image is negative"),
+        (transposed(padding=(0, -2, 0, 0), stride=(2, 2)), "output padding 2 must be below 2"),
+        (transposed(padding=(9, 9, 0, 0)), "leaves no output"),
+        (transposed(groups=3), "3 groups"),
+        (transposed(weight=np.zeros((3, 2, 3, 3), u8)), "2 input channels"),
+        (transposed(weight=np.full((2, 3, 3, 3), 3, u8)), "beyond its type"),
+        (transposed(stride=(0, 1)), "stride"),
+        (transposed(stride=(1 << 20, 1 << 20)), "too large"),
+        (transposed(inputs=(1,)), "takes codes"),
+    ],
+)  # fmt: skip
+def test_operations_say_what_does_not_fit(op: p.Operation, reason: str) -> None:
+    """After an input, integers, an output, codes of another type, and integers of another size."""
+    before = [encode(), conv(), scale(), encode(code_type=CodeType.parse("u3"), name="b"), conv(kernel=(2, 2))]
+    with pytest.raises(FormatError, match=reason):
+        p.Program((*before, op), ((36,),))
 
 
 @pytest.mark.parametrize(
@@ -158,22 +200,22 @@ def test_malformed_programs_are_refused(operations: tuple[p.Operation, ...]) -> 
 )
 def test_malformed_rescaling_is_refused(changes: dict[str, object]) -> None:
     good = p.Requantize("r", (1,), np.ones(3, i32), np.zeros(3, u8), np.zeros(3, i64), -9, 9)
-    assert p.Program((encode(), conv(), good, scale(3, 2)), (36,))
+    assert p.Program((encode(), conv(), good, scale(3, 2)), ((36,),))
     with pytest.raises(FormatError, match="Requantize"):
-        p.Program((encode(), conv(), replace(good, **changes), scale(3, 2)), (36,))
+        p.Program((encode(), conv(), replace(good, **changes), scale(3, 2)), ((36,),))
 
 
 @pytest.mark.parametrize("output_shape", [(), (36.0,), (35,), [36], (3, 4, 3), (1, 36), "36", None])
 def test_output_shapes_that_do_not_hold_the_output(output_shape: object) -> None:
-    assert p.Program((encode(), conv(), scale()), (36,)).output_shape == (36,)
+    assert p.Program((encode(), conv(), scale()), ((36,),)).output_shape == (36,)
     with pytest.raises(FormatError, match="output shape"):
-        p.Program((encode(), conv(), scale()), output_shape)  # type: ignore[arg-type]
+        p.Program((encode(), conv(), scale()), (output_shape,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("info", [None, [], {"a": 1}, {1: "a"}, {"a": "\udfff"}])
 def test_info_is_text(info: object) -> None:
     with pytest.raises(FormatError, match="info"):
-        p.Program((encode(), conv(), scale()), (36,), info)  # type: ignore[arg-type]
+        p.Program((encode(), conv(), scale()), ((36,),), info)  # type: ignore[arg-type]
 
 
 def test_accumulators_beyond_32_bits_are_refused() -> None:
@@ -186,17 +228,17 @@ def test_accumulators_beyond_32_bits_are_refused() -> None:
             scale(1),
         )
         if good:
-            assert p.Program(ops, (1,)).values[1].hi == 255 * 255 * channels  # type: ignore[union-attr]
+            assert p.Program(ops, ((1,),)).values[1].hi == 255 * 255 * channels  # type: ignore[union-attr]
         else:
             with pytest.raises(FormatError, match="32 bits"):
-                p.Program(ops, (1,))
+                p.Program(ops, ((1,),))
 
 
 # Inputs.
 
 
 def test_inputs_are_checked() -> None:
-    program = p.Program((encode(), conv(), scale()), (3, 3, 4))
+    program = p.Program((encode(), conv(), scale()), ((3, 3, 4),))
     x = np.zeros((2, 2, 5, 6), np.float32)
     for bad, words in (
         (x[0], "expected shape (N, 2, 5, 6), got (2, 5, 6)"),
@@ -216,19 +258,69 @@ def test_inputs_are_checked() -> None:
     assert np.isfinite(program.reference(np.full_like(x, np.inf))).all()
 
 
-@settings(deadline=None, max_examples=50)
+def two_by_two() -> p.Program:
+    """Two inputs, ``a`` and ``b``, and two outputs, ``sum`` of both and ``first``."""
+    ops = (
+        encode(name="a"),
+        encode((1, 5, 6), name="b"),
+        conv(inputs=(0,)),
+        conv(channels=1, inputs=(1,)),
+        scale(name="first", source=2),
+        p.Add("add", (2, 3), -999, 999),
+        scale(name="sum", source=5),
+    )
+    return p.Program(ops, ((3, 3, 4), (36,)))
+
+
+def test_several_inputs_and_outputs() -> None:
+    program, one = two_by_two(), p.Program((encode(), conv(), scale()), ((36,),))
+    assert program.input_names == ("a", "b") and program.output_names == ("first", "sum")
+    assert [op.shape for op in program.inputs] == [(2, 5, 6), (1, 5, 6)]
+    x, y = (np.random.default_rng(0).normal(size=(4, *op.shape)).astype(f32) for op in program.inputs)
+    first, total = program.reference(x, y)
+    np.testing.assert_array_equal(first.reshape(4, -1), one.reference(x))
+    codes = [reference.encode(op, a) for op, a in zip(program.inputs, (x, y), strict=True)]
+    sums = reference.conv(conv(), codes[0], U2) + reference.conv(conv(channels=1), codes[1], U2)
+    np.testing.assert_array_equal(total, (sums + f32(1)).reshape(4, 36))
+    assert total.shape == (4, 36)
+    with pytest.raises(InputError, match=r"takes 2 inputs \(a, b\), got 1"):
+        program.reference(x)
+    with pytest.raises(InputError, match="batch sizes: 4, 3"):
+        program.reference(x, y[:3])
+    with pytest.raises(InputError, match="input 'b': expected shape"):
+        program.reference(x, x)
+    with pytest.raises(InputError, match="2 inputs"):
+        _ = program.input
+    with pytest.raises(InputError, match="2 outputs"):
+        _ = program.output_shape
+    with pytest.raises(InputError, match="one input and one output"):
+        program.engine()
+
+
+def test_inputs_and_outputs_have_names_of_their_own() -> None:
+    ops = two_by_two().operations
+    for number, name in ((1, "a"), (6, "first")):
+        with pytest.raises(FormatError, match="have one name"):
+            p.Program((*ops[:number], replace(ops[number], name=name), *ops[number + 1 :]), ((36,), (36,)))
+    with pytest.raises(FormatError, match="2 outputs"):
+        p.Program(ops, ((36,),))
+
+
+@settings(deadline=None, max_examples=100)
 @given(program=programs(), seed=seeds)
 def test_every_value_keeps_its_shape_and_bounds(program: p.Program, seed: int) -> None:
-    batches = [images(program, seed)] + ([pixels(program, seed)] if program.input.table is not None else [])
-    for x in batches:
-        for i, v in reference.trace(program, x):
+    has_tables = all(op.table is not None for op in program.inputs)
+    for x in [images(program, seed), *([pixels(program, seed)] if has_tables else [])]:
+        for i, v in reference.trace(program, *x):
             expected = program.values[i]
-            assert v.shape == (len(x), *expected.shape)
+            assert v.shape == (len(x[0]), *expected.shape)
             if isinstance(expected, p.Codes):
                 assert v.dtype == np.uint8 and v.max() < expected.code_type.count
             elif isinstance(expected, p.Integers):
                 assert expected.lo <= v.min() and v.max() <= expected.hi
-        assert program.reference(x).shape == (len(x), *program.output_shape)
+        outputs = program.reference(*x)
+        outputs = (outputs,) if isinstance(outputs, np.ndarray) else outputs
+        assert [y.shape for y in outputs] == [(len(x[0]), *shape) for shape in program.output_shapes]
 
 
 # The reference, against loops that know nothing of it.
@@ -344,7 +436,7 @@ def test_max_pool_of_codes_goes_by_value() -> None:
         p.SumPool("sum", (1,), (1, 1), (1, 1)),
         scale(1, 2, bias=np.zeros(1, np.float32)),
     )
-    y = p.Program(ops, (1, 2, 1)).reference(S8.decode(codes).astype(np.float32))
+    y = p.Program(ops, ((1, 2, 1),)).reference(S8.decode(codes).astype(np.float32))
     assert y.reshape(-1).tolist() == [127, 0]
 
 

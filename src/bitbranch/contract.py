@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,12 +92,12 @@ class CodeType:
         """Number of codes."""
         return 3 if self.kind is Kind.TERNARY else 1 << self.bits
 
-    @property
+    @cached_property
     def lo(self) -> int:
         """Smallest value."""
         return int(self.decode(self.from_rank(np.zeros(1, np.int64)))[0])
 
-    @property
+    @cached_property
     def hi(self) -> int:
         """Largest value."""
         return int(self.decode(self.from_rank(np.full(1, self.count - 1)))[0])
@@ -110,9 +112,14 @@ class CodeType:
         """Whether the value 0 has a code (bipolar codes have none)."""
         return self.kind is not Kind.BIPOLAR
 
-    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
-        """Codes to values, any shape. Codes must be below :attr:`count`."""
-        u = np.asarray(codes, dtype=np.int32)
+    @property
+    def dtype(self) -> type[np.signedinteger]:
+        """The narrowest type that holds the values."""
+        return np.int8 if -128 <= self.lo and self.hi <= 127 else np.int16
+
+    def decode(self, codes: npt.ArrayLike, dtype: type[np.signedinteger] = np.int32) -> npt.NDArray[Any]:
+        """Codes to values, any shape, in :attr:`dtype` or wider. Codes must be below :attr:`count`."""
+        u = np.asarray(codes).astype(dtype)  # in a narrow type what follows may wrap round, and comes back
         if self.kind is Kind.BIPOLAR:
             return 2 * u - ((1 << self.bits) - 1)
         if self.kind is Kind.TERNARY:
@@ -128,8 +135,11 @@ class CodeType:
             InputError: a value that no code means.
         """
         v = np.asarray(values, dtype=np.int64)
-        rank = (v - self.lo) // self.step
-        if v.size and ((rank < 0) | (rank >= self.count) | (self.lo + rank * self.step != v)).any():
+        rank = v - self.lo
+        between = self.step == 2 and bool((rank & 1).any())
+        if self.step == 2:
+            rank >>= 1
+        if v.size and (between or rank.min() < 0 or rank.max() >= self.count):
             raise InputError(f"values {v.min()}..{v.max()} are not all values of code type {self}")
         return self.from_rank(rank)
 
@@ -146,7 +156,11 @@ class CodeType:
 
     def negate(self, codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Codes of the negated values; needs a symmetric set of values (a signed minimum raises InputError)."""
-        return self.encode(-self.decode(codes).astype(np.int64))
+        u, values = np.asarray(codes, np.uint8), self.decode(np.arange(self.count)).astype(np.int64)
+        negatable = np.isin(-values, values)
+        if not negatable.all() and not negatable.take(u).all():
+            raise InputError(f"not all values of code type {self} in use have a negative")
+        return self.encode(np.where(negatable, -values, self.lo)).take(u)
 
 
 def bit_planes(codes: npt.ArrayLike, code_type: CodeType) -> npt.NDArray[np.uint8]:
@@ -309,8 +323,21 @@ def accumulator_bounds(weights: npt.ArrayLike, code_type: CodeType) -> tuple[Int
     Zero padding replaces an activation by 0, which lies between the extremes of every kind, so the bounds hold at
     borders too.
     """
-    w = np.asarray(weights, np.int32).reshape(np.shape(weights)[0], -1)
-    total, magnitude = w.sum(1, dtype=np.int64), np.abs(w).sum(1, dtype=np.int64)
+    return bounds_of_sums(*weight_sums(weights), code_type)
+
+
+def weight_sums(weights: npt.ArrayLike) -> tuple[Ints, Ints]:
+    """Sum of the weights and sum of their magnitudes per output, for weight values ``[O, ...]`` of any integer type."""
+    w = np.asarray(weights).reshape(np.shape(weights)[0], -1)
+    if w.dtype == np.int8 and w.shape[1] < 1 << 23:  # 32 bits hold the sums; |-128| is 128 as uint8
+        magnitude = np.abs(w).view(np.uint8)
+        return w.sum(1, dtype=np.int32).astype(np.int64), magnitude.sum(1, dtype=np.uint32).astype(np.int64)
+    w = w.astype(np.int32)
+    return w.sum(1, dtype=np.int64), np.abs(w).sum(1, dtype=np.int64)
+
+
+def bounds_of_sums(total: Ints, magnitude: Ints, code_type: CodeType) -> tuple[Ints, Ints]:
+    """:func:`accumulator_bounds` from :func:`weight_sums`."""
     positive, negative = (magnitude + total) // 2, (total - magnitude) // 2
     lo, hi = code_type.lo, code_type.hi
     return positive * lo + negative * hi, positive * hi + negative * lo

@@ -53,7 +53,7 @@ def layer_program(layer: Layer) -> p.Program:
         p.Conv("last", (2,), last, CodeType.parse("t"), stride=sums.shape[1:]),
         p.Scale("output", (3,), one, one),
     )
-    return p.Program(operations, (1,))
+    return p.Program(operations, ((1,),))
 
 
 def layer_images(layer: Layer, batch: int = 1) -> npt.NDArray[np.float32]:

@@ -80,7 +80,7 @@ def verify(net: Path, images: Path | None, *, checkpoint: Path | None, count: in
         program = read(net)
         if checkpoint is not None:
             network = _checkpoint_network(checkpoint)
-    batch = program.check_input(random_images(program, count, seed) if images is None else load_array(images))
+    (batch,) = program.check_input(random_images(program, count, seed) if images is None else load_array(images))
     expected = dict(reference.trace(program, batch))
     rows, total = [], 0
     for isa in instruction_sets():

@@ -72,7 +72,7 @@ class _Lowering:
         output = self.graph.nodes[-1]
         assert isinstance(output, g.Output)
         try:
-            return p.Program(tuple(self.operations), output.output_shape, dict(info))
+            return p.Program(tuple(self.operations), (output.output_shape,), dict(info))
         except FormatError as error:
             raise CompileError(f"the compiled program is not valid: {error}") from error
 

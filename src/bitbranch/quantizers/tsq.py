@@ -106,6 +106,10 @@ class SparseActivation(ActivationQuantizer):
         return f"{self.bits}, eps={self.eps:.6g}, step={self.step:.6g}"
 
 
+PART = 1 << 20
+"""Weights that :func:`optimal_ternary` takes at once, so that what it computes between stays in the caches."""
+
+
 def optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The ternary weights ``t`` and scales ``alpha`` that minimise ``|| w - alpha t ||^2`` per row, exactly.
 
@@ -122,14 +126,21 @@ def optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Wang et al., CVPR 2018, section 3.2.1 (initialisation).
     """
-    magnitude = weight.detach().abs().double()  # sums of equal float32 numbers are exact in float64
+    rows = max(1, PART // max(1, weight.shape[1]))
+    parts = [_optimal_ternary(part) for part in weight.detach().split(rows)]
+    t, alpha = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return t, alpha
+
+
+def _optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
+    magnitude = weight.abs()
     ordered = magnitude.sort(dim=1, descending=True).values
     count = torch.arange(1, ordered.shape[1] + 1, dtype=torch.float64, device=weight.device)
-    best = (ordered.cumsum(1).square() / count).argmax(1, keepdim=True)
+    sums = ordered.cumsum(1, dtype=torch.float64)  # where sums of equal float32 numbers are exact
+    best = (sums.square() / count).argmax(1, keepdim=True)
     support = (magnitude >= ordered.gather(1, best)) & (magnitude > 0)
-    alpha = (magnitude * support).sum(1) / support.sum(1).clamp_min(1)
-    t = torch.where(support, weight.detach().sign(), 0.0)
-    return t, alpha.float().to(weight.dtype)
+    alpha = (magnitude.double() * support).sum(1) / support.sum(1).clamp_min(1)
+    return torch.where(support, weight.sign(), 0.0), alpha.float().to(weight.dtype)
 
 
 class TernaryWeight(WeightQuantizer):

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
-
-from ..contract import ACCUMULATOR_MAX, CodeType, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, CodeType, bounds_of_sums
 from ..errors import InputError
 from . import layout, tiles, tuning
 from . import program as p
-from .layout import Form, Taps
+from .layout import Form, Ints, Taps
 
 INT16_MAX = 2**15 - 1
 DICTIONARY_BITS = {"avx512": 3, "avx2": 3, "scalar": 0}
@@ -92,7 +90,8 @@ def choose(
     """
     size, out_size = source.shape[1:], out.shape[1:]
     code_type, pixel = source.code_type, out_size == (1, 1)
-    top = _top(op, code_type)
+    total, magnitude = op.sums()
+    top = _top(magnitude, code_type)
     found = candidates(op, source, out, top)
     shape = _shape(op, out_size, capacity)
     name = family if family in found else tuning.fastest(rates, shape, code_type.bits, op.weight_type.bits, found)
@@ -106,9 +105,9 @@ def choose(
     taps = layout.convolution_taps(op, size, out_size, stride)
     if not span:
         return Choice(candidate.family, form, taps)
-    lo, hi = accumulator_bounds(op.values(), code_type)
+    lo, hi = bounds_of_sums(total, magnitude, code_type)
     bound = max(-int(lo.min()), int(hi.max()))
-    affine = form.add != 0 and layout.border(op, size, out_size) is not None
+    affine = form.add != 0 and layout.reads_padding(op, size, out_size)
     folded = fused and not affine
     wide = (top if folded else bound) > INT16_MAX
     return Choice(candidate.family, form, taps, candidate.digits, wide, folded, span)
@@ -145,7 +144,7 @@ def candidates_of(program: p.Program, operation: int) -> dict[str, Candidate]:
         return {}
     source = program.values[op.inputs[0]]
     assert isinstance(source, p.Codes)
-    return candidates(op, source, out, _top(op, source.code_type))
+    return candidates(op, source, out, _top(op.sums()[1], source.code_type))
 
 
 def candidates(op: p.Conv, source: p.Codes, out: p.Integers, top: int) -> dict[str, Candidate]:
@@ -169,9 +168,8 @@ def candidates(op: p.Conv, source: p.Codes, out: p.Integers, top: int) -> dict[s
     return {c.family: c for c in found}
 
 
-def _top(op: p.Conv, code_type: CodeType) -> int:
-    """A bound of a sum of ranks, biased or not."""
-    magnitude = np.abs(op.values()).reshape(len(op.weight), -1).sum(axis=1, dtype=np.int64)
+def _top(magnitude: Ints, code_type: CodeType) -> int:
+    """A bound of a sum of ranks, biased or not, from the outputs' sums of magnitudes."""
     return (2**code_type.bits - 1) * int(magnitude.max())
 
 

@@ -24,12 +24,12 @@ from .packing import Reader, Writer
 from .program import Program
 from .schema import Json, operation_from_json, operation_to_json
 
-VERSION = 1
+VERSION = 2
 FILE_MAX = 1 << 30
 """Largest file, in bytes."""
 HEADER_MAX = 1 << 23
 """Largest header (the graph), in bytes."""
-_KEYS = {"version", "operations", "fields", "names", "inputs", "output", "info", "blake2b"}
+_KEYS = {"version", "operations", "fields", "names", "inputs", "outputs", "info", "blake2b"}
 
 
 def write(program: Program, path: str | os.PathLike[str]) -> int:
@@ -101,15 +101,20 @@ def _parts(program: Program) -> tuple[dict[str, Json], Writer]:
         "operations": " ".join(tag for tag, _ in pairs),
         "fields": [fields for _, fields in pairs],
         "names": _join_names([op.name for op in program.operations]),
-        "inputs": {str(i): op.inputs for i, op in enumerate(program.operations) if op.inputs != _usual_inputs(i)},
-        "output": program.output_shape,
+        "inputs": {
+            str(i): op.inputs
+            for i, (op, (tag, _)) in enumerate(zip(program.operations, pairs, strict=True))
+            if op.inputs != _usual_inputs(i, tag)
+        },
+        "outputs": program.output_shapes,
         "info": dict(program.info),
     }
     return {key: value for key, value in graph.items() if value != {}}, data
 
 
-def _usual_inputs(i: int) -> tuple[int, ...]:
-    return (i - 1,) if i else ()
+def _usual_inputs(i: int, tag: str) -> tuple[int, ...]:
+    """What an operation takes where the file does not say: the value before it, an input nothing."""
+    return () if tag.startswith("encode:") else (i - 1,)
 
 
 def _join_names(names: list[str]) -> str | list[str]:
@@ -166,13 +171,16 @@ def _from_bytes(blob: bytes) -> Program:
 
     reader, operations = Reader(data), []
     for i, (tag, given, name) in enumerate(zip(tags.split(" "), fields, names, strict=True)):
-        edges = _tuple(inputs.get(str(i), _usual_inputs(i)))
+        edges = _tuple(inputs.get(str(i), _usual_inputs(i, tag)))
         try:
             operations.append(operation_from_json(tag, given, name, edges, reader))
         except (FormatError, InputError) as error:
             raise FormatError(f"operation {i} ({name!r:.100}): {error}") from None
     reader.end()
-    return Program(tuple(operations), _tuple(graph.get("output")), graph.get("info", {}))
+    shapes = graph.get("outputs")
+    if not isinstance(shapes, list):
+        raise FormatError("outputs must be a list of shapes")
+    return Program(tuple(operations), tuple(map(_tuple, shapes)), graph.get("info", {}))
 
 
 def _open(blob: bytes) -> tuple[dict[str, Json], bytes]:

@@ -65,7 +65,8 @@ class Engine:
             depend on it.
 
     Raises:
-        InputError: unknown instruction set, ``threads`` below 1, or a family that a named convolution cannot have.
+        InputError: unknown instruction set, ``threads`` below 1, a family that a named convolution cannot have, or a
+            program with several inputs or outputs.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -86,6 +87,8 @@ class Engine:
                 f"instruction set {isa!r} is not available here; there are {', '.join(core.instruction_sets())}"
             )
         self.program = source if isinstance(source, p.Program) else p.load(source)
+        if len(self.program.inputs) > 1 or len(self.program.output_shapes) > 1:
+            raise InputError("the engine runs programs of one input and one output; use the program's reference()")
         self.threads = threads
         self.isa = isa
         self._machine = core.Machine(isa, threads)
@@ -111,7 +114,8 @@ class Engine:
         Raises:
             InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
         """
-        return self._run(self.program.check_input(x), None)
+        (batch,) = self.program.check_input(x)
+        return self._run(batch, None)
 
     def trace(self, x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
         """Run a batch and yield ``(operation number, its value)`` for every value that is materialised.
@@ -119,7 +123,7 @@ class Engine:
         The values are the reference's (:func:`bitbranch.runtime.reference.trace`): codes as uint8, integers as int64,
         the output as float32, each ``[N, C, H, W]``. Accumulators that go straight into thresholds are not among them.
         """
-        batch = self.program.check_input(x)
+        (batch,) = self.program.check_input(x)
         plan = self._new_plan(max(1, len(batch)))  # its own: between two steps no other call may use the buffers
         out = np.empty((len(batch), *self.program.values[-1].shape), np.float32)
         for number, step in enumerate(plan.steps):
@@ -134,7 +138,7 @@ class Engine:
         The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
         each.
         """
-        batch = self.program.check_input(x)
+        (batch,) = self.program.check_input(x)
         self._run(batch, None)
         whole, steps = [], []
         for _ in range(repeat):

@@ -42,7 +42,7 @@ def from_sums(
     outputs, height, width = out
     form = choice.form
     total = np.zeros(len(bias), np.int64)
-    total[:outputs] = op.values().reshape(outputs, -1).sum(axis=1, dtype=np.int64)
+    total[:outputs] = op.sums()[0]
     # Where the value is multiplier * number + add, and the stored padding 0 means `add`:
     constant = form.add * total - form.multiplier * bias
     edges = layout.border(op, size, (height, width)) if form.add and choice.taps is not None else None

@@ -178,6 +178,21 @@ def convolution_taps(op: p.Conv, size: p.Pair, out: p.Pair, stride: p.Pair) -> T
     return Taps(geometry, np.asarray([unique.index(pair) for pair in pairs]), grid)
 
 
+def _inside(op: p.Conv, size: p.Pair, out: p.Pair) -> list[npt.NDArray[np.bool_]]:
+    """For each axis, whether output position ``i`` reads the image, not padding, at kernel position ``k``."""
+    inside = []
+    for axis in (0, 1):
+        start = np.arange(out[axis])[:, None] * op.stride[axis] - op.padding[2 * axis]
+        position = start + np.arange(op.kernel[axis]) * op.dilation[axis]
+        inside.append((position >= 0) & (position < size[axis]))
+    return inside
+
+
+def reads_padding(op: p.Conv, size: p.Pair, out: p.Pair) -> bool:
+    """Whether some output pixel reads padding."""
+    return not all(inside.all() for inside in _inside(op, size, out))
+
+
 def border(op: p.Conv, size: p.Pair, out: p.Pair) -> tuple[npt.NDArray[np.int32], Ints] | None:
     """Which output pixels read padding, and the weights that do so.
 
@@ -185,16 +200,12 @@ def border(op: p.Conv, size: p.Pair, out: p.Pair) -> tuple[npt.NDArray[np.int32]
         The class of every output pixel ``[H', W']`` (0: no padding is read) and the sum of the weights that lie on
         padding ``[O, classes]``; ``None`` if every class is 0.
     """
-    inside = []
-    for axis in (0, 1):
-        start = np.arange(out[axis])[:, None] * op.stride[axis] - op.padding[2 * axis]
-        position = start + np.arange(op.kernel[axis]) * op.dilation[axis]
-        inside.append((position >= 0) & (position < size[axis]))
+    inside = _inside(op, size, out)
     if inside[0].all() and inside[1].all():
         return None
     rows, row_of = np.unique(inside[0], axis=0, return_inverse=True)
     columns, column_of = np.unique(inside[1], axis=0, return_inverse=True)
-    weight = op.values().astype(np.int64).sum(axis=1)
+    weight = op.weight_type.decode(op.weight, op.weight_type.dtype).sum(axis=1, dtype=np.int32).astype(np.int64)
     read = np.einsum("oij,ri,cj->orc", weight, rows.astype(np.int64), columns.astype(np.int64), optimize=True)
     missing = weight.sum(axis=(1, 2))[:, None] - read.reshape(len(weight), -1)
     classes = 1 + row_of.reshape(-1, 1) * len(columns) + column_of.reshape(1, -1)

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +28,6 @@ LINE_MAX = (1 << 55) - 1
 """Largest magnitude of a line's slope and offset: a line of the longest row stays within int64."""
 
 _THREES = 3 ** np.arange(5)  # five ternary digits to a byte: 3^5 = 243 <= 256
-_DIGITS = (np.arange(243)[:, None] // _THREES % 3).astype(np.uint8)
 
 
 def packed_size(count: int, code_type: CodeType) -> int:
@@ -53,6 +54,16 @@ def pack_codes(codes: npt.NDArray[np.uint8], code_type: CodeType) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
+@lru_cache(maxsize=16)
+def _codes_of_bytes(code_type: CodeType) -> npt.NDArray[np.uint8] | None:
+    """``[bytes, codes per byte]``: the codes that each byte holds; ``None`` where codes lie across bytes."""
+    if code_type.kind is Kind.TERNARY:
+        return (np.arange(243)[:, None] // _THREES % 3).astype(np.uint8)
+    if 8 % code_type.bits:
+        return None
+    return (np.arange(256)[:, None] >> np.arange(0, 8, code_type.bits) & code_type.count - 1).astype(np.uint8)
+
+
 def unpack_codes(data: bytes, count: int, code_type: CodeType) -> npt.NDArray[np.uint8]:
     """The inverse of :func:`pack_codes`: ``count`` codes, ``[count]``.
 
@@ -60,11 +71,12 @@ def unpack_codes(data: bytes, count: int, code_type: CodeType) -> npt.NDArray[np
         FormatError: a byte that holds no five ternary digits, or something in the unused bits.
     """
     packed = np.frombuffer(data, np.uint8)
-    if code_type.kind is Kind.TERNARY:
-        if packed.max(initial=0) >= len(_DIGITS):
+    table = _codes_of_bytes(code_type)
+    if table is not None:
+        if packed.max(initial=0) >= len(table):
             raise FormatError(f"byte {packed.max()} holds no ternary codes")
-        digits = _DIGITS[packed].reshape(-1)
-        codes, rest = digits[:count], digits[count:]
+        flat = table.take(packed, axis=0, mode="clip").reshape(-1)  # clip: nothing is checked a second time
+        codes, rest = flat[:count], flat[count:]
     else:
         bits = np.unpackbits(packed, bitorder="little")
         used = bits[: count * code_type.bits].reshape(count, code_type.bits)

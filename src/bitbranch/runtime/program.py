@@ -4,7 +4,7 @@ A program is a list of operations; operation ``i`` makes value ``i`` from earlie
 
 * codes      ``[N, C, H, W]`` uint8, of a :class:`~bitbranch.contract.CodeType`;
 * integers   ``[N, C, H, W]`` accumulators or residual streams, with proven bounds ``lo .. hi`` within int32;
-* reals      ``[N, C, H, W]`` float32, the output only.
+* reals      ``[N, C, H, W]`` float32, outputs only.
 
 A linear layer is a convolution whose kernel covers the image, so nothing is ever flattened. Constructing a
 :class:`Program` validates everything; executors may rely on it.
@@ -16,12 +16,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, Ints, bounds_of_sums, weight_sums
 from ..errors import FormatError, InputError
 from .checks import (
     ELEMENTS_MAX,
@@ -68,12 +68,17 @@ class Integers:
 
 @dataclass(frozen=True)
 class Reals:
-    """The type of the float32 output."""
+    """The type of a float32 output."""
 
     shape: tuple[int, int, int]
 
 
 Value: TypeAlias = Codes | Integers | Reals
+
+Images: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+"""A batch of one input: normalised float32 or uint8 images, ``[N, C, H, W]``."""
+Output: TypeAlias = Any
+"""float32 ``[N, *output_shape]`` of a program with one output; of one with several, a tuple of such arrays in order."""
 
 
 def _slide(what: str, x: Value, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair = (1, 1)) -> Pair:
@@ -124,6 +129,12 @@ def _codes(what: str, v: Value) -> Codes:
     return v
 
 
+def _not_reals(what: str, v: Value) -> Codes | Integers:
+    require(not isinstance(v, Reals), f"{what} takes codes or integers, got reals")
+    assert not isinstance(v, Reals)
+    return v
+
+
 def _integers(what: str, v: Value) -> Integers:
     require(isinstance(v, Integers), f"{what} takes integers, got {type(v).__name__.lower()}")
     assert isinstance(v, Integers)
@@ -132,7 +143,7 @@ def _integers(what: str, v: Value) -> Integers:
 
 @dataclass(frozen=True, eq=False)
 class Encode(Operation):
-    """The network's input: float32 images to codes, ``rank = #{k : x >= t_k}``.
+    """An input of the network: float32 images to codes, ``rank = #{k : x >= t_k}``. Its name is the input's.
 
     Args:
         shape: (C, H, W).
@@ -187,6 +198,10 @@ class Conv(Operation):
         """The weights as integers, ``[O, I / groups, kh, kw]``."""
         return self.weight_type.decode(self.weight)
 
+    def sums(self) -> tuple[Ints, Ints]:
+        """Sum of the weights, and of their magnitudes, per output ``[O]``."""
+        return weight_sums(self.weight_type.decode(self.weight, self.weight_type.dtype))
+
     def infer(self, *inputs: Value) -> Integers:
         x = _codes("convolution", inputs[0])
         channels = x.shape[0]
@@ -199,7 +214,7 @@ class Conv(Operation):
         fits = outputs % self.groups == 0 and self.weight.shape[1] * self.groups == channels
         require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
         size = _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
-        lo, hi = accumulator_bounds(self.values(), x.code_type)
+        lo, hi = bounds_of_sums(*self.sums(), x.code_type)
         return Integers((outputs, *size), int(lo.min()), int(hi.max()))
 
     def macs(self, *inputs: Value) -> int:
@@ -364,8 +379,7 @@ class MaxPool(Operation):
     dilation: Pair = (1, 1)
 
     def infer(self, *inputs: Value) -> Codes | Integers:
-        x = inputs[0]
-        assert not isinstance(x, Reals)
+        x = _not_reals("max-pool", inputs[0])
         size = _slide("max-pool", x, self.kernel, self.stride, self.padding, self.dilation)
         for axis in (0, 1):
             start = np.arange(size[axis]) * self.stride[axis] - self.padding[2 * axis]
@@ -385,8 +399,7 @@ class SumPool(Operation):
     padding: Padding = (0, 0, 0, 0)
 
     def infer(self, *inputs: Value) -> Integers:
-        x = inputs[0]
-        assert not isinstance(x, Reals)
+        x = _not_reals("average-pool", inputs[0])
         size = _slide("average-pool", x, self.kernel, self.stride, self.padding)
         lo, hi = (x.code_type.lo, x.code_type.hi) if isinstance(x, Codes) else (x.lo, x.hi)
         n = self.kernel[0] * self.kernel[1]
@@ -401,7 +414,7 @@ class Concat(Operation):
 
     def infer(self, *inputs: Value) -> Codes | Integers:
         require(len(inputs) >= 1, "concatenation of nothing")
-        first = inputs[0]
+        first = _not_reals("concatenation", inputs[0])
         for v in inputs:
             require(type(v) is type(first), "concatenation of codes and integers")
             require(v.shape[1:] == first.shape[1:], f"concatenation of shapes {first.shape} and {v.shape}")
@@ -431,8 +444,7 @@ class Upsample(Operation):
     mode: str = "nearest"
 
     def infer(self, *inputs: Value) -> Codes | Integers:
-        x = inputs[0]
-        assert not isinstance(x, Reals)
+        x = _not_reals("upsampling", inputs[0])
         require_ints("upsampling factor", self.factor, 2, 1, 64)
         require(self.mode in ("nearest", "bilinear"), f"unknown upsampling {self.mode!r:.100}")
         shape = (x.shape[0], x.shape[1] * self.factor[0], x.shape[2] * self.factor[1])
@@ -445,7 +457,10 @@ class Upsample(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Operation):
-    """The output: ``float32(v) * scale + bias`` per channel, multiplied and then added in float32, never fused."""
+    """An output: ``float32(v) * scale + bias`` per channel, multiplied and then added in float32, never fused.
+
+    Its name is the output's.
+    """
 
     scale: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
@@ -460,11 +475,13 @@ class Scale(Operation):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled network: operations in order, the first is the :class:`Encode`, the last the :class:`Scale`.
+    """A compiled network: operations in order, an :class:`Encode` for each input and a :class:`Scale` for each output.
+
+    Inputs and outputs are numbered as their operations come, and carry their names.
 
     Args:
         operations: see the module's text.
-        output_shape: shape of one image's output, ``(C,)`` or ``(C, H, W)``.
+        output_shapes: shape of one image's outputs, in order, each ``(C,)`` or ``(C, H, W)``.
         info: free text about the network (name, scheme, class names, ..); kept in the file.
 
     Raises:
@@ -472,7 +489,7 @@ class Program:
     """
 
     operations: tuple[Operation, ...]
-    output_shape: tuple[int, ...]
+    output_shapes: tuple[tuple[int, ...], ...]
     info: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -490,22 +507,31 @@ class Program:
                 values.append(self._infer(i, op, values))
             except FormatError as error:
                 raise FormatError(f"operation {i} ({type(op).__name__} {op.name!r:.100}): {error}") from None
-        unused = set(range(len(values) - 1)).difference(*(op.inputs for op in self.operations))
+        inner = (i for i, value in enumerate(values) if not isinstance(value, Reals))
+        unused = set(inner).difference(*(op.inputs for op in self.operations))
         require(not unused, f"operation {min(unused, default=0)}: its value is never used")
-        size = values[-1].shape
-        fits = self.output_shape in (size, (int(np.prod(size)),)) and all(type(n) is int for n in self.output_shape)
-        require(fits, f"output shape {self.output_shape!r:.100} does not hold {size}")
+        self._check_ends([value for value in values if isinstance(value, Reals)])
         texts = isinstance(self.info, Mapping) and all(is_text(t) for pair in self.info.items() for t in pair)
         require(texts, "info must map text to text")
         return tuple(values)
+
+    def _check_ends(self, outputs: list[Reals]) -> None:
+        """Check the names of inputs and outputs and the outputs' shapes."""
+        for what, names in (("input", self.input_names), ("output", self.output_names)):
+            require(names, f"a program needs an {what}")
+            require(len(set(names)) == len(names), f"two {what}s have one name: {', '.join(names):.100}")
+        fits = isinstance(self.output_shapes, tuple) and len(self.output_shapes) == len(outputs)
+        require(fits, f"output shapes {self.output_shapes!r:.100} are not those of {len(outputs)} outputs")
+        for shape, value in zip(self.output_shapes, outputs, strict=True):
+            fits = isinstance(shape, tuple) and all(type(n) is int for n in shape)
+            fits = fits and shape in (value.shape, (int(np.prod(value.shape)),))
+            require(fits, f"output shape {shape!r:.100} does not hold {value.shape}")
 
     def _infer(self, i: int, op: Operation, values: list[Value]) -> Value:
         require(is_text(op.name) and len(op.name) <= NAME_MAX, f"its name must be text of at most {NAME_MAX} letters")
         require(isinstance(op.inputs, tuple), f"inputs must be a tuple, got {op.inputs!r:.100}")
         arity = max(1, len(op.inputs)) if op.arity is None else op.arity
         require_ints("inputs (earlier operations)", op.inputs, arity, 0, i - 1)
-        require(isinstance(op, Encode) == (i == 0), "the input comes first and once")
-        require(isinstance(op, Scale) == (i == len(self.operations) - 1), "the output scale comes last")
         value = op.infer(*(values[j] for j in op.inputs))
         good = all(1 <= n <= SIZE_MAX for n in value.shape) and int(np.prod(value.shape)) <= ELEMENTS_MAX
         require(good, f"shape {value.shape} out of range")
@@ -514,44 +540,70 @@ class Program:
             require(bounded, f"accumulators {value.lo}..{value.hi} may overflow 32 bits")
         return value
 
+    @cached_property
+    def inputs(self) -> tuple[Encode, ...]:
+        """The input operations, in the order of the network's arguments."""
+        return tuple(op for op in self.operations if isinstance(op, Encode))
+
     @property
     def input(self) -> Encode:
-        """The input operation."""
-        op = self.operations[0]
-        assert isinstance(op, Encode)
-        return op
+        """The input operation of a program with one.
+
+        Raises:
+            InputError: it has several.
+        """
+        if len(self.inputs) != 1:
+            raise InputError(f"the program has {len(self.inputs)} inputs ({', '.join(self.input_names)}), not one")
+        return self.inputs[0]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs, in order."""
+        return tuple(op.name for op in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs, in order."""
+        return tuple(op.name for op in self.operations if isinstance(op, Scale))
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The output shape of a program with one output.
+
+        Raises:
+            InputError: it has several.
+        """
+        if len(self.output_shapes) != 1:
+            names = ", ".join(self.output_names)
+            raise InputError(f"the program has {len(self.output_shapes)} outputs ({names}), not one")
+        return self.output_shapes[0]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image."""
         return sum(op.macs(*(self.values[j] for j in op.inputs)) for op in self.operations)
 
-    def check_input(self, x: npt.ArrayLike) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
-        """The batch as a C-contiguous array: float32 (normalised) or uint8 images, ``[N, C, H, W]``.
+    def check_input(self, *x: npt.ArrayLike) -> tuple[Images, ...]:
+        """A batch as C-contiguous arrays, one per input: float32 (normalised) or uint8 images, ``[N, C, H, W]``.
 
         Raises:
-            InputError: wrong shape or type, NaN, or uint8 images for a program without a pixel table.
+            InputError: another number of arrays, batch sizes that differ, wrong shape or type, NaN, or uint8 images
+                for an input without a pixel table.
         """
-        a = np.asarray(x)
-        shape = self.input.shape
-        if a.ndim != 4 or a.shape[1:] != shape:
-            raise InputError(f"input: expected shape (N, {', '.join(map(str, shape))}), got {a.shape}")
-        if a.dtype == np.uint8:
-            if self.input.table is None:
-                raise InputError("input: uint8 images need a program compiled with mean= and std=; give float32")
-            return np.ascontiguousarray(a)
-        if a.dtype not in (np.float32, np.float64, np.float16):
-            raise InputError(f"input: expected float32 or uint8, got {a.dtype}")
-        a = np.ascontiguousarray(a, np.float32)
-        if np.isnan(a).any():
-            raise InputError("input: holds NaN")
-        return a
+        inputs = self.inputs
+        if len(x) != len(inputs):
+            raise InputError(f"the program takes {len(inputs)} inputs ({', '.join(self.input_names)}), got {len(x)}")
+        what = [f"input {op.name!r}" if len(inputs) > 1 else "input" for op in inputs]
+        batch = tuple(map(_check_images, what, x, inputs))
+        if len({len(a) for a in batch}) > 1:
+            raise InputError(f"inputs of different batch sizes: {', '.join(str(len(a)) for a in batch)}")
+        return batch
 
-    def reference(self, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Run the NumPy oracle: ``[N, C, H, W]`` float32 (or uint8) to float32 ``[N, *output_shape]``."""
+    def reference(self, *x: npt.ArrayLike) -> Output:
+        """Run the NumPy oracle, see :func:`bitbranch.runtime.reference.run`."""
         from .reference import run
 
-        return run(self, x)
+        return run(self, *x)
 
     def engine(self, threads: int = 1, isa: str | None = None) -> Engine:
         """A native engine for this program, see :class:`~bitbranch.runtime.engine.Engine`."""
@@ -564,6 +616,23 @@ class Program:
         from .container import write
 
         return write(self, path)
+
+
+def _check_images(what: str, x: npt.ArrayLike, op: Encode) -> Images:
+    """One input's batch; raises :class:`InputError` as :meth:`Program.check_input` says."""
+    a = np.asarray(x)
+    if a.ndim != 4 or a.shape[1:] != op.shape:
+        raise InputError(f"{what}: expected shape (N, {', '.join(map(str, op.shape))}), got {a.shape}")
+    if a.dtype == np.uint8:
+        if op.table is None:
+            raise InputError(f"{what}: uint8 images need a program compiled with mean= and std=; give float32")
+        return np.ascontiguousarray(a)
+    if a.dtype not in (np.float32, np.float64, np.float16):
+        raise InputError(f"{what}: expected float32 or uint8, got {a.dtype}")
+    a = np.ascontiguousarray(a, np.float32)
+    if np.isnan(a).any():
+        raise InputError(f"{what}: holds NaN")
+    return a
 
 
 def load(path: str | os.PathLike[str]) -> Program:
@@ -579,6 +648,7 @@ def load(path: str | os.PathLike[str]) -> Program:
 
 
 __all__ = [
-    "Add", "Codes", "Concat", "Conv", "ConvTranspose", "Encode", "Integers", "MaxPool", "Operation", "Padding", "Pair",
-    "Program", "Reals", "Requantize", "Scale", "SumPool", "Threshold", "Upsample", "Value", "load", "window_size",
+    "Add", "Codes", "Concat", "Conv", "ConvTranspose", "Encode", "Images", "Integers", "MaxPool", "Operation",
+    "Output", "Padding", "Pair", "Program", "Reals", "Requantize", "Scale", "SumPool", "Threshold", "Upsample", "Value",
+    "load", "window_size",
 ]  # fmt: skip

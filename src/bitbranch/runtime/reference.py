@@ -21,7 +21,7 @@ Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-def encode(op: p.Encode, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> Codes:
+def encode(op: p.Encode, x: p.Images) -> Codes:
     """Images ``[N, C, H, W]`` to codes: float32 by thresholds, uint8 by the pixel table."""
     if x.dtype == np.uint8:
         assert op.table is not None
@@ -132,26 +132,24 @@ def scale(op: p.Scale, v: Ints) -> npt.NDArray[np.float32]:
     return product + op.bias.reshape(-1, 1, 1)
 
 
-def trace(program: p.Program, x: npt.ArrayLike) -> Iterator[tuple[int, Array]]:
+def trace(program: p.Program, *x: npt.ArrayLike) -> Iterator[tuple[int, Array]]:
     """Run the program and yield ``(operation number, its value)`` in order, each ``[N, C, H, W]``.
 
     Values that no later operation needs are dropped on the way.
     """
-    batch = program.check_input(x)
+    images = iter(program.check_input(*x))
     last_use = {j: i for i, op in enumerate(program.operations) for j in op.inputs}
     live: dict[int, Array] = {}
     for i, op in enumerate(program.operations):
         inputs = [live[j] for j in op.inputs]
         types = [program.values[j] for j in op.inputs]
-        live[i] = _apply(op, batch, inputs, types)
+        live[i] = encode(op, next(images)) if isinstance(op, p.Encode) else _apply(op, inputs, types)
         yield i, live[i]
         live = {j: v for j, v in live.items() if last_use.get(j, -1) > i}
 
 
-def _apply(op: p.Operation, batch: Array, inputs: list[Array], types: list[p.Value]) -> Array:
-    source = types[0] if types else None
-    if isinstance(op, p.Encode):
-        return encode(op, batch)
+def _apply(op: p.Operation, inputs: list[Array], types: list[p.Value]) -> Array:
+    source = types[0]
     if isinstance(op, p.Conv) and isinstance(source, p.Codes):
         return conv(op, inputs[0], source.code_type)
     if isinstance(op, p.ConvTranspose) and isinstance(source, p.Codes):
@@ -179,14 +177,19 @@ def _apply(op: p.Operation, batch: Array, inputs: list[Array], types: list[p.Val
     raise FormatError(f"the reference has no operation {type(op).__name__}")
 
 
-def run(program: p.Program, x: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """The whole program on a batch ``[N, C, H, W]``; returns float32 ``[N, *output_shape]``.
+def run(program: p.Program, *x: npt.ArrayLike) -> p.Output:
+    """The whole program on a batch.
+
+    Args:
+        program: the program.
+        x: one array per input, float32 (normalised) or uint8 ``[N, C, H, W]``.
+
+    Returns:
+        float32 ``[N, *output_shape]``; of several outputs a tuple, in order.
 
     Raises:
         InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
     """
-    out: Array | None = None
-    for _, value in trace(program, x):
-        out = value
-    assert out is not None
-    return out.reshape(len(out), *program.output_shape).astype(np.float32, copy=False)
+    outputs = [value for i, value in trace(program, *x) if isinstance(program.values[i], p.Reals)]
+    shaped = [value.reshape(len(value), *shape) for value, shape in zip(outputs, program.output_shapes, strict=True)]
+    return shaped[0] if len(shaped) == 1 else tuple(shaped)

@@ -17,7 +17,20 @@ import numpy as np
 from ..contract import CodeType, uniform_encoder
 from .checks import require, same
 from .packing import Reader, Writer, find_step, fit_lines
-from .program import Add, Conv, Encode, MaxPool, Operation, Requantize, Scale, SumPool, Threshold
+from .program import (
+    Add,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Encode,
+    MaxPool,
+    Operation,
+    Requantize,
+    Scale,
+    SumPool,
+    Threshold,
+    Upsample,
+)
 
 Json = Any
 
@@ -58,7 +71,7 @@ def _tuple(length: int) -> Field:
 def _weight() -> Field:
     """Its shape; the data holds its codes."""
 
-    def to_json(v: Any, op: Conv, data: Writer) -> Json:
+    def to_json(v: Any, op: Conv | ConvTranspose, data: Writer) -> Json:
         data.codes(v, op.weight_type)
         return list(v.shape)
 
@@ -68,22 +81,68 @@ def _weight() -> Field:
     return Field(to_json, from_json)
 
 
-def _integer_array(dtype: type[np.integer[Any]], per_code: bool = False) -> Field:
-    """``[C, form]``; the data holds its integers ``[C]``, or ``[C, n]`` for the ``n`` thresholds of the code type."""
+def _integer_array(dtype: type[np.integer[Any]]) -> Field:
+    """``[C, form]``; the data holds its integers ``[C]``."""
 
     def to_json(v: Any, op: Operation, data: Writer) -> Json:
         return [len(v), data.integers(v)]
 
     def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> Any:
         require(isinstance(json, list) and len(json) == 2, f"expected a size and a form, got {json!r:.100}")
-        shape = _integers(json[:1], 1) + ((earlier["code_type"].count - 1,) if per_code else ())
-        form = list(_integers(json[1], 4)) if isinstance(json[1], list) else _integers(json[1:], 1)[0]
-        a = data.integers(shape, form)
-        kept = a.astype(dtype)
-        require(np.array_equal(a, kept), f"integers {a.min()}..{a.max()} do not fit {np.dtype(dtype)}")
-        return kept
+        return _read_integers(_integers(json[:1], 1), json[1], dtype, data)
 
     return Field(to_json, from_json)
+
+
+def _read_integers(shape: tuple[int, ...], form: Json, dtype: type[np.integer[Any]], data: Reader) -> Any:
+    """Integers of this shape and form, which must fit the type."""
+    a = data.integers(shape, list(_integers(form, 4)) if isinstance(form, list) else _integers([form], 1)[0])
+    kept = a.astype(dtype)
+    require(np.array_equal(a, kept), f"integers {a.min()}..{a.max()} do not fit {np.dtype(dtype)}")
+    return kept
+
+
+def _thresholds() -> Field:
+    """``[rows, form]`` for the thresholds of the code type, ``[rows, form, n]`` for ``n`` to a table."""
+
+    def to_json(v: Any, op: Threshold, data: Writer) -> Json:
+        return [len(v), data.integers(v), *([] if op.table is None else [v.shape[1]])]
+
+    def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> Any:
+        good = isinstance(json, list) and len(json) in (2, 3)
+        require(good, f"expected rows, a form and perhaps a length, got {json!r:.100}")
+        length = json[2] if len(json) == 3 else earlier["code_type"].count - 1
+        return _read_integers(_integers([json[0], length], 2), json[1], np.int32, data)
+
+    return Field(to_json, from_json)
+
+
+def _rank_table() -> Field:
+    """``null``, or its length; the data holds the codes of its ranks."""
+
+    def to_json(v: Any, op: Threshold, data: Writer) -> Json:
+        if v is None:
+            return None
+        data.codes(op.code_type.from_rank(v), op.code_type)
+        return v.size
+
+    def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> Any:
+        code_type = earlier["code_type"]
+        codes = None if json is None else data.codes(_integers([json], 1), code_type)
+        return None if codes is None else code_type.to_rank(codes).astype(np.uint8)
+
+    return Field(to_json, from_json)
+
+
+def _choice(*values: str) -> Field:
+    """One of these words, by its number."""
+
+    def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> str:
+        (number,) = _integers([json], 1)
+        require(0 <= number < len(values), f"expected one of {len(values)} choices, got {number}")
+        return values[number]
+
+    return Field(lambda v, op, data: values.index(v), from_json)
 
 
 def _float_array() -> Field:
@@ -149,22 +208,21 @@ class Row(NamedTuple):
     fields: dict[str, Field]
 
 
+_CONVOLUTION = {
+    "weight": _weight(),
+    "padding": _tuple(4),
+    "stride": _tuple(2),
+    "dilation": _tuple(2),
+    "groups": _integer(),
+}
+
 _SCHEMA = {
     "encode": Row(
         Encode, "code_type", {"shape": _tuple(3), "thresholds": _encoder_thresholds(), "table": _pixel_table()}
     ),
-    "conv": Row(
-        Conv,
-        "weight_type",
-        {
-            "weight": _weight(),
-            "padding": _tuple(4),
-            "stride": _tuple(2),
-            "dilation": _tuple(2),
-            "groups": _integer(),
-        },
-    ),
-    "threshold": Row(Threshold, "code_type", {"thresholds": _integer_array(np.int32, per_code=True)}),
+    "conv": Row(Conv, "weight_type", _CONVOLUTION),
+    "conv_transpose": Row(ConvTranspose, "weight_type", _CONVOLUTION),
+    "threshold": Row(Threshold, "code_type", {"thresholds": _thresholds(), "table": _rank_table()}),
     "requantize": Row(
         Requantize,
         None,
@@ -181,6 +239,8 @@ _SCHEMA = {
         MaxPool, None, {"kernel": _tuple(2), "stride": _tuple(2), "padding": _tuple(4), "dilation": _tuple(2)}
     ),
     "sum_pool": Row(SumPool, None, {"kernel": _tuple(2), "stride": _tuple(2), "padding": _tuple(4)}),
+    "concat": Row(Concat, None, {}),
+    "upsample": Row(Upsample, None, {"factor": _tuple(2), "mode": _choice("nearest", "bilinear")}),
     "scale": Row(Scale, None, {"scale": _float_array(), "bias": _float_array()}),
 }
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from . import program as p
 from .layout import CHUNK, Form, Ints, round_up
 
+Values = npt.NDArray[np.signedinteger]
+
 
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
@@ -31,14 +33,14 @@ class PackedWeights:
     """Taps whose table entries sum to at most 255."""
 
 
-def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[range, Ints]]:
+def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[range, Values]]:
     """For each tile of outputs: the units of input channels that it reads, and its weights on all their channels.
 
     Yields:
         ``units`` and values ``[outputs, len(units), per_unit, kh * kw]``, 0 where an output does not read a channel
         and ``fill`` where there is no channel.
     """
-    values = op.values().astype(np.int64).reshape(op.weight.shape[0], op.weight.shape[1], -1)
+    values = op.weight_type.decode(op.weight, op.weight_type.dtype).reshape(*op.weight.shape[:2], -1)
     count, per_group, taps = values.shape
     channels = per_group * op.groups
     outputs_per_group = count // op.groups
@@ -48,7 +50,7 @@ def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple
         units = range(0)
         if groups:
             units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
-        dense = np.zeros((outputs, len(units) * per_unit, taps), np.int64)
+        dense = np.zeros((outputs, len(units) * per_unit, taps), values.dtype)
         for row, o in enumerate(here):
             start = groups[row] * per_group - units.start * per_unit
             dense[row, start : start + per_group] = values[o]
@@ -72,20 +74,20 @@ def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=16)
-def dictionary_tables(digits: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], Ints]:
-    """All words of four weights: their 16-entry tables and biases.
+def dictionary_tables(digits: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The 16-entry tables of all words of four weights.
 
     Entry ``s`` of a word's table is the sum of its weights over the channels in the set ``s``, plus the word's bias,
     the sum of its negative weights' magnitudes.
 
     Returns:
-        ``[len(digits)**4, 16]`` and ``[len(digits)**4]``; weight ``j`` of a word is its ``j``-th digit.
+        ``[len(digits)**4, 16]``; weight ``j`` of a word is its ``j``-th digit.
     """
     base = len(digits)
     words = np.asarray(digits)[np.arange(base**4)[:, None] // base ** np.arange(4) % base]
     subsets = np.arange(16)[:, None] >> np.arange(4) & 1
     bias = np.maximum(-words, 0).sum(axis=1)
-    return (words @ subsets.T + bias[:, None]).astype(np.uint8), bias.astype(np.int64)
+    return (words @ subsets.T + bias[:, None]).astype(np.uint8)
 
 
 def dictionary_flush(digits: tuple[int, ...], bits: int) -> int:
@@ -103,20 +105,21 @@ def pack_dictionary(op: p.Conv, bits: int, outputs: int, digits: tuple[int, ...]
         digits: see :func:`dictionary_digits`.
     """
     per_unit = Form(bits, False, 1, 0).channels_per_unit
-    tables, bias = dictionary_tables(digits)
-    base, words_per_unit = len(digits), per_unit // 4
+    tables = dictionary_tables(digits)
+    base, words_per_unit, step = len(digits), per_unit // 4, digits[1] - digits[0]
     fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
-    digit_of = np.zeros(max(digits) - min(digits) + 1, np.int64)
-    digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
         if 0 not in digits:
             dense = np.where(dense == 0, fill, dense)  # only outputs beyond the last have zeros here
-        digit = digit_of[dense - min(digits)].reshape(outputs, len(tile_units), words_per_unit, 4, dense.shape[3])
-        words = np.einsum("ruwjt,j->ruwt", digit, base ** np.arange(4))
-        packed.append(words.transpose(1, 3, 2, 0).astype(np.uint8).ravel())
+        digit = ((dense - digits[0]) // step).astype(np.uint8).reshape(outputs, -1).T
+        digit = np.ascontiguousarray(digit).reshape(len(tile_units), words_per_unit, 4, dense.shape[3], outputs)
+        words = np.zeros_like(digit[:, :, 0])
+        for j in range(4):
+            words += np.uint8(base**j) * digit[:, :, j]
+        packed.append(words.transpose(0, 2, 1, 3).ravel())
         units.append(tile_units)
-        biases.append(bias[words].sum(axis=(1, 2, 3)))
+        biases.append(np.maximum(-dense, 0).sum(axis=(1, 2, 3), dtype=np.int32).astype(np.int64))
     flush = dictionary_flush(digits, bits)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
@@ -163,20 +166,21 @@ def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.ui
     Returns:
         The bytes; the depth ``C * H * W``, rounded up to even; and the bytes of a weight, 1 or 2.
     """
-    values = op.values()
-    outputs, channels = values.shape[:2]
-    dense = np.zeros((outputs, channels, *size), np.int32)
-    for i in range(op.kernel[0]):
-        for j in range(op.kernel[1]):
-            y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
-            if 0 <= y < size[0] and 0 <= x < size[1]:
-                dense[:, :, y, x] = values[:, :, i, j]
-    depth = round_up(dense[0].size, 2)
-    dtype = np.int8 if -128 <= values.min() and values.max() <= 127 else np.int16
-    matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
-    matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
-    tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, matrix.itemsize
+    dense = op.weight_type.decode(op.weight, op.weight_type.dtype)
+    if dense.dtype != np.int8 and -128 <= dense.min() and dense.max() <= 127:
+        dense = dense.astype(np.int8)
+    outputs, channels = dense.shape[:2]
+    if op.kernel != size or any(op.padding):
+        values, dense = dense, np.zeros((outputs, channels, *size), dense.dtype)
+        for i in range(op.kernel[0]):
+            for j in range(op.kernel[1]):
+                y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
+                if 0 <= y < size[0] and 0 <= x < size[1]:
+                    dense[:, :, y, x] = values[:, :, i, j]
+    rows, depth = round_up(outputs, lanes), round_up(dense[0].size, 2)
+    matrix = np.pad(dense.reshape(outputs, -1), ((0, rows - outputs), (0, depth - dense[0].size)))
+    pairs = matrix.view(f"u{2 * matrix.itemsize}").reshape(-1, lanes, depth // 2)
+    return np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(-1).view(np.uint8), depth, matrix.itemsize
 
 
 def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:
