@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Images = npt.NDArray[np.float32]
+STATISTICS = 4
+"""Calibration images that programs take BatchNorm's statistics and quantizers' steps from."""
 
 
 class Converter:
@@ -44,15 +46,28 @@ def program(checkpoint: str, scheme: str, images: str, out: str) -> None:
     from ..swap import calibrate, quantize
 
     recipe, network = _load(checkpoint)
-    x = torch.from_numpy(np.load(images))
+    x = torch.from_numpy(np.load(images)[:STATISTICS])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        q = quantize(network, scheme).train()
-        with torch.no_grad():
-            for _ in range(2):
-                q(x)
+        q = quantize(network, scheme)
+        settle(q, x)
         calibrate(q.eval(), [x])
         compile(q, x[:1], name=f"{recipe.model} {scheme}", info={"weights": "random"}).save(out)
+
+
+def settle(network: nn.Module, x: Tensor) -> None:
+    """Give BatchNorm the statistics of a batch, so that numbers neither vanish nor overflow on the way."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    before = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    with torch.no_grad():
+        network.train()(x)
+    for m, momentum in zip(norms, before, strict=True):
+        m.momentum = momentum
 
 
 def onnx_float(checkpoint: str, images: str, out: str) -> None:

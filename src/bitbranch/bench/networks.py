@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..runtime.container import bit_budget, read
+from .convert import STATISTICS, settle
 from .files import Files
 
 if TYPE_CHECKING:
@@ -144,9 +145,8 @@ def by_name(
     side = size or IMAGE_SIZES.get(model, 224)
     recipe = Recipe(model, dict(arguments), (int(arguments.get("in_channels", 3)), side, side))
     torch.manual_seed(0)
-    network = models.build(model, recipe.arguments).train()
-    with torch.no_grad():  # BatchNorm's statistics: numbers that neither vanish nor overflow
-        network(torch.randn(4, *recipe.input_shape))
+    network = models.build(model, recipe.arguments)
+    settle(network, torch.randn(STATISTICS, *recipe.input_shape))
     files = _files(work, recipe, network.eval().state_dict(), None, say)
     programs = {}
     for scheme in schemes:
