@@ -33,10 +33,10 @@ def _workers_find_the_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
 
-def test_times_are_those_of_all_calls() -> None:
-    times = stats.summarize([[3.0, 1.0], [2.0, 5.0, 4.0]])
-    assert (times.median, times.low, times.high, times.least, times.calls) == (3.0, 2.0, 4.0, 1.0, 5)
-    assert times.rounds == (2.0, 4.0)
+def test_every_round_counts_the_same() -> None:
+    times = stats.summarize([[3.0, 1.0], [4.0], [9.0, 8.0, 5.0, 9.0, 9.0, 9.0]])
+    assert times.rounds == (2.0, 4.0, 9.0)
+    assert (times.median, times.low, times.high, times.least, times.calls) == (4.0, 3.0, 6.5, 1.0, 9)
 
 
 seconds = st.floats(1e-6, 1e3)
@@ -152,7 +152,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         fake("broken int8", fails="prepare"),
         fake("absent int8", fails="init"),
     ]
-    monkeypatch.setattr(compare, "contestants", lambda *_: (here, {"held int8": "has no switch"}))
+    monkeypatch.setattr(
+        compare, "contestants", lambda *_: (here, dict.fromkeys(("held int8", "also held"), "has no switch"))
+    )
     given = files.Files(tmp_path, {"given": tmp_path}, lambda _: None)
     plan = compare.Plan({"wt-a2": "net.bb"}, [], (3, 8, 8), batches=(1, 4), threads=(1,), rounds=4)
     rows = list(itertools.chain(*compare.compare(plan, given, SETS, lambda _: None)))
@@ -166,7 +168,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 def test_one_failure_does_not_end_the_others(measured: dict[str, Any]) -> None:
     rows = {(r["executor"], r["batch"]): r for r in measured["times"]}
-    assert len(rows) == 6 * 2
+    assert len(rows) == 7 * 2
     assert rows["slow int8", 1]["milliseconds"] == pytest.approx(5.0)
     assert rows["bitbranch wt-a2", 4]["milliseconds"] == pytest.approx(8.0)
     assert rows["slow int8", 1]["calls"] == 12 and len(rows["slow int8", 1]["rounds"]) == 4
@@ -183,6 +185,7 @@ def test_reports_have_ratios_and_reasons(measured: dict[str, Any]) -> None:
     for text in (report.text(measured), report.markdown(measured)):
         assert "2.50 (2.50..2.50)" in text
         assert "not measured: crash int8: the process ended by signal SIGSEGV" in text
+        assert "not measured: held int8, also held: has no switch" in text
         assert "weights are random" in text
     assert report.plot(measured).count("<svg") == 1
     measured["accuracy"] = {"slow int8": {"accuracy": 0.5, "agreement": 0.75}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = options.out / "files" if options.out else Path(temporary)
-        return _run(options, work, say)
+        return _run(options, work.resolve(), say)
 
 
 def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -130,7 +131,8 @@ def _result(options: Options, plan: Plan, description: Mapping[str, Any]) -> dic
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "format": FORMAT, "key": key, "date": now.isoformat(timespec="seconds"),
-        "machine": machine, "versions": versions, "network": dict(description),
+        "machine": machine | {"load before": f"{os.getloadavg()[0]:.1f}"},
+        "versions": versions, "network": dict(description),
         "seconds": plan.seconds, "rounds": plan.rounds, "accuracy": {}, "times": rows,
     }  # fmt: skip
 

@@ -148,6 +148,8 @@ def _row(contestant: Contestant, rounds: list[list[float]] | None, reason: str |
 
 def _outputs(workers: Mapping[Contestant, Worker], images: Path, folder: Path, batch: int, say: Say) -> None:
     for contestant, worker in workers.items():
+        if contestant.precision == "1-bit":
+            continue  # the signs of weights that were not trained for it
         file = folder / f"{contestant.name} {contestant.variant}".rstrip().replace("/", "-")
         target = file.with_name(f"{file.name}.npy")
         if target.exists():

@@ -137,10 +137,11 @@ def ncnn_float(checkpoint: str, images: str, out: str) -> None:
     import torch
 
     network, x = _load(checkpoint)[1], torch.from_numpy(np.load(images)[:1])
+    target = Path(out).resolve()
     with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
         pnnx.export(network, "net.pt", x, fp16=False)
         for suffix in (".param", ".bin"):
-            Path(f"net.ncnn{suffix}").replace(Path(out).with_suffix(suffix))
+            Path(f"net.ncnn{suffix}").replace(target.with_suffix(suffix))
 
 
 def ncnn_int8(model: str, images: str, out: str) -> None:

@@ -81,9 +81,9 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
     yield f"{result['date']}; {', '.join(f'{k}: {v}' for k, v in machine.items())}"
     yield ", ".join(f"{k} {v}" for k, v in versions.items())
     yield (
-        f"Milliseconds a call: median (quartiles) of {result['rounds']} rounds in which the executors take turns, each"
-        " in a process of its own pinned to as many processors as threads. Ratios: of medians, and the quartiles of"
-        " the rounds' ratios."
+        f"Milliseconds a call: median (quartiles) of {result['rounds']} rounds, in which the executors take turns, each"
+        " in a process of its own pinned to as many processors as threads. Ratios (/ NAME), how many times longer than"
+        " bitbranch's program NAME: of medians, and the quartiles of the rounds' ratios."
     )
     yield ""
     for setting in settings(result):
@@ -99,7 +99,7 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
             "ms a call",
             "quartiles",
             "per image",
-            *(f"{name.split(' ', 1)[1]} is faster by" for name in own),
+            *(f"/ {name.split(' ', 1)[1]}" for name in own),
         ]
         cells = []
         for r in measured:
@@ -114,8 +114,11 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
                 ]
             )
         yield from table(head, cells)
+        reasons: dict[str, list[str]] = {}
         for r in missing:
-            yield f"{'- ' if heading else '  '}not measured: {r['executor']}: {r['reason']}"
+            reasons.setdefault(r["reason"], []).append(r["executor"])
+        for reason, names in reasons.items():
+            yield f"{'- ' if heading else '  '}not measured: {', '.join(names)}: {reason}"
         yield ""
     yield from _accuracy(result, table)
     yield "Sizes: " + "; ".join(

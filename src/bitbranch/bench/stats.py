@@ -13,11 +13,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call, summarised over all calls of all rounds.
+    """Seconds of one call. Every round counts the same, however many calls fit into it.
 
     Attributes:
-        median, low, high: median, first and third quartile.
-        least: the shortest.
+        median, low, high: median, first and third quartile of the rounds' medians.
+        least: the shortest call.
         calls: how many there were.
         rounds: the median of each round, in order.
     """
@@ -74,8 +74,8 @@ def summarize(rounds: Sequence[Sequence[float]]) -> Times:
     calls = np.concatenate([np.asarray(r, float) for r in rounds])
     if not (np.isfinite(calls).all() and (calls > 0).all()):
         raise InputError("times: seconds must be positive and finite")
-    low, median, high = np.percentile(calls, [25, 50, 75])
     medians = tuple(float(np.median(r)) for r in rounds)
+    low, median, high = np.percentile(medians, [25, 50, 75])
     return Times(float(median), float(low), float(high), float(calls.min()), calls.size, medians)
 
 
