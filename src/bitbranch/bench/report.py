@@ -176,13 +176,14 @@ def plot(result: Mapping[str, Any]) -> str:
             own = [r["executor"].startswith("bitbranch ") for r in rows]
             colours = [plots.COLOURS[1] if o else "#cbd2d9" for o in own]
             axis.barh(list(y), ms, xerr=error, color=colours, ecolor=plots.FAINT, height=0.7, error_kw={"lw": 1})
-            for at, m, o in zip(y, ms, own, strict=True):
+            ends = [max(m, r["quartiles"][1]) for m, r in zip(ms, rows, strict=True)]
+            for at, m, end, o in zip(y, ms, ends, own, strict=True):
                 axis.annotate(
-                    f"{m:.3g}", (m, at), (6, 0), textcoords="offset points", va="center", fontsize=8.5,
+                    f"{m:.3g}", (end, at), (6, 0), textcoords="offset points", va="center", fontsize=8.5,
                     color=plots.COLOURS[1] if o else plots.INK,
                 )  # fmt: skip
             axis.set_yticks(list(y), [r["executor"] for r in rows])
-            axis.set_xlim(0, 1.12 * max(ms, default=1))
+            axis.set_xlim(0, 1.12 * max(ends, default=1))
             axis.grid(axis="y", visible=False)
             plural = "s" * (threads > 1)
             axis.set_title(f"{threads} thread{plural}, batch {batch}, {level}: ms a call", loc="left", fontsize=9.5)
