@@ -16,6 +16,7 @@ import numpy as np
 
 from ..cli.machine import describe_machine, describe_versions, write_bytes
 from ..errors import InputError
+from ..runtime import tuning
 from ..runtime.engine import instruction_sets
 from . import levels, networks, peers, report
 from .compare import Plan, Row, accuracy, compare
@@ -118,9 +119,11 @@ def _network(options: Options, data: networks.Data | None, work: Path, say: Call
 def _result(options: Options, plan: Plan, description: Mapping[str, Any]) -> dict[str, Any]:
     """What is known before measuring, and the rows of an earlier run of the same, if it is to be resumed."""
     machine, versions = describe_machine(), describe_versions(report.PACKAGES)
+    tuned = any(tuning.rates(isa) for isa in instruction_sets())
+    machine["kernels chosen by"] = "the machine's cost table" if tuned else "built-in rules"
     same = {
         "network": dict(description), "peers": [p.name for p in plan.peers], "seconds": plan.seconds,
-        "rounds": plan.rounds, "processor": machine["processor"], "versions": versions, "code": networks.code_digest(),
+        "rounds": plan.rounds, "machine": machine, "versions": versions, "code": networks.code_digest(),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
     rows: list[Row] = []
