@@ -40,7 +40,7 @@ test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" $(ARGS)
 
 # The quick ones; bench-full measures every figure beside all other engines, goes on where it was interrupted, and
-# prints the table. About 16 minutes.
+# prints the table. About 17 minutes.
 bench: setup
 	$(BIN)/python benchmarks/conv_layer.py $(ARGS)
 	$(BIN)/python benchmarks/footprint.py

@@ -51,7 +51,7 @@ PARTS = [
     Part("resnet18", "resnet18", RESNET, ALL_LEVELS, threads=(1, 2), peers=("all",), minutes=7.0),
     Part("resnet18-batch", "resnet18", RESNET[:1], ("native",), (1, 2), (1, 8), ("openvino int8",), minutes=0.8),
     Part("alexnet", "alexnet", ("tsq:wt-a2",), TWO_LEVELS, minutes=1.5),
-    Part("vgg16_bn", "vgg16_bn", ("tsq:wt-a2",), TWO_LEVELS, minutes=3.5),
+    Part("vgg16_bn", "vgg16_bn", ("tsq:wt-a2",), TWO_LEVELS, minutes=5.0),
     Part("mobilenet_v2", "mobilenet_v2", ("tsq:wt-a2", "lsq:w4-a4"), TWO_LEVELS, minutes=1.5),
 ]
 OTHERS = {"binary": 0.4, "footprint": 0.3}

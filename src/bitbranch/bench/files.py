@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import BitbranchError
 from .worker import Worker, WorkerFailure
 
-CONVERSION_LIMIT = 600.0
+CONVERSION_LIMIT = 1200.0
 """Seconds that one conversion may take."""
 
 
