@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ceiling.hpp"
 #include "concat.hpp"
 #include "convolution.hpp"
 #include "encode.hpp"
@@ -356,7 +357,15 @@ NB_MODULE(_core, m) {
   nb::class_<Machine>(m, "Machine").def(
       "__init__",
       [](Machine* self, const std::string& isa, int threads) { new (self) Machine(find_instruction_set(isa), threads); },
-      "isa"_a, "threads"_a);
+      "isa"_a, "threads"_a)
+      .def(
+          "kernel_rate",
+          [](const Machine&, const Kernel& kernel, int taps, int repeat) {
+            const Rate rate = measure_kernel(kernel, taps, repeat);
+            return std::make_pair(rate.seconds, rate.macs);
+          },
+          "kernel"_a, "taps"_a, "repeat"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Seconds and multiply-accumulates of a kernel, run on one tile of so many taps that stays in the first cache.");
 
   nb::class_<Buffer>(m, "Buffer")
       .def(nb::init<size_t>(), "bytes"_a)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +14,12 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import dot, layout
+from . import dot, layout, tuning
 from . import program as p
+from .choice import forced
 from .dot_planner import DotPlanner
 from .planner import Planner, StepInfo
+from .profile import Profile, ProfileRow, ceiling
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -50,47 +51,15 @@ def instruction_sets() -> list[str]:
     return list(_core().instruction_sets())
 
 
+def has_dot_products(isa: str) -> bool:
+    """Whether an instruction set multiplies bytes and adds them up in one instruction."""
+    core = _core()
+    return bool(core.has_fast_dot(core.Machine(isa, 1)))
+
+
 def takes_dot(core: Any, machine: Any, program: p.Program) -> bool:
     """Whether the dot-product path runs a program: where the processor has instructions for it, if it can."""
     return not dot.refuses(program) and bool(core.has_fast_dot(machine))
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """Time of one step of the plan, for one batch."""
-
-    name: str
-    family: str
-    seconds: float
-    """Median."""
-    macs: int
-    """Multiply-accumulates of the batch."""
-
-    @property
-    def gmacs(self) -> float:
-        """10^9 multiply-accumulates per second."""
-        return self.macs / self.seconds / 1e9 if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Where the time of a batch goes.
-
-    Attributes:
-        rows: one per step, in order.
-        seconds: median of the whole call, Python included.
-        images: size of the batch.
-    """
-
-    rows: tuple[ProfileRow, ...]
-    seconds: float
-    images: int
-
-    @property
-    def glue(self) -> float:
-        """Share of the whole call that is not multiply-accumulate steps, 0..1."""
-        arithmetic = sum(row.seconds for row in self.rows if row.macs)
-        return max(0.0, 1 - arithmetic / self.seconds) if self.seconds else 0.0
 
 
 class Engine:
@@ -103,14 +72,23 @@ class Engine:
         threads: of the processor; results do not depend on it.
         isa: an instruction set to force, one of :func:`instruction_sets`; else the environment's ``BITBRANCH_ISA``,
             else the widest.
+        families: families of kernels to force, by a convolution's name, or ``"*"`` for every one where the family is
+            exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
+            depend on it.
 
     Raises:
-        InputError: unknown instruction set, or ``threads`` below 1.
+        InputError: unknown instruction set, ``threads`` below 1, or a family that a named convolution cannot have.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
 
-    def __init__(self, source: p.Program | str | os.PathLike[str], threads: int = 1, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        source: p.Program | str | os.PathLike[str],
+        threads: int = 1,
+        isa: str | None = None,
+        families: Mapping[str, str] | None = None,
+    ) -> None:
         core = _core()
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
@@ -123,9 +101,12 @@ class Engine:
         self.threads = threads
         self.isa = isa
         self._machine = core.Machine(isa, threads)
+        everywhere = os.environ.get("BITBRANCH_FAMILY")
+        self._families = forced(self.program, families or ({"*": everywhere} if everywhere else {}))
+        self._rates = tuning.rates(isa)
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, Planner | DotPlanner] = {}
-        self._dot = takes_dot(core, self._machine, self.program)
+        self._dot = not self._families and takes_dot(core, self._machine, self.program)
         self._part = self._part_size()
 
     def __repr__(self) -> str:
@@ -165,7 +146,11 @@ class Engine:
                 yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
 
     def profile(self, *x: npt.ArrayLike, repeat: int = 20) -> Profile:
-        """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
+        """Median time of every step and of the whole call, over ``repeat`` runs of a batch, beside the ceilings.
+
+        The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
+        each.
+        """
         batch = self.program.check_input(*x)
         n = len(batch[0])
         self._run(batch, None)
@@ -178,7 +163,7 @@ class Engine:
             self._run(batch, steps[-1])  # summed over the parts of the batch
         seconds = np.median(np.asarray(steps), axis=0)
         rows = [
-            ProfileRow(step.name, step.family, float(s), step.macs * n)
+            ProfileRow(step.name, step.family, float(s), step.macs * n, self._ceiling(step))
             for step, s in zip(self._steps(n), seconds, strict=True)
         ]
         return Profile(tuple(rows), float(np.median(whole)), n)
@@ -196,7 +181,10 @@ class Engine:
     def _new_plan(self, capacity: int) -> Planner | DotPlanner:
         plan: Planner | DotPlanner
         arguments = (_core(), self._machine, self.isa, self.program, capacity, self._packed)
-        plan = DotPlanner(*arguments, threads=self.threads) if self._dot else Planner(*arguments)
+        if self._dot:
+            plan = DotPlanner(*arguments, threads=self.threads)
+        else:
+            plan = Planner(*arguments, self._families, self._rates)
         plan.build()
         return plan
 
@@ -217,6 +205,11 @@ class Engine:
 
     def _steps(self, images: int) -> list[StepInfo]:
         return self._plan(min(images, self._part)).steps
+
+    def _ceiling(self, step: StepInfo) -> float | None:
+        """10^9 multiply-accumulates per second of the step's kernel at its best, on all threads."""
+        rate = ceiling(_core(), self.isa, step.family, step.bits) if step.macs else None
+        return None if rate is None else rate * self.threads
 
     def _value(self, plan: Planner | DotPlanner, operation: int, n: int) -> npt.NDArray[np.generic]:
         """Codes or integers that lie in memory."""

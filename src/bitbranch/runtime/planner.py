@@ -10,6 +10,7 @@ already; and the codes of that stream's thresholds. What nothing else reads is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from .choice import DICTIONARIES, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
+from .tuning import Rates
 from .workspace import Stored, Workspace
 
 
@@ -38,16 +40,8 @@ class StepInfo:
     """Multiply-accumulates of one image."""
     completes: tuple[int, ...]
     """The operations whose values are there after this step."""
-
-
-def refuses(program: p.Program) -> str:
-    """Why planar kernels cannot run a program; empty if they can."""
-    for op in program.operations:
-        if isinstance(op, (p.ConvTranspose, p.Concat, p.Upsample)):
-            return f"{op.name}: planar kernels have no {type(op).__name__}"
-        if isinstance(op, p.Threshold) and op.table is not None:
-            return f"{op.name}: planar kernels have no table of codes"
-    return ""
+    bits: int = 0
+    """Of the codes that a convolution reads as bit-planes; 0: bytes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,8 @@ class Planner:
         program: what to run.
         capacity: largest batch.
         packed: packed weights by (operation, family), shared by the plans of an engine.
+        families: family to force, by number of the operation.
+        rates: this machine's, for the instruction set; see :mod:`bitbranch.runtime.tuning`.
     """
 
     core: Any
@@ -98,6 +94,8 @@ class Planner:
     program: p.Program
     capacity: int
     packed: dict[tuple[int, str], Any]
+    families: Mapping[int, str] = field(default_factory=dict)
+    rates: Rates = field(default_factory=dict)
     steps: list[StepInfo] = field(default_factory=list)
     stored: dict[int, list[Stored]] = field(default_factory=dict)
     made: set[int] = field(default_factory=set)
@@ -125,7 +123,10 @@ class Planner:
 
     def _choose(self, i: int, op: p.Conv, out: p.Pair, phase: bool = False) -> Choice:
         source, sextets = self._codes(op.inputs[0]), self._sextets(op.inputs[0])
-        return choose(op, source, out, self._fused(i), self.isa, self.capacity, sextets, phase)
+        family = self.families.get(self.origin[i])
+        return choose(
+            op, source, out, self._fused(i), self.isa, self.capacity, sextets, phase, family, self.rates
+        )  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -349,13 +350,19 @@ class Planner:
         return next((s for s in copies if s.form == self._main_form(target)), copies[0])
 
     def _add(
-        self, operation: int, family: str, macs: int = 0, completes: tuple[int, ...] | None = None, what: str = ""
+        self,
+        operation: int,
+        family: str,
+        macs: int = 0,
+        completes: tuple[int, ...] | None = None,
+        what: str = "",
+        bits: int = 0,
     ) -> None:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         values = (operation,) if completes is None else completes
         done = tuple(self.origin[value] for value in values if self.origin[value] >= 0)
-        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
+        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done, bits))
 
     def _form(self, form: Form) -> Any:
         return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add, form.sextets)
@@ -374,7 +381,8 @@ class Planner:
             self._linear(i, op, fused)
         else:
             self._tiled(i, op, choice, choice.taps, fused)
-        self._add(i, choice.family, op.macs(self.values[op.inputs[0]]), completes=fused.stored)
+        macs = op.macs(self.values[op.inputs[0]])
+        self._add(i, choice.family, macs, completes=fused.stored, bits=choice.form.bits)
         self._made(i, fused)
 
     def _transposed(self, i: int) -> None:
@@ -384,7 +392,7 @@ class Planner:
             assert choice.taps is not None
             self._tiled(i, phase.conv, choice, choice.taps, fused, phase)
             what = f" (phase {k + 1} of {len(parts)})"
-            self._add(i, choice.family, phase.macs, fused.stored if k + 1 == len(parts) else (), what)
+            self._add(i, choice.family, phase.macs, fused.stored if k + 1 == len(parts) else (), what, choice.form.bits)
         self._made(i, fused)
 
     def _made(self, i: int, fused: Fused) -> None:
