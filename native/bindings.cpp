@@ -7,13 +7,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "buffer.hpp"
 #include "convolution.hpp"
 #include "encode.hpp"
 #include "instruction_sets.hpp"
@@ -45,25 +43,6 @@ template <class T>
 const T* hold(Keep& keep, const MaybeArray<T>& array) {
   return array ? hold(keep, *array) : nullptr;
 }
-
-// Zeroed memory that starts on a cache line.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : size_((bytes + 63) / 64 * 64), data_(static_cast<uint8_t*>(std::aligned_alloc(64, size_))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, size_);
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_;
-  uint8_t* data_;
-};
 
 struct HeldView : View {
   std::shared_ptr<Buffer> buffer;
@@ -300,7 +279,7 @@ NB_MODULE(_core, m) {
       "isa"_a, "threads"_a);
 
   nb::class_<Buffer>(m, "Buffer")
-      .def(nb::init<size_t>(), "bytes"_a)
+      .def(nb::init<size_t, uint8_t>(), "bytes"_a, "fill"_a = 0)
       .def_prop_ro("size", &Buffer::size)
       .def(
           "array",

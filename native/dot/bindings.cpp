@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../buffer.hpp"
 #include "../run_binding.hpp"
 #include "steps.hpp"
 
@@ -27,7 +28,7 @@ template <class T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 template <class T>
 using MaybeArray = std::optional<Array<T>>;
-using Memory = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Memory = std::shared_ptr<Buffer>;
 using Pair = std::pair<int, int>;
 using Keep = std::vector<std::shared_ptr<void>>;
 
@@ -107,7 +108,8 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
   s.stride_x = stride.second;
   s.bits = bits;
   s.tables = hold(p.keep_, tables);
-  s.scratch = reinterpret_cast<int8_t*>(hold(p.keep_, scratch));
+  s.scratch = reinterpret_cast<int8_t*>(scratch->data());
+  p.keep_.push_back(std::move(scratch));
   s.scratch_chunks = scratch_chunks;
   const uint8_t* const all = hold(p.keep_, weights);
   const int32_t* const starts = hold(p.keep_, start);
@@ -240,7 +242,8 @@ void bind_dot(nb::module_& m) {
           [](HeldDotView* self, Memory memory, int64_t start, int64_t step, int rows, int pitch, int height, int width,
              int channels, bool exact, bool narrow) {
             new (self) HeldDotView;
-            self->base = hold(self->keep, memory) + start;
+            self->base = memory->data() + start;
+            self->keep.push_back(std::move(memory));
             self->step = step;
             self->rows = rows;
             self->pitch = pitch;
@@ -250,7 +253,7 @@ void bind_dot(nb::module_& m) {
             self->exact = exact;
             self->narrow = narrow;
           },
-          nb::kw_only(), "memory"_a.noconvert(), "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
+          nb::kw_only(), "memory"_a, "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
           "channels"_a, "exact"_a, "narrow"_a = false);
 
   nb::class_<HeldDotOp>(m, "DotOp")
@@ -328,7 +331,7 @@ void bind_dot(nb::module_& m) {
       .def("__len__", [](const DotPlan& p) { return p.plan_.size(); })
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
-           "tables"_a.noconvert().none(), "scratch"_a.noconvert(), "scratch_chunks"_a)
+           "tables"_a.noconvert().none(), "scratch"_a, "scratch_chunks"_a)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
