@@ -48,9 +48,41 @@ struct HeldView : View {
   std::shared_ptr<Buffer> buffer;
 };
 
+struct HeldOutput : Epilogue::Output {
+  Keep keep;
+};
+
+// Fixed-point rescaling per channel, padded to whole chunks, and the stream that is added.
+struct HeldStream : Epilogue::Stream {
+  Keep keep;
+};
+
 struct HeldEpilogue : Epilogue {
   Keep keep;
 };
+
+// Of accumulators within acc_lo .. acc_hi.
+std::shared_ptr<std::vector<Rescale>> rescales(Array<int32_t> multiplier, Array<uint8_t> shift, Array<int64_t> offset,
+                                               int64_t lo, int64_t hi, int64_t acc_lo, int64_t acc_hi, int32_t sum_lo,
+                                               int32_t sum_hi) {
+  const size_t channels = multiplier.size();
+  auto all = std::make_shared<std::vector<Rescale>>((channels + kChunk - 1) / kChunk * kChunk);
+  for (size_t c = 0; c < channels; ++c) {
+    Rescale& r = (*all)[c];
+    r.multiplier = multiplier.data()[c];
+    r.shift = shift.data()[c];
+    r.offset = offset.data()[c] + (r.shift > 0 ? int64_t{1} << (r.shift - 1) : 0);
+    r.lo = lo;
+    r.hi = hi;
+    r.sum_lo = sum_lo;
+    r.sum_hi = sum_hi;
+    for (const int64_t acc : {acc_lo, acc_hi}) {
+      const int64_t shifted = (acc * r.multiplier + r.offset) >> r.shift;
+      r.narrow = r.narrow && shifted == static_cast<int32_t>(shifted);
+    }
+  }
+  return all;
+}
 
 const InstructionSet* find_instruction_set(const std::string& name) {
   for (const InstructionSet* set : instruction_sets())
@@ -103,12 +135,6 @@ class HeldPlan {
   Keep keep_;
 };
 
-Window window_of(std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
-                 std::pair<int, int> dilation) {
-  return {kernel.first,    kernel.second,   stride.first,   stride.second,
-          top_left.first,  top_left.second, dilation.first, dilation.second};
-}
-
 void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
                 int add, const HeldView& target) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
@@ -121,7 +147,7 @@ void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresho
 void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Array<int32_t> offsets,
                      Array<int32_t> first_tap, Array<int32_t> taps, Array<int64_t> weights_at, Array<uint8_t> weights,
                      MaybeArray<uint8_t> dictionary, int64_t second, int word_bytes, int flush, int span, int chunks,
-                     const HeldEpilogue& epilogue) {
+                     const HeldEpilogue& epilogue, std::optional<Window> pool, const HeldEpilogue* before) {
   const auto [family, bits, outputs, pixels] = key_of(kernel);
   Convolution& s = p.add(std::make_unique<Convolution>());
   s.isa = p.isa();
@@ -139,6 +165,12 @@ void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Arr
   s.span = span;
   s.chunks = chunks;
   s.epilogue = p.hold_epilogue(epilogue);
+  if (!pool || !before) return;
+  s.pooled = true;
+  s.window = *pool;
+  s.before = p.hold_epilogue(*before);
+  s.epilogue.whole = false;
+  s.reserve(p.plan_.machine().pool.threads());
 }
 
 void add_linear(HeldPlan& p, nb::handle single, nb::handle several, std::shared_ptr<Buffer> activations, int depth,
@@ -188,17 +220,14 @@ void add_threshold(HeldPlan& p, const HeldView& source, int chunks, const HeldEp
 }
 
 void add_requantize(HeldPlan& p, const HeldView& source, const HeldView& target, int channels,
-                    Array<int32_t> multiplier, Array<uint8_t> shift, Array<int64_t> offset, int64_t lo, int64_t hi) {
+                    const HeldStream& stream) {
   Requantize& s = p.add(std::make_unique<Requantize>());
   s.isa = p.isa();
   s.source = p.hold_view(source);
   s.target = p.hold_view(target);
   s.channels = channels;
-  s.multiplier = hold(p.keep_, multiplier);
-  s.shift = hold(p.keep_, shift);
-  s.offset = hold(p.keep_, offset);
-  s.lo = lo;
-  s.hi = hi;
+  s.rescale = stream.rescale;
+  p.keep_.insert(p.keep_.end(), stream.keep.begin(), stream.keep.end());
 }
 
 void add_add(HeldPlan& p, const HeldView& left, const HeldView& right, const HeldView& target, int channels, int32_t lo,
@@ -214,16 +243,13 @@ void add_add(HeldPlan& p, const HeldView& left, const HeldView& right, const Hel
 }
 
 void add_max_pool_codes(HeldPlan& p, const HeldView& source, const HeldView& target, const Form& form, int chunks,
-                        std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
-                        std::pair<int, int> dilation) {
-  p.add(std::make_unique<MaxPoolCodes>(p.isa(), p.hold_view(source), p.hold_view(target), form, chunks,
-                                       window_of(kernel, stride, top_left, dilation),
+                        const Window& window) {
+  p.add(std::make_unique<MaxPoolCodes>(p.isa(), p.hold_view(source), p.hold_view(target), form, chunks, window,
                                        p.plan_.machine().pool.threads()));
 }
 
 void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& source, const Form& form,
-                       const HeldView& target, int channels, std::pair<int, int> kernel, std::pair<int, int> stride,
-                       std::pair<int, int> top_left, std::pair<int, int> dilation) {
+                       const HeldView& target, int channels, const Window& window) {
   PoolIntegers& s = p.add(std::make_unique<PoolIntegers>());
   s.kind = kind == "max"   ? PoolIntegers::Kind::max
            : kind == "sum" ? PoolIntegers::Kind::sum
@@ -232,7 +258,9 @@ void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& sou
   s.form = form;
   s.target = p.hold_view(target);
   s.channels = channels;
-  s.window = window_of(kernel, stride, top_left, dilation);
+  s.window = window;
+  s.isa = p.isa();
+  s.reserve(p.plan_.machine().pool.threads());
 }
 
 void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
@@ -291,10 +319,10 @@ NB_MODULE(_core, m) {
   nb::class_<Form>(m, "Form")
       .def(
           "__init__",
-          [](Form* self, int bits, bool is_signed, int multiplier, int add) {
-            new (self) Form{bits, is_signed, multiplier, add};
+          [](Form* self, int bits, bool is_signed, int multiplier, int add, bool sextets) {
+            new (self) Form{bits, is_signed, multiplier, add, sextets};
           },
-          "bits"_a, "is_signed"_a, "multiplier"_a, "add"_a)
+          "bits"_a, "is_signed"_a, "multiplier"_a, "add"_a, "sextets"_a = false)
       .def_ro("bits", &Form::bits)
       .def_ro("is_signed", &Form::is_signed)
       .def_ro("multiplier", &Form::multiplier)
@@ -316,16 +344,66 @@ NB_MODULE(_core, m) {
       },
       nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a);
 
+  nb::class_<HeldOutput>(m, "Output", "A copy of the accumulators or of the stream: codes of a form, or integers.")
+      .def(
+          "__init__",
+          [](HeldOutput* self, const HeldView& target, bool of_stream, std::optional<Form> form,
+             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess) {
+            new (self) HeldOutput;
+            self->keep.push_back(target.buffer);
+            self->target = target;
+            self->of_stream = of_stream;
+            self->integers = !form;
+            if (form) self->form = *form;
+            self->limits = hold(self->keep, limits);
+            self->thresholds = thresholds;
+            self->guess = hold(self->keep, guess);
+          },
+          nb::kw_only(), "target"_a, "of_stream"_a = false, "form"_a = nb::none(),
+          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0, "guess"_a.noconvert() = nb::none());
+
+  nb::class_<HeldStream>(m, "Stream", "Accumulators acc_lo .. acc_hi to a stream, and another stream added to it.")
+      .def(
+          "__init__",
+          [](HeldStream* self, Array<int32_t> multiplier, Array<uint8_t> shift, Array<int64_t> offset, int64_t lo,
+             int64_t hi, int64_t acc_lo, int64_t acc_hi, const HeldView* other, int32_t sum_lo, int32_t sum_hi) {
+            new (self) HeldStream;
+            auto all = rescales(multiplier, shift, offset, lo, hi, acc_lo, acc_hi, sum_lo, sum_hi);
+            self->rescale = all->data();
+            self->keep.push_back(std::move(all));
+            if (other) {
+              self->other = *other;
+              self->keep.push_back(other->buffer);
+            }
+          },
+          nb::kw_only(), "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a,
+          "acc_lo"_a, "acc_hi"_a, "other"_a = nb::none(), "sum_lo"_a = 0, "sum_hi"_a = 0);
+
+  nb::class_<Window>(m, "Window")
+      .def(
+          "__init__",
+          [](Window* self, std::pair<int, int> kernel, std::pair<int, int> stride, std::pair<int, int> top_left,
+             std::pair<int, int> dilation) {
+            new (self) Window{kernel.first,    kernel.second,   stride.first,   stride.second,
+                              top_left.first,  top_left.second, dilation.first, dilation.second};
+          },
+          nb::kw_only(), "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a);
+
   nb::class_<HeldEpilogue>(m, "Epilogue")
       .def(
           "__init__",
-          [](HeldEpilogue* self, const HeldView& target, bool wide, int height, int width, int rows, int pitch,
-             int multiplier, MaybeArray<int32_t> constants, MaybeArray<int32_t> border_class,
-             MaybeArray<int32_t> border_terms, int border_classes, std::optional<Form> form,
-             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess) {
+          [](HeldEpilogue* self, const std::vector<const HeldOutput*>& outputs, bool wide, int height, int width,
+             int rows, int pitch, int multiplier, MaybeArray<int32_t> constants, MaybeArray<int32_t> border_class,
+             MaybeArray<int32_t> border_terms, int border_classes, const HeldStream* stream) {
             new (self) HeldEpilogue;
-            self->keep.push_back(target.buffer);
-            self->target = target;
+            for (const HeldOutput* output : outputs) {
+              self->outputs.push_back(*output);
+              self->keep.insert(self->keep.end(), output->keep.begin(), output->keep.end());
+            }
+            if (stream) {
+              self->stream = *stream;
+              self->keep.insert(self->keep.end(), stream->keep.begin(), stream->keep.end());
+            }
             self->wide = wide;
             self->height = height;
             self->width = width;
@@ -336,17 +414,10 @@ NB_MODULE(_core, m) {
             self->border_class = hold(self->keep, border_class);
             self->border_terms = hold(self->keep, border_terms);
             self->border_classes = border_classes;
-            self->integers = !form;
-            if (form) self->form = *form;
-            self->limits = hold(self->keep, limits);
-            self->thresholds = thresholds;
-            self->guess = hold(self->keep, guess);
           },
-          nb::kw_only(), "target"_a, "wide"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a, "multiplier"_a = 1,
+          nb::kw_only(), "outputs"_a, "wide"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a, "multiplier"_a = 1,
           "constants"_a.noconvert() = nb::none(), "border_class"_a.noconvert() = nb::none(),
-          "border_terms"_a.noconvert() = nb::none(), "border_classes"_a = 0, "form"_a = nb::none(),
-          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0,
-          "guess"_a.noconvert() = nb::none());
+          "border_terms"_a.noconvert() = nb::none(), "border_classes"_a = 0, "stream"_a = nb::none());
 
   nb::class_<HeldPlan>(m, "Plan")
       .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
@@ -355,20 +426,20 @@ NB_MODULE(_core, m) {
            "multiplier"_a, "add"_a, "target"_a)
       .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
            "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
-           "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a)
+           "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a,
+           "pool"_a = nb::none(), "before"_a = nb::none())
       .def("linear", add_linear, nb::kw_only(), "single"_a, "several"_a, "activations"_a, "depth"_a,
            "weights"_a.noconvert(), "weight_bytes"_a, "outputs"_a, "epilogue"_a)
       .def("repack", add_repack, nb::kw_only(), "source"_a, "source_form"_a, "target"_a, "target_form"_a, "channels"_a,
            "stride"_a, "phases"_a)
       .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a)
       .def("threshold", add_threshold, nb::kw_only(), "source"_a, "chunks"_a, "epilogue"_a)
-      .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a,
-           "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a)
+      .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a, "stream"_a)
       .def("add", add_add, nb::kw_only(), "left"_a, "right"_a, "target"_a, "channels"_a, "lo"_a, "hi"_a)
       .def("max_pool_codes", add_max_pool_codes, nb::kw_only(), "source"_a, "target"_a, "form"_a, "chunks"_a,
-           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+           "window"_a)
       .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
-           "kernel"_a, "stride"_a, "top_left"_a, "dilation"_a)
+           "window"_a)
       .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
       .def(
           "run",

@@ -10,53 +10,133 @@ namespace {
 constexpr int64_t kGrain = 2048;
 // What finishing a block costs beside them.
 constexpr int64_t kFinish = 64;
+// Rows of windows that are pooled together: more of them share rows, fewer stay in the cache.
+constexpr int kBand = 4;
 // Images whose outputs a linear layer finishes together.
 constexpr int kLinearBlock = 64;
 }  // namespace
 
-void Convolution::sum_tile(int tile, const uint8_t* x, void* sums) const {
+void Convolution::sum_tile(int tile, const uint8_t* x, void* sums, int stride) const {
   Tile t{x, offsets + first_tap[tile], weights + weights_at[tile], taps[tile], dictionary, flush, second, sums,
-         kMaxPixels};
+         stride};
   if (span == 0) return kernel.run(t);
   alignas(64) int16_t part[kChunk * kMaxPixels];
   t.sums = part;
+  t.stride = kMaxPixels;
   int32_t* const total = static_cast<int32_t*>(sums);
   for (int done = 0; done < taps[tile]; done += span) {
     t.taps = std::min(span, taps[tile] - done);
     kernel.run(t);
     for (int r = 0; r < kernel.outputs; ++r)
-      isa->widen(part + r * kMaxPixels, total + r * kMaxPixels, kernel.pixels, done == 0);
+      isa->widen(part + r * kMaxPixels, total + r * stride, kernel.pixels, done == 0);
     t.offsets += t.taps;
     t.weights = static_cast<const uint8_t*>(t.weights) + int64_t{t.taps} * word_bytes;
   }
 }
 
-void Convolution::run(const Run& run) const {
-  const int64_t pixels = run.images * source.image_pixels();
-  const int block_pixels = std::max(kernel.pixels, isa->width);  // whole vectors of the epilogue
-  const int64_t blocks = (pixels + block_pixels - 1) / block_pixels;
+// Whole vectors of the epilogue.
+int Convolution::block_pixels() const { return std::max(kernel.pixels, isa->width); }
+
+// Sums of 8 channels for pixels first .. first + count, whole tiles of them.
+void Convolution::sum_pixels(int chunk, int64_t first, int count, uint8_t* sums, int stride) const {
   const int tiles = kChunk / kernel.outputs;
-  const int sum_bytes = epilogue.wide ? 4 : 2;
-  const int64_t grain = 1 + kGrain / (int64_t{taps[0]} * kChunk + kFinish);
+  for (int tile = 0; tile < tiles; ++tile)
+    for (int p = 0; p < count; p += kernel.pixels)
+      sum_tile(chunk * tiles + tile, source.base + (first + p) * source.pixel_bytes,
+               sums + (int64_t{tile} * kernel.outputs * stride + p) * sum_bytes(), stride);
+}
+
+void Convolution::run(const Run& run) const {
+  if (pooled) return run_pooled(run);
+  const int64_t pixels = run.images * source.image_pixels();
+  const int width = block_pixels();
+  const int64_t blocks = (pixels + width - 1) / width;
+  const int group = epilogue.chunks_per_group();
+  const int64_t groups = (chunks + group - 1) / group;
+  const int64_t grain = 1 + kGrain / ((int64_t{taps[0]} * kChunk + kFinish) * group);
 
   // Pixels outside, channels inside: a block's activations stay in the first cache while the weights stream by.
-  run.pool.parallel(blocks * chunks, grain, [&](int, int64_t begin, int64_t end) {
+  run.pool.parallel(blocks * groups, grain, [&](int, int64_t begin, int64_t end) {
     alignas(64) uint8_t sums[kChunk * kMaxPixels * 4];
     Epilogue::Block block;
     int64_t described = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t index = item / chunks, first = index * block_pixels;
-      const int chunk = static_cast<int>(item % chunks);
+      const int64_t index = item / groups, first = index * width;
       if (index != described) {
-        epilogue.describe(first, static_cast<int>(std::min<int64_t>(block_pixels, pixels - first)), block);
+        epilogue.describe(first, static_cast<int>(std::min<int64_t>(width, pixels - first)), block);
         described = index;
       }
       if (block.segments == 0) continue;
-      for (int tile = 0; tile < tiles; ++tile)
-        for (int p = 0; p < block_pixels; p += kernel.pixels)
-          sum_tile(chunk * tiles + tile, source.base + (first + p) * source.pixel_bytes,
-                   sums + (tile * kernel.outputs * kMaxPixels + p) * sum_bytes);
-      epilogue.finish(chunk, sums, kMaxPixels, block);
+      const int begin_chunk = static_cast<int>(item % groups) * group;
+      for (int chunk = begin_chunk; chunk < std::min(begin_chunk + group, chunks); ++chunk) {
+        sum_pixels(chunk, first, width, sums, kMaxPixels);
+        epilogue.finish(chunk, sums, kMaxPixels, block);
+      }
+    }
+  });
+}
+
+void Convolution::reserve(int threads) {
+  if (!pooled) return;
+  const int rows = std::min(before.height, (kBand - 1) * window.stride_y + (window.kernel_y - 1) * window.dilation_y + 1);
+  const auto whole = [](int pixels) { return (pixels + 2 * kMaxPixels - 1) / kMaxPixels * kMaxPixels; };
+  band_stride_ = whole(rows * before.pitch);
+  pooled_stride_ = whole(kBand * epilogue.width);
+  columns_ = padded_columns(window, before.width, epilogue.width);
+  scratch_bytes_ = (size_t{kChunk} * (band_stride_ + pooled_stride_) + 2 * size_t(columns_)) * sum_bytes() + 63;
+  scratch_bytes_ = scratch_bytes_ / 64 * 64;
+  scratch_.resize(scratch_bytes_ * threads + 63);
+}
+
+// A few rows of windows for 8 channels: the sums of all rows that they see, the largest of each window, the rest.
+template <class Sum>
+void Convolution::pool_band(int64_t image, int band, int chunk, uint8_t* scratch) const {
+  Sum* const sums = reinterpret_cast<Sum*>(scratch);
+  Sum* const largest = sums + ptrdiff_t{kChunk} * band_stride_;
+  const int height = before.height, width = before.width, pitch = before.pitch;
+  const int top = band * kBand, bottom = std::min(top + kBand, epilogue.height);
+  const int first_row = std::max(0, top * window.stride_y - window.top);
+  const int last_row = std::min(
+      height - 1, (bottom - 1) * window.stride_y - window.top + (window.kernel_y - 1) * window.dilation_y);
+  const int64_t first = (image * before.rows + first_row) * pitch;
+  const int count = (last_row - first_row) * pitch + width;
+  sum_pixels(chunk, first, count, scratch, band_stride_);
+  Epilogue::Block block;
+  for (int p = 0; before.constants && p < count; p += kMaxPixels) {
+    before.describe(first + p, std::min(kMaxPixels, count - p), block);
+    before.finish(chunk, sums + p, band_stride_, block);
+  }
+  for (int r = 0; r < kChunk; ++r)
+    for (int y = top; y < bottom; ++y) {
+      const Sum* const image_sums = sums + ptrdiff_t{r} * band_stride_ - ptrdiff_t{first_row} * pitch;
+      WindowRow row = window_row(window, y, image_sums, height, width, pitch);
+      row.out = largest + ptrdiff_t{r} * pooled_stride_ + ptrdiff_t{y - top} * epilogue.width;
+      row.count = epilogue.width;
+      row.columns = columns_;
+      row.scratch = largest + ptrdiff_t{kChunk} * pooled_stride_;
+      (sizeof(Sum) == 2 ? isa->max_row16 : isa->max_row32)(row);
+    }
+  const int pooled_count = (bottom - top) * epilogue.width;
+  const int64_t to = (image * epilogue.height + top) * epilogue.width;
+  for (int p = 0; p < pooled_count; p += kMaxPixels) {
+    epilogue.describe(to + p, std::min(kMaxPixels, pooled_count - p), block);
+    epilogue.finish(chunk, largest + p, pooled_stride_, block);
+  }
+}
+
+void Convolution::run_pooled(const Run& run) const {
+  const int64_t bands = (epilogue.height + kBand - 1) / kBand;
+  const int group = epilogue.chunks_per_group();
+  const int64_t groups = (chunks + group - 1) / group;
+  run.pool.parallel(run.images * bands * groups, 1, [&](int part, int64_t begin, int64_t end) {
+    const auto aligned = (reinterpret_cast<uintptr_t>(scratch_.data()) + 63) / 64 * 64;
+    uint8_t* const scratch = reinterpret_cast<uint8_t*>(aligned) + scratch_bytes_ * part;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / (bands * groups);
+      const int band = static_cast<int>(item / groups % bands), first = static_cast<int>(item % groups) * group;
+      for (int chunk = first; chunk < std::min(first + group, chunks); ++chunk)
+        if (epilogue.wide) pool_band<int32_t>(image, band, chunk, scratch);
+        else pool_band<int16_t>(image, band, chunk, scratch);
     }
   });
 }

@@ -1,7 +1,10 @@
 // The steps that multiply and accumulate.
 #pragma once
+#include <vector>
+
 #include "epilogue.hpp"
 #include "step.hpp"
+#include "window.hpp"
 
 namespace bitbranch {
 
@@ -25,10 +28,28 @@ class Convolution final : public Step {
   int chunks = 0;
   Epilogue epilogue;
 
+  // The largest sums of windows, if they are taken: `before` makes accumulators of sums as far as windows need them,
+  // `epilogue` has the pixels of the pooled image, without pads.
+  bool pooled = false;
+  Window window{};
+  Epilogue before;
+
+  void reserve(int threads);  // when all of the above is there
   void run(const Run& run) const override;
 
  private:
-  void sum_tile(int tile, const uint8_t* x, void* sums) const;
+  void sum_tile(int tile, const uint8_t* x, void* sums, int stride) const;
+  void sum_pixels(int chunk, int64_t first, int count, uint8_t* sums, int stride) const;
+  int block_pixels() const;
+  int sum_bytes() const { return epilogue.wide ? 4 : 2; }
+  void run_pooled(const Run& run) const;
+  template <class Sum>
+  void pool_band(int64_t image, int band, int chunk, uint8_t* scratch) const;
+
+  int band_stride_ = 0, pooled_stride_ = 0;  // elements of a channel's sums in a band, before and after
+  int columns_ = 0;                          // see WindowRow
+  size_t scratch_bytes_ = 0;
+  mutable std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_]
 };
 
 // Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth].

@@ -7,8 +7,10 @@
 namespace bitbranch {
 
 void Epilogue::describe(int64_t first, int count, Block& block) const {
+  block.first = first;
   block.pixels = count;
   block.segments = block.border_pixels = 0;
+  std::memset(block.exists, 0, sizeof block.exists);
   const int64_t row = first / pitch;
   int64_t image = row / rows;
   int y = static_cast<int>(row % rows), x = static_cast<int>(first % pitch);
@@ -16,7 +18,8 @@ void Epilogue::describe(int64_t first, int count, Block& block) const {
     const int here = std::min(count - p, pitch - x);
     const int used = y < height ? std::min(here, width - x) : 0;
     if (used > 0) {
-      block.segment[block.segments++] = {p, used, target.pixel(image, y, x)};
+      block.segment[block.segments++] = {p, used, image, y, x};
+      std::memset(block.exists + p, 0xff, static_cast<size_t>(used));
       if (border_class) {
         const int32_t* const classes = border_class + int64_t{y} * pitch + x;
         for (int i = 0; i < used; ++i)
@@ -51,15 +54,109 @@ void Epilogue::correct(int chunk, Sum* sums, ptrdiff_t stride, const Block& bloc
   }
 }
 
-void Epilogue::scatter(const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
+void Epilogue::scatter(const View& target, const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
                        const Block& block) const {
   const int size = target.pixel_bytes;
-  for (int plane = 0; plane < planes; ++plane)
-    for (int s = 0; s < block.segments; ++s) {
-      const Segment& segment = block.segment[s];
-      std::memcpy(target.at(first_plane + plane, segment.to), packed + plane * packed_stride + segment.from * size,
+  for (int s = 0; s < block.segments; ++s) {
+    const Segment& segment = block.segment[s];
+    const int64_t to = target.pixel(segment.image, segment.y, segment.x);
+    for (int plane = 0; plane < planes; ++plane)
+      std::memcpy(target.at(first_plane + plane, to), packed + plane * packed_stride + segment.from * size,
                   static_cast<size_t>(segment.count) * size);
+  }
+}
+
+// The same pixels of one plane back into a block.
+void Epilogue::gather(const View& target, uint8_t* packed, int plane, const Block& block) const {
+  for (int s = 0; s < block.segments; ++s) {
+    const Segment& segment = block.segment[s];
+    std::memcpy(packed + segment.from, target.at(plane, target.pixel(segment.image, segment.y, segment.x)),
+                static_cast<size_t>(segment.count));
+  }
+}
+
+int Epilogue::chunks_per_group() const {
+  int chunks = 1;
+  for (const Output& output : outputs) chunks = std::max(chunks, output.integers ? 1 : output.form.chunks_per_group());
+  return chunks;
+}
+
+void Epilogue::write_integers(const View& target, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                              const Block& block) const {
+  alignas(64) int32_t widened[kChunk * kMaxPixels];
+  if (!are_wide) {
+    for (int r = 0; r < kChunk; ++r)
+      isa->to_int32(static_cast<const int16_t*>(values) + r * stride, widened + r * kMaxPixels, block.pixels);
+    values = widened;
+    stride = kMaxPixels;
+  }
+  scatter(target, static_cast<const uint8_t*>(values), stride * 4, kChunk, chunk * kChunk, block);
+}
+
+void Epilogue::write(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                     const Block& block) const {
+  const View& target = output.target;
+  if (output.integers) return write_integers(target, chunk, values, are_wide, stride, block);
+  const Form& form = output.form;
+  const int group = chunk / form.chunks_per_group(), third = chunk % form.chunks_per_group();
+  const int first_plane = group * form.planes_per_group();
+  const bool in_place = whole && form.bits != 0 && flat(target);
+  alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
+  Codes codes{};
+  codes.sums = values;
+  codes.stride = static_cast<int>(stride);
+  codes.pixels = block.pixels;
+  codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
+  codes.thresholds = output.thresholds;
+  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
+  codes.multiplier = form.multiplier;
+  codes.add = form.add;
+  codes.third = third;
+  // Whole vectors of every plane belong to the block, so its pads may be written with zeros.
+  codes.packed = in_place ? target.at(first_plane, block.first) : packed;
+  codes.packed_stride = in_place ? target.stride : static_cast<ptrdiff_t>(kMaxPixels) * target.pixel_bytes;
+  codes.exists = in_place ? block.exists : nullptr;
+  // The planes of this third of a group; the first may be begun already.
+  const int begin = form.sextets ? third * kChunk * form.bits / 6 : 0;
+  const int end = form.sextets ? ((third + 1) * kChunk * form.bits + 5) / 6 : form.planes_per_group();
+  if (!in_place && third > 0) gather(target, packed + begin * codes.packed_stride, first_plane + begin, block);
+  (are_wide ? isa->codes32 : isa->codes16)(form.packing(), codes);
+  if (!in_place)
+    scatter(target, packed + begin * codes.packed_stride, codes.packed_stride, end - begin, first_plane + begin, block);
+}
+
+void Epilogue::finish_stream(int chunk, const void* sums, ptrdiff_t stride, const Block& block) const {
+  alignas(64) int32_t buffer[kChunk * kMaxPixels], gathered[kMaxPixels];
+  int32_t* values = buffer;
+  ptrdiff_t values_stride = kMaxPixels;
+  const Output* direct = nullptr;  // the copy that is computed where it belongs
+  for (const Output& output : outputs)
+    if (whole && output.of_stream && output.integers && flat(output.target)) direct = &output;
+  if (direct) {
+    values = reinterpret_cast<int32_t*>(direct->target.at(int64_t{chunk} * kChunk, block.first));
+    values_stride = direct->target.stride / 4;
+  }
+  for (int r = 0; r < kChunk; ++r) {
+    const int64_t channel = int64_t{chunk} * kChunk + r;
+    const int32_t* other = nullptr;
+    if (stream.other.base && flat(stream.other)) {
+      other = reinterpret_cast<const int32_t*>(stream.other.at(channel, block.first));
+    } else if (stream.other.base) {
+      for (int s = 0; s < block.segments; ++s) {
+        const Segment& segment = block.segment[s];
+        std::memcpy(gathered + segment.from,
+                    stream.other.at(channel, stream.other.pixel(segment.image, segment.y, segment.x)),
+                    static_cast<size_t>(segment.count) * 4);
+      }
+      other = gathered;
     }
+    int32_t* const out = values + r * values_stride;
+    const Rescale& rescale = stream.rescale[channel];
+    if (wide) isa->rescale32(rescale, static_cast<const int32_t*>(sums) + r * stride, other, out, block.pixels);
+    else isa->rescale16(rescale, static_cast<const int16_t*>(sums) + r * stride, other, out, block.pixels);
+  }
+  for (const Output& output : outputs)
+    if (output.of_stream && &output != direct) write(output, chunk, values, true, values_stride, block);
 }
 
 void Epilogue::finish(int chunk, void* sums, ptrdiff_t stride, const Block& block) const {
@@ -67,34 +164,9 @@ void Epilogue::finish(int chunk, void* sums, ptrdiff_t stride, const Block& bloc
     if (wide) correct(chunk, static_cast<int32_t*>(sums), stride, block);
     else correct(chunk, static_cast<int16_t*>(sums), stride, block);
   }
-
-  if (integers) {
-    alignas(64) int32_t widened[kChunk * kMaxPixels];
-    const int32_t* out = static_cast<const int32_t*>(sums);
-    if (!wide) {
-      for (int r = 0; r < kChunk; ++r)
-        isa->to_int32(static_cast<const int16_t*>(sums) + r * stride, widened + r * kMaxPixels, block.pixels);
-      out = widened;
-      stride = kMaxPixels;
-    }
-    scatter(reinterpret_cast<const uint8_t*>(out), stride * 4, kChunk, chunk * kChunk, block);
-    return;
-  }
-
-  alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
-  Codes codes{};
-  codes.sums = sums;
-  codes.stride = static_cast<int>(stride);
-  codes.pixels = block.pixels;
-  codes.limits = limits + int64_t{chunk} * kChunk * thresholds;
-  codes.thresholds = thresholds;
-  codes.guess = guess ? guess + int64_t{chunk} * kChunk * 2 : nullptr;
-  codes.multiplier = form.multiplier;
-  codes.add = form.add;
-  codes.packed = packed;
-  (wide ? isa->codes32 : isa->codes16)(form.bits, codes);
-  scatter(packed, static_cast<ptrdiff_t>(kMaxPixels) * target.pixel_bytes, form.planes_per_chunk(),
-          chunk * form.planes_per_chunk(), block);
+  for (const Output& output : outputs)
+    if (!output.of_stream) write(output, chunk, sums, wide, stride, block);
+  if (stream.rescale) finish_stream(chunk, sums, stride, block);
 }
 
 }  // namespace bitbranch

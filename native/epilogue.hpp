@@ -1,5 +1,8 @@
-// What happens to a block of sums: to accumulators, to codes or integers, to where the next layer wants them.
+// What happens to a block of sums: to accumulators, to a residual stream, and of either to codes or integers, where
+// the next layers want them.
 #pragma once
+#include <vector>
+
 #include "kernels.hpp"
 #include "view.hpp"
 
@@ -18,29 +21,48 @@ struct Epilogue {
   const int32_t* border_terms = nullptr;   // [chunks][classes][8]
   int border_classes = 0;
 
-  Form form;                        // of the codes
-  bool integers = false;            // int32 planes instead of codes
-  const int32_t* limits = nullptr;  // see Codes::limits, [chunks * 8][thresholds]
-  int thresholds = 0;
-  const float* guess = nullptr;     // see Codes::guess, [chunks * 8][2]
-  View target;
+  // A residual stream of the accumulators: rescaled, and added to another stream if there is one.
+  struct Stream {
+    const Rescale* rescale = nullptr;  // [chunks * 8]; null: there is no stream
+    View other;                        // int32; without a base: nothing is added
+  };
+  Stream stream;
+
+  // One copy of a value in one form.
+  struct Output {
+    bool of_stream = false;  // else of the accumulators
+    bool integers = false;   // int32 planes instead of codes
+    Form form;                        // of the codes
+    const int32_t* limits = nullptr;  // see Codes::limits, [chunks * 8][thresholds]
+    int thresholds = 0;
+    const float* guess = nullptr;     // see Codes::guess, [chunks * 8][2]
+    View target;
+  };
+  std::vector<Output> outputs;
+  bool whole = true;  // whether blocks begin with whole vectors and end with them or with the last image
 
   struct Segment {
     int from, count;  // pixels of the block
-    int64_t to;       // first pixel in the target
+    int64_t image;
+    int y, x;
   };
   struct BorderPixel {
     int pixel, border_class;
   };
-  // The pixels of a block that exist, as pieces of rows.
+  // The pixels of a block that exist, as pieces of rows and as a mask of bytes.
   struct Block {
+    int64_t first = 0;
     int pixels = 0, segments = 0, border_pixels = 0;
     Segment segment[kMaxPixels];
     BorderPixel border[kMaxPixels];
+    alignas(64) uint8_t exists[kMaxPixels];
   };
 
   // Describes pixels first .. first + count.
   void describe(int64_t first, int count, Block& block) const;
+
+  // Chunks that one thread finishes one after the other.
+  int chunks_per_group() const;
 
   // Finishes 8 channels of a block. `sums` [8][stride] of int16 or int32 may be changed.
   void finish(int chunk, void* sums, ptrdiff_t stride, const Block& block) const;
@@ -48,7 +70,16 @@ struct Epilogue {
  private:
   template <class Sum>
   void correct(int chunk, Sum* sums, ptrdiff_t stride, const Block& block) const;
-  void scatter(const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane, const Block& block) const;
+  void finish_stream(int chunk, const void* sums, ptrdiff_t stride, const Block& block) const;
+  void write(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+             const Block& block) const;
+  void write_integers(const View& target, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                      const Block& block) const;
+  void scatter(const View& target, const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
+               const Block& block) const;
+  void gather(const View& target, uint8_t* packed, int plane, const Block& block) const;
+  // Whether a block's pixels lie in the view as they lie in the block.
+  bool flat(const View& view) const { return view.rows == rows && view.pitch == pitch; }
 };
 
 }  // namespace bitbranch

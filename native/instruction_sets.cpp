@@ -15,7 +15,7 @@ namespace bitbranch {
 extern const InstructionSet kScalar;
 extern const DotSet kDotScalar;
 #if defined(BITBRANCH_X86)
-extern const InstructionSet kAvx2, kAvx512;
+extern const InstructionSet kAvx2, kAvx512, kAvx512Vbmi;
 extern const DotSet kDotAvx2, kDotAvx512;
 #endif
 #if defined(BITBRANCH_DOT)
@@ -52,10 +52,10 @@ bool tiles_allowed() {
 // The sets of this processor, the widest first: planar kernels, and those of the dot-product path under their name.
 std::vector<InstructionSet> usable_sets() {
   std::vector<InstructionSet> usable;
-  const auto add = [&](bool runs, const InstructionSet& planar, const DotSet& dot) {
+  const auto add = [&](const char* name, bool runs, const InstructionSet& planar, const DotSet& dot) {
     if (!runs) return;
     usable.push_back(planar);
-    usable.back().name = dot.name;
+    usable.back().name = name;
     usable.back().dot = &dot;
   };
 #if defined(BITBRANCH_X86)
@@ -64,19 +64,22 @@ std::vector<InstructionSet> usable_sets() {
   const bool avx2 = __builtin_cpu_supports("avx2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi");
 #if defined(BITBRANCH_DOT)
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const Features features = processor_features();
-  add(vnni && features.amx_int8 && tiles_allowed(), kAvx512, kDotAmx);
-  add(vnni, kAvx512, kDotAvx512Vnni);
+  const InstructionSet& planar512 = vbmi ? kAvx512Vbmi : kAvx512;
+  add("amx", vnni && features.amx_int8 && tiles_allowed(), planar512, kDotAmx);
+  add("avx512_vnni", vnni, planar512, kDotAvx512Vnni);
 #endif
-  add(avx512, kAvx512, kDotAvx512);
+  add("avx512_vbmi", vbmi, kAvx512Vbmi, kDotAvx512);
+  add("avx512", avx512, kAvx512, kDotAvx512);
 #if defined(BITBRANCH_DOT)
-  add(avx2 && features.avx_vnni, kAvx2, kDotAvxVnni);
+  add("avx_vnni", avx2 && features.avx_vnni, kAvx2, kDotAvxVnni);
 #endif
-  add(avx2, kAvx2, kDotAvx2);
+  add("avx2", avx2, kAvx2, kDotAvx2);
 #endif
-  add(true, kScalar, kDotScalar);
+  add("scalar", true, kScalar, kDotScalar);
   return usable;
 }
 }  // namespace

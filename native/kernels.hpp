@@ -17,7 +17,7 @@ struct Tile {
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form
   int taps;                   // linear: depth / 2
-  const uint8_t* dictionary;  // [words][16], dictionary family only
+  const uint8_t* dictionary;  // [words][16], [words][64] for sextets
   int flush;                  // taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
@@ -26,6 +26,9 @@ struct Tile {
 
 // A row of the table. Families:
 //   dictionary     planes of `bits`-bit codes x dictionary words of 4 weights, lanes are pixels, int16 sums
+//   sextets        planes of six bits x dictionary words of 6 / bits weights, lanes are pixels, int16 sums;
+//                  up to 32 words, stored times 8
+//   sextets64      the same, up to 256 words
 //   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes
@@ -49,7 +52,34 @@ struct Codes {
   const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
                           // k for the k-th limit; scale 0: limits are too uneven for that
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add
-  uint8_t* packed;        // planes of kMaxPixels pixels: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`
+  uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
+  ptrdiff_t packed_stride;  // bytes from plane to plane
+  const uint8_t* exists;  // [pixels] 0xff, or 0 for a pixel whose bytes become 0; null: all exist. Not for bytes.
+  int third;              // sextets: which 8 of the 24 channels; they are added to planes that the ones before began
+};
+
+// Fixed-point rescaling of one channel's accumulators: (acc * multiplier + offset) >> shift, saturated; and another
+// stream added to that, if there is one, and saturated again.
+struct Rescale {
+  int32_t multiplier = 0;
+  int32_t shift = 0;
+  int64_t offset = 0;              // with the half that rounds
+  int64_t lo = 0, hi = 0;          // within int32
+  int32_t sum_lo = 0, sum_hi = 0;  // of the sum
+  bool narrow = true;              // whether the shifted number fits int32 before it is saturated
+};
+
+// One row of windows over the integers of a channel: down the columns, then along the row, then every `stride`-th.
+struct WindowRow {
+  const void* x;         // first of the rows that exist
+  ptrdiff_t row_stride;  // elements from one of them to the next
+  int rows;              // at least 1
+  int width;             // of a row
+  int left, kernel, dilation, stride;  // columns of padding, and of the window
+  void* out;
+  int count;
+  void* scratch;  // [2][columns]
+  int columns;    // the padded row's, at least; no window reaches further
 };
 
 struct FloatEncoder {
@@ -71,8 +101,8 @@ struct InstructionSet {
   const Kernel* kernels;
   int kernel_count;
 
-  void (*codes16)(int bits, const Codes&);  // bits 1..4: planes; 0: bytes
-  void (*codes32)(int bits, const Codes&);
+  void (*codes16)(int packing, const Codes&);  // see Form::packing
+  void (*codes32)(int packing, const Codes&);
   void (*widen)(const int16_t* part, int32_t* sums, int count, bool first);
   void (*affine16)(int16_t* sums, int count, int multiplier, int32_t constant);
   void (*affine32)(int32_t* sums, int count, int multiplier, int32_t constant);
@@ -80,15 +110,17 @@ struct InstructionSet {
 
   void (*encode)(const FloatEncoder&, const float* x, uint8_t* out, int count);
   void (*interleave)(const uint8_t* even, const uint8_t* odd, uint8_t* out, int count);
-  void (*requantize)(const int32_t* x, int32_t* y, int64_t count, int64_t multiplier, int shift, int64_t offset,
-                     int64_t lo, int64_t hi);
+  void (*rescale16)(const Rescale& r, const int16_t* acc, const int32_t* other, int32_t* out, int64_t count);
+  void (*rescale32)(const Rescale& r, const int32_t* acc, const int32_t* other, int32_t* out, int64_t count);
   void (*add)(const int32_t* a, const int32_t* b, int32_t* y, int64_t count, int32_t lo, int32_t hi);
   void (*scale)(const int32_t* x, float* y, int64_t count, float scale, float bias);
   void (*pack_ranks)(int bits, const uint16_t* pairs, int stride, uint8_t* const planes[4], int count);
   void (*to_ranks)(const uint8_t* x, uint8_t* out, int add, int shift, int count);
-  void (*max_planes)(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
+  void (*max_planes)(int packing, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2, uint8_t* out,
                      uint8_t* out2, int count);
   void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
+  void (*max_row16)(const WindowRow&);  // padding never wins
+  void (*max_row32)(const WindowRow&);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
 

@@ -2,24 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 namespace bitbranch {
-
-namespace {
-
-struct Range {
-  int begin, end;
-};
-
-// Kernel positions k for which start + k * dilation lies in 0 .. size.
-Range inside(int64_t start, int kernel, int dilation, int size) {
-  const int64_t begin = start < 0 ? (-start + dilation - 1) / dilation : 0;
-  const int64_t end = start < size ? (size - start + dilation - 1) / dilation : 0;
-  return {static_cast<int>(std::min<int64_t>(begin, kernel)), static_cast<int>(std::min<int64_t>(end, kernel))};
-}
-
-}  // namespace
 
 MaxPoolCodes::MaxPoolCodes(const InstructionSet* isa, View source, View target, Form form, int chunks, Window window,
                            int threads)
@@ -38,7 +22,7 @@ MaxPoolCodes::MaxPoolCodes(const InstructionSet* isa, View source, View target, 
 void MaxPoolCodes::larger(Planes a, Planes b, uint8_t* out, int64_t pixels) const {
   const int count = static_cast<int>(pixels * source_.pixel_bytes);
   if (form_.bits == 0) isa_->max_bytes(form_.is_signed, a.data, b.data, out, count);
-  else isa_->max_planes(form_.bits, a.data, a.data + a.second, b.data, b.data + b.second, out, out + plane_, count);
+  else isa_->max_planes(form_.packing(), a.data, a.data + a.second, b.data, b.data + b.second, out, out + plane_, count);
 }
 
 void MaxPoolCodes::pool(int64_t image, int64_t plane, uint8_t* scratch) const {
@@ -85,19 +69,39 @@ void MaxPoolCodes::pool(int64_t image, int64_t plane, uint8_t* scratch) const {
 }
 
 void MaxPoolCodes::run(const Run& run) const {
-  const int units = chunks_ * form_.planes_per_chunk() / joint_;
+  const int units = form_.groups(chunks_) * form_.planes_per_group() / joint_;
   run.pool.parallel(int64_t{run.images} * units, plain_grain(joint_ * plane_), [&](int part, int64_t begin, int64_t end) {
     uint8_t* const scratch = scratch_.data() + size_t{4} * joint_ * plane_ * part;
     for (int64_t item = begin; item < end; ++item) pool(item / units, item % units * joint_, scratch);
   });
 }
 
+void PoolIntegers::reserve(int threads) {
+  if (kind == Kind::max) scratch_.resize(size_t{8} * padded_columns(window, source.width, target.width) * threads);
+}
+
+void PoolIntegers::largest(int64_t image, int64_t channel, uint8_t* scratch) const {
+  const auto* const first = reinterpret_cast<const int32_t*>(source.at(channel, source.pixel(image, 0, 0)));
+  for (int y = 0; y < target.height; ++y) {
+    WindowRow row = window_row(window, y, first, source.height, source.width, source.pitch);
+    row.out = target.at(channel, target.pixel(image, y, 0));
+    row.count = target.width;
+    row.columns = padded_columns(window, source.width, target.width);
+    row.scratch = scratch;
+    isa->max_row32(row);
+  }
+}
+
 void PoolIntegers::run(const Run& run) const {
   const Window& w = window;
   const int64_t work = int64_t{target.height} * target.width * w.kernel_y * w.kernel_x;
-  run.pool.parallel(int64_t{run.images} * channels, plain_grain(work), [&](int, int64_t begin, int64_t end) {
+  run.pool.parallel(int64_t{run.images} * channels, plain_grain(work), [&](int part, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / channels, c = item % channels;
+      if (kind == Kind::max) {
+        largest(image, c, scratch_.data() + scratch_.size() / run.pool.threads() * part);
+        continue;
+      }
       const auto value = [&](int64_t pixel) -> int32_t {
         if (kind != Kind::sum_bytes) return *reinterpret_cast<const int32_t*>(source.at(c, pixel));
         const uint8_t byte = source.at(c / 2, pixel)[c % 2];
@@ -108,13 +112,10 @@ void PoolIntegers::run(const Run& run) const {
           const int64_t row = int64_t{y} * w.stride_y - w.top, column = int64_t{x} * w.stride_x - w.left;
           const Range rows = inside(row, w.kernel_y, w.dilation_y, source.height);
           const Range columns = inside(column, w.kernel_x, w.dilation_x, source.width);
-          int64_t total = kind == Kind::max ? std::numeric_limits<int32_t>::min() : 0;
+          int64_t total = 0;
           for (int i = rows.begin; i < rows.end; ++i) {
             const int64_t pixel = source.pixel(image, row + int64_t{i} * w.dilation_y, column);
-            for (int j = columns.begin; j < columns.end; ++j) {
-              const int32_t v = value(pixel + int64_t{j} * w.dilation_x);
-              total = kind == Kind::max ? std::max<int64_t>(total, v) : total + v;
-            }
+            for (int j = columns.begin; j < columns.end; ++j) total += value(pixel + int64_t{j} * w.dilation_x);
           }
           *reinterpret_cast<int32_t*>(target.at(c, target.pixel(image, y, x))) = static_cast<int32_t>(total);
         }

@@ -3,12 +3,9 @@
 #include <vector>
 
 #include "step.hpp"
+#include "window.hpp"
 
 namespace bitbranch {
-
-struct Window {
-  int kernel_y, kernel_x, stride_y, stride_x, top, left, dilation_y, dilation_x;
-};
 
 // Largest code of each window, on bit-planes or bytes as they are: first down the columns of a whole plane, then along
 // its rows, then every stride-th.
@@ -49,8 +46,15 @@ class PoolIntegers final : public Step {
   Form form;
   int channels = 0;
   Window window{};
+  const InstructionSet* isa = nullptr;
 
+  void reserve(int threads);  // when all of the above is there
   void run(const Run& run) const override;
+
+ private:
+  void largest(int64_t image, int64_t channel, uint8_t* scratch) const;
+
+  mutable std::vector<uint8_t> scratch_;
 };
 
 }  // namespace bitbranch

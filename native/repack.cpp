@@ -9,7 +9,15 @@ namespace {
 
 // The numbers stored at one pixel for 8 channels.
 void read_chunk(const View& view, const Form& form, int chunk, int64_t pixel, uint8_t out[kChunk]) {
-  const uint8_t* const p = view.at(int64_t{chunk} * form.planes_per_chunk(), pixel);
+  if (form.sextets) {
+    const int per_plane = 6 / form.bits;
+    for (int i = 0; i < kChunk; ++i) {
+      const int channel = chunk * kChunk + i, place = channel % per_plane * form.bits;
+      out[i] = static_cast<uint8_t>(view.at(channel / per_plane, pixel)[0] >> place & ((1 << form.bits) - 1));
+    }
+    return;
+  }
+  const uint8_t* const p = view.at(int64_t{chunk} * form.planes_per_group(), pixel);
   switch (form.bits) {
     case 0:
       for (int i = 0; i < 4; ++i) std::memcpy(out + 2 * i, p + i * view.stride, 2);
@@ -61,7 +69,7 @@ void Repack::convert_row(int chunk, int64_t first, const View& out, int64_t at, 
     }
     return;
   }
-  const int used = std::min(kChunk, channels - chunk * kChunk), planes = to.planes_per_chunk();
+  const int used = std::min(kChunk, channels - chunk * kChunk), planes = to.planes_per_group();
   for (int x = 0; x < count; x += kMaxPixels) {
     const int pixels = std::min(kMaxPixels, count - x);
     alignas(64) uint16_t pairs[4][kMaxPixels], picked[kMaxPixels];
@@ -87,9 +95,10 @@ void Repack::convert_row(int chunk, int64_t first, const View& out, int64_t at, 
 
 void Repack::run(const Run& run) const {
   const int64_t phase_count = static_cast<int64_t>(phases.size());
-  const int planes = from.planes_per_chunk();
-  const int chunks = (channels + kChunk - 1) / kChunk;
-  const bool same = from.bits == to.bits && from.multiplier == to.multiplier && from.add == to.add;
+  const int planes = from.planes_per_group();
+  const bool same = from.bits == to.bits && from.sextets == to.sextets && from.multiplier == to.multiplier && from.add == to.add;
+  const int all_chunks = (channels + kChunk - 1) / kChunk;
+  const int chunks = same ? from.groups(all_chunks) : all_chunks;  // or groups of them, where whole planes are copied
   const int64_t work = int64_t{target.height} * target.width * kChunk;
   run.pool.parallel(run.images * chunks * phase_count, plain_grain(work), [&](int, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -118,6 +127,12 @@ Flatten::Flatten(const Form& form) : form_(form) {
   // A byte's numbers weigh 1 and 2 (planes of bits 0 and 1), or 4 and 8; the summand is in the first plane's.
   const int planes = form.bits > 2 ? 2 : 1, channels = form.bits == 1 ? 8 : 4;
   if (form.bits == 0) return;
+  if (form.sextets) {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int c = 0; c < channels; ++c)
+        values_.push_back(static_cast<int16_t>(form.multiplier * (byte >> c * form.bits & ((1 << form.bits) - 1)) + form.add));
+    return;
+  }
   for (int plane = 0; plane < planes; ++plane)
     for (int byte = 0; byte < 256; ++byte)
       for (int c = 0; c < channels; ++c) {
@@ -128,7 +143,7 @@ Flatten::Flatten(const Form& form) : form_(form) {
 }
 
 void Flatten::run(const Run& run) const {
-  const int planes = form_.bits > 2 ? 2 : 1, per_unit = form_.bits == 0 ? 2 : form_.bits == 1 ? 8 : 4;
+  const int planes = form_.bits > 2 ? 2 : 1, per_unit = form_.bits == 0 ? 2 : form_.sextets ? 6 / form_.bits : form_.bits == 1 ? 8 : 4;
   const int units = (channels + per_unit - 1) / per_unit;
   const int64_t plane = int64_t{source.height} * source.width;
   run.pool.parallel(int64_t{run.images} * units, plain_grain(plane * per_unit), [&](int, int64_t begin, int64_t end) {

@@ -54,6 +54,11 @@ class Plan {
   Machine& machine() const { return *machine_; }
   int size() const { return static_cast<int>(steps_.size()); }
   void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+  std::unique_ptr<Step> take() {  // the last one back
+    std::unique_ptr<Step> step = std::move(steps_.back());
+    steps_.pop_back();
+    return step;
+  }
 
   // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given. Every so often
   // asks `interrupted` between two steps, and returns whether it was: the buffers can be used again either way.

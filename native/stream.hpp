@@ -20,10 +20,7 @@ class Requantize final : public Step {
   const InstructionSet* isa = nullptr;
   View source, target;
   int channels = 0;
-  const int32_t* multiplier = nullptr;
-  const uint8_t* shift = nullptr;
-  const int64_t* offset = nullptr;
-  int64_t lo = 0, hi = 0;
+  const Rescale* rescale = nullptr;  // [channels]
 
   void run(const Run& run) const override;
 };

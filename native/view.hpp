@@ -10,6 +10,7 @@ namespace bitbranch {
 // tall image and a convolution tap is a constant distance. Pad pixels are 0 and never written.
 //
 //   codes of 1 and 2 bits   one plane of bytes for 8 and 4 channels: nibbles of the channels' bits
+//   sextets                one plane of bytes for 6 channels of 1 bit or 3 of 2 bits, side by side
 //   codes of 3 and 4 bits   two planes of bytes for 4 channels
 //   bytes                   one plane of byte pairs for 2 channels
 //   integers                one plane of int32 for a channel, without pads
@@ -31,8 +32,14 @@ struct Form {
   int bits = 0;
   bool is_signed = false;
   int multiplier = 1, add = 0;
+  bool sextets = false;  // bits 1 and 2: six bits of neighbouring channels in a byte
 
-  int planes_per_chunk() const { return bits == 1 ? 1 : bits == 2 ? 2 : 4; }  // planes of 8 channels
+  int chunks_per_group() const { return sextets ? 3 : 1; }  // chunks of 8 channels that fill whole planes
+  int planes_per_group() const { return sextets ? 4 * bits : bits == 1 ? 1 : bits == 2 ? 2 : 4; }
+  int groups(int chunks) const { return (chunks + chunks_per_group() - 1) / chunks_per_group(); }
+  int packing() const { return sextets ? kSextets + bits : bits; }  // 0: bytes, 1..4: nibbles
+
+  static constexpr int kSextets = 8;
 };
 
 }  // namespace bitbranch

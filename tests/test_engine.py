@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -91,19 +92,36 @@ class Builder:
         t = np.sort(self.rng.integers(middle - spread, middle + spread, (count, code_type.count - 1)), axis=1)
         return self.add(p.Threshold("threshold", (source,), code_type, t.astype(np.int32)))
 
-    def requantize(self, source: int) -> int:
+    def requantize(self, source: int, negative: bool = True) -> int:
         c = self.values[source].shape[0]
         top = max(abs(self.values[source].lo), abs(self.values[source].hi), 1)
         shift = self.rng.integers(0, 32, c)
-        multiplier = np.clip(self.rng.normal(size=c) * 2.0**shift * 500 / top, -(2**30), 2**30).astype(np.int32)
+        factor = self.rng.normal(size=c) if negative else np.abs(self.rng.normal(size=c))
+        multiplier = np.clip(factor * 2.0**shift * 500 / top, -(2**30), 2**30).astype(np.int32)
         offset = (self.rng.normal(size=c) * 100 * 2.0**shift).astype(np.int64)
         return self.add(p.Requantize("stream", (source,), multiplier, shift.astype(np.uint8), offset, -1000, 900))
+
+    def conv_like(self, source: int, weight_type: CodeType, kernel: int, outputs: int) -> int:
+        """A convolution that keeps the image's size."""
+        pads = ((kernel - 1) // 2, kernel // 2) * 2
+        return self.conv(source, outputs, weight_type, (kernel, kernel), padding=pads)
 
     def program(self, source: int) -> p.Program:
         c, *size = self.values[source].shape
         scale = self.rng.normal(size=c).astype(np.float32)
         self.add(p.Scale("scale", (source,), scale, self.rng.normal(size=c).astype(np.float32)))
-        return p.Program(tuple(self.operations), ((c, *size),), {"name": "test"})
+        return p.Program(self.needed(), ((c, *size),), {"name": "test"})
+
+    def needed(self) -> tuple[p.Operation, ...]:
+        """The operations that the last one depends on."""
+        keep = {len(self.operations) - 1}
+        for i in reversed(range(len(self.operations))):
+            keep.update(self.operations[i].inputs if i in keep else ())
+        number = {old: new for new, old in enumerate(sorted(keep))}
+        return tuple(
+            dataclasses.replace(self.operations[i], inputs=tuple(number[j] for j in self.operations[i].inputs))
+            for i in sorted(keep)
+        )
 
     def batch(self, n: int, uint8: bool = False) -> np.ndarray:
         shape = (n, *self.values[0].shape)
@@ -177,6 +195,48 @@ def networks(draw):
     return b.program(v), b.batch(draw(st.integers(1, 20)), draw(st.booleans()))
 
 
+@st.composite
+def residual_networks(draw):
+    """Blocks of convolutions around a residual stream, as ResNets have them, and all readers that a stream can have."""
+    b = Builder((draw(st.integers(1, 9)), draw(st.integers(3, 17)), draw(st.integers(3, 17))), draw(activations), 0)
+    b.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    channels, weight_type = draw(st.integers(1, 20)), draw(weights)
+    kernel, stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    acc = b.conv_like(0, weight_type, draw(st.integers(1, 3)), channels)
+    stream = b.requantize(acc, negative=draw(st.booleans()))
+    v = b.threshold(acc, draw(activations))
+    if draw(st.booleans()) and kernel <= min(b.values[v].shape[1:]):
+        where = ((kernel, kernel), (stride, stride), (kernel - 1, 0, 0, kernel - 1))
+        v = b.add(p.MaxPool("pool", (v,), *where))
+        stream = b.add(p.MaxPool("pool", (stream,), *where))
+    for _ in range(draw(st.integers(1, 3))):
+        lo = draw(st.sampled_from([-1500, 0, 100]))
+        if draw(st.booleans()):
+            v = b.threshold(b.conv_like(v, weight_type, 3, channels + 3), draw(activations))
+        if draw(st.booleans()):
+            step = draw(st.integers(2, 3))
+            left = b.conv(v, channels, weight_type, (3, 3), padding=(1,) * 4, stride=(step, step))
+            right = b.conv(v, channels, weight_type, stride=(step, step))
+            pair = (b.requantize(left), b.requantize(right, negative=True))
+        else:
+            pair = (b.requantize(b.conv_like(v, weight_type, draw(st.integers(1, 3)), channels)), stream)
+        if b.values[pair[0]].shape != b.values[pair[1]].shape:
+            pair = (pair[0], pair[0])
+        stream = b.add(p.Add("sum", pair if draw(st.booleans()) else pair[::-1], lo, draw(st.integers(150, 1700))))
+        v = b.threshold(stream, draw(activations), draw(st.booleans()))
+        if draw(st.booleans()):  # a second encoding of the same stream
+            other = b.requantize(b.conv_like(b.threshold(stream, draw(activations)), weight_type, 1, channels))
+            stream = b.add(p.Add("sum", (stream, other), -1200, 1200))
+    tail = (
+        b.add(p.Add("sum", (b.requantize(b.conv_like(v, weight_type, 1, channels)), stream), -900, 900))
+        if b.values[v].shape[1:] == b.values[stream].shape[1:]
+        else b.conv_like(v, weight_type, 1, channels)
+    )
+    if draw(st.booleans()):
+        tail = b.add(p.SumPool("average", (b.requantize(tail),), b.values[tail].shape[1:], (1, 1)))
+    return b.program(tail), b.batch(draw(st.integers(1, 5)))
+
+
 def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -202,9 +262,16 @@ def test_network(case, most: int | None) -> None:
         assert_equal(*case)
 
 
+@examples(200)
+@given(residual_networks(), kinds)
+def test_residual_network(case, most: int | None) -> None:
+    with dictionary_bits(most):
+        assert_equal(*case)
+
+
 @pytest.mark.long
 @examples(3000)
-@given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks()), kinds)
+@given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks(), residual_networks()), kinds)
 def test_many(case, most: int | None) -> None:
     with dictionary_bits(most):
         assert_equal(*case)
@@ -232,6 +299,12 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         b = Builder((9, 1, pixels + extra), t(f"u{bits}"), 1)
         v = b.threshold(b.conv(0, outputs + extra, t("t"), (1, 3), padding=(0, 0, 1, 1)), t("u2"))
         n = 1
+    elif family.startswith("sextets"):
+        b = Builder((5, 1, pixels - 2 + extra), t("s8"), 1)
+        v = b.threshold(b.conv(0, 10, t("s8")), t(f"u{bits}"))
+        weight_type = t("t" if family == "sextets" else f"b{bits}")
+        v = b.threshold(b.conv(v, outputs + extra, weight_type, (1, 3), padding=(0, 0, 1, 1)), t("u2"))
+        n = 1
     elif family.startswith("byte"):
         code_type = t("s8" if family == "byte_signed" else "u8")
         b = Builder((10, 2, pixels + extra), code_type, 2)
@@ -242,7 +315,7 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         b = Builder((7, 3, 1), t("u8"), 3)
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
-    program = b.program(b.conv(v, 3, t("s4")) if family == "dictionary" else v)
+    program = b.program(b.conv(v, 3, t("s4")) if family in choice.DICTIONARIES else v)
     with dictionary_bits(4):
         assert_equal(program, b.batch(n), [isa], (1,))
         engine = program.engine(isa=isa)
@@ -448,7 +521,8 @@ def test_profile() -> None:
         if isa not in PLANAR:
             assert families == {"encode", "dot", "max-pool"}
         elif isa != "scalar":
-            assert families >= {"encode", "byte_signed", "dictionary", "max-pool", "linear", "scale"}
+            assert families >= {"encode", "byte_signed", "max-pool", "linear", "scale"}
+            assert families & set(choice.DICTIONARIES)
 
 
 def test_accumulators_reach_the_contract_bound() -> None:

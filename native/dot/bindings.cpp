@@ -157,6 +157,17 @@ void add_window(DotPlan& p, const DotWalk& walk, int channels, const std::vector
   set_window(s, kernel, stride, top_left, dilation, factor);
 }
 
+// Makes one step of the last two, a convolution and the window over it.
+void band(DotPlan& p, int rows, Memory scratch, int64_t scratch_bytes) {
+  auto banded = std::make_unique<DotBanded>();
+  banded->window.reset(static_cast<DotWindow*>(p.plan_.take().release()));
+  banded->convolution.reset(static_cast<DotStep*>(p.plan_.take().release()));
+  banded->band_rows = rows;
+  banded->scratch = hold(p.keep_, scratch);
+  banded->scratch_bytes = scratch_bytes;
+  p.add(std::move(banded));
+}
+
 void add_bytes(DotPlan& p, const HeldDotView& source, const HeldDotView& target, Pair kernel, Pair stride,
                Pair top_left, Pair dilation, Pair factor) {
   DotBytes& s = p.add(std::make_unique<DotBytes>());
@@ -337,6 +348,7 @@ void bind_dot(nb::module_& m) {
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
            "zero"_a = 0, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1}, "top_left"_a = Pair{0, 0},
            "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
+      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a.noconvert(), "scratch_bytes"_a)
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
       .def("encode", add_encode, nb::kw_only(), "input"_a, "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,

@@ -17,27 +17,46 @@ void DotStep::run(const Run& run) const {
   int64_t runs = 1, length = run.images;
   if (walk.kind == DotWalk::Kind::flat) length = int64_t{run.images} * walk.rows * walk.pitch;
   if (walk.kind == DotWalk::Kind::rows) runs = int64_t{run.images} * walk.height, length = walk.width;
-  const int64_t per_run = divide_up(length, kDotPixels), tiles = runs * per_run;
-
-  // Channels outside, pixels inside: a block's weights stay in the cache while the pixels go by.
-  run.pool.parallel(tiles * blocks(), 1 + kWorth / cost(), [&](int part, int64_t begin, int64_t end) {
-    alignas(64) int32_t sums[kDotPixels * kDotOutputs];
-    DotBlock pixels;
-    pixels.sums = sums;
-    int prepared = -1;
+  const int64_t per_run = divide_up(length, kDotPixels);
+  const Tiles tiles{0, per_run, length, runs * per_run};
+  run.pool.parallel(tiles.count * blocks(), 1 + kWorth / cost(), [&](int part, int64_t begin, int64_t end) {
     set->begin();
-    for (int64_t item = begin; item < end; ++item) {
-      const int block = static_cast<int>(item / tiles);
-      const int64_t tile = item % tiles, first = tile % per_run * kDotPixels;
-      const Span span{tile / per_run, first, static_cast<int>(std::min<int64_t>(kDotPixels, length - first))};
-      describe(span, pixels);
-      if (pixels.count == 0) continue;
-      if (block != prepared) prepare(prepared = block, part);
-      fill(run, block, part, span, pixels);
-      finish(run, block, pixels);
-    }
+    run_tiles(run, part, tiles, begin, end, {});
     set->end();
   });
+}
+
+void DotStep::run_rows(const Run& run, int part, int64_t first, int64_t count, const DotBand& band) const {
+  const int64_t per_run = divide_up(walk.width, kDotPixels);
+  const Tiles tiles{first, per_run, walk.width, count * per_run};
+  run_tiles(run, part, tiles, 0, tiles.count * blocks(), band);
+}
+
+// Where the weights of all blocks fit the cache, the blocks of a tile follow one another, so that its pixels are read
+// and written whole; else channels are outside and pixels inside, and a block's weights stay while the pixels go by.
+void DotStep::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
+                        const DotBand& band) const {
+  alignas(64) int32_t sums[kDotPixels * kDotOutputs];
+  DotBlock pixels;
+  pixels.sums = sums;
+  int prepared = -1;
+  int64_t described = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const bool whole = blocks_together();
+    const int block = static_cast<int>(whole ? item % blocks() : item / tiles.count);
+    const int64_t tile = whole ? item / blocks() : item % tiles.count, first = tile % tiles.per_run * kDotPixels;
+    const Span span{tiles.first_run + tile / tiles.per_run, first,
+                    static_cast<int>(std::min<int64_t>(kDotPixels, tiles.length - first))};
+    if (tile != described) describe(span, pixels);
+    described = tile;
+    if (pixels.count == 0) continue;
+    if (whole && prepared < 0)
+      for (int b = 0; b < blocks(); ++b) prepare(b, part);
+    else if (!whole && block != prepared) prepare(block, part);
+    prepared = block;
+    fill(block, part, span, band, pixels);
+    finish(run, block, band, pixels);
+  }
 }
 
 void DotStep::describe(const Span& span, DotBlock& block) const {
@@ -68,7 +87,7 @@ void DotStep::describe(const Span& span, DotBlock& block) const {
   }
 }
 
-void DotStep::finish(const Run& run, int block, DotBlock& pixels) const {
+void DotStep::finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const {
   const int first = first_channel(block), existing = block_channels(block);
   // The last block may write the padding behind the last channel too, in whole vectors.
   const bool whole = first % kDotOutputs == 0 && first + existing == channels;
@@ -98,7 +117,8 @@ void DotStep::finish(const Run& run, int block, DotBlock& pixels) const {
       int n = 0;
       for (int k = 0; k < pixels.segments; ++k) {
         const DotBlock::Segment& s = pixels.segment[k];
-        uint8_t* at = op.view.at(s.image, target_y(s), target_x(s)) + first * (is_bytes ? 1 : op.view.narrow ? 2 : 4);
+        const DotBand& where = op.kind == DotOp::Kind::store && !is_window() ? band : DotBand{};
+        uint8_t* at = where.at(op.view, s.image, target_y(s), target_x(s)) + first * (is_bytes ? 1 : op.view.narrow ? 2 : 4);
         for (int i = 0; i < s.count; ++i, at += step) targets[n++] = at;
       }
     }
@@ -134,10 +154,10 @@ void DotConvolution::expand(const Outputs& o, int first, int chunks, int8_t* out
 
 void DotConvolution::prepare(int block, int part) const {
   const Outputs& o = outputs[block];
-  if (bits < 8 && o.chunks <= scratch_chunks) expand(o, 0, o.chunks, expanded(part));
+  if (bits < 8 && o.chunks <= scratch_chunks) expand(o, 0, o.chunks, expanded(block, part));
 }
 
-void DotConvolution::fill(const Run&, int block, int part, const Span& span, DotBlock& pixels) const {
+void DotConvolution::fill(int block, int part, const Span& span, const DotBand&, DotBlock& pixels) const {
   const Outputs& o = outputs[block];
   DotTile t{};
   switch (walk.kind) {
@@ -161,13 +181,13 @@ void DotConvolution::fill(const Run&, int block, int part, const Span& span, Dot
   t.sums = pixels.sums;
   t.pixels = span.count;
   if (bits == 8 || o.chunks <= scratch_chunks) {
-    t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(part);
+    t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(block, part);
     return set->run(t);
   }
   for (int done = 0; done < o.chunks; done += scratch_chunks) {  // too many for the scratch: piece by piece
     t.chunks = std::min(scratch_chunks, o.chunks - done);
-    expand(o, done, t.chunks, expanded(part));
-    t.weights = expanded(part);
+    expand(o, done, t.chunks, expanded(0, part));
+    t.weights = expanded(0, part);
     set->run(t);
     t.offsets += t.chunks;
     t.quads += t.chunks;
@@ -176,7 +196,7 @@ void DotConvolution::fill(const Run&, int block, int part, const Span& span, Dot
   }
 }
 
-void DotDepthwiseConvolution::fill(const Run&, int block, int, const Span& span, DotBlock& pixels) const {
+void DotDepthwiseConvolution::fill(int block, int, const Span& span, const DotBand&, DotBlock& pixels) const {
   DotDepthwise d{};
   const bool flat = walk.kind == DotWalk::Kind::flat;
   d.x = flat ? source.base + span.first * source.step
@@ -197,7 +217,7 @@ void DotWindow::add(const void* const* from, int count, int multiplier, int32_t*
   else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
-void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) const {
+void DotWindow::fill(int block, int, const Span&, const DotBand& band, DotBlock& pixels) const {
   constexpr int together = 64;
   const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
   const void* from[together];
@@ -207,7 +227,7 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
     const int at_x = p.x + i - done;
     int32_t* const sums = pixels.sums + pixels.row[i] * kDotOutputs;
     if (kind == Kind::nearest) {
-      from[0] = source.at(p.image, p.y / factor_y, at_x / factor_x) + first;
+      from[0] = band.at(source, p.image, p.y / factor_y, at_x / factor_x) + first;
       set->max_sums(from, 1, source.narrow, sums);
       continue;
     }
@@ -225,7 +245,7 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
       between(at_x, factor_x, source.width, x, weight_x);
       for (int a = 0; a < 2; ++a)
         for (int b = 0; b < 2; ++b) {
-          from[0] = source.at(p.image, y[a], x[b]) + first;
+          from[0] = band.at(source, p.image, y[a], x[b]) + first;
           add(from, 1, weight_y[a] * weight_x[b], sums);
         }
       const int all = 4 * factor_y * factor_x * zero;
@@ -247,13 +267,21 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
       }
       count = 0;
     };
-    for (int a = 0; a < kernel_y; ++a) {
+    const int y0 = p.y * stride_y - top, x0 = at_x * stride_x - left;
+    if (kernel_y * kernel_x <= together && y0 >= 0 && x0 >= 0 && y0 + (kernel_y - 1) * dilation_y < source.height &&
+        x0 + (kernel_x - 1) * dilation_x < source.width) {  // all of it inside
+      const uint8_t* row = band.at(source, p.image, y0, x0) + first;
+      const ptrdiff_t down = source.step * source.pitch * dilation_y, across = source.step * dilation_x;
+      for (int a = 0; a < kernel_y; ++a, row += down)
+        for (int b = 0; b < kernel_x; ++b) from[count++] = row + b * across;
+      seen = count;
+    } else for (int a = 0; a < kernel_y; ++a) {
       const int y = p.y * stride_y - top + a * dilation_y;
       if (y < 0 || y >= source.height) continue;
       for (int b = 0; b < kernel_x; ++b) {
         const int x = at_x * stride_x - left + b * dilation_x;
         if (x < 0 || x >= source.width) continue;
-        from[count++] = source.at(p.image, y, x) + first;
+        from[count++] = band.at(source, p.image, y, x) + first;
         ++seen;
         if (count == together - 1) flush();
       }
@@ -262,6 +290,25 @@ void DotWindow::fill(const Run&, int block, int, const Span&, DotBlock& pixels) 
     if (kind == Kind::sum && zero != 0)
       for (int c = 0; c < kDotOutputs; ++c) sums[c] -= seen * zero;
   }
+}
+
+void DotBanded::run(const Run& run) const {
+  const DotWalk &rows = window->walk, &below = convolution->walk;
+  const int64_t bands = divide_up(rows.height, band_rows);
+  run.pool.parallel(run.images * bands, 1, [&](int part, int64_t begin, int64_t end) {
+    convolution->set->begin();
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / bands;
+      const int first = static_cast<int>(item % bands) * band_rows, count = std::min(band_rows, rows.height - first);
+      const int reach = (window->kernel_y - 1) * window->dilation_y + 1;
+      const int from = std::max(0, first * window->stride_y - window->top);
+      const int to = std::min(below.height, (first + count - 1) * window->stride_y - window->top + reach);
+      const DotBand band{scratch + part * scratch_bytes, from};
+      convolution->run_rows(run, part, image * below.height + from, to - from, band);
+      window->run_rows(run, part, image * rows.height + first, count, band);
+    }
+    convolution->set->end();
+  });
 }
 
 void DotBytes::run(const Run& run) const {

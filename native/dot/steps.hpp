@@ -1,6 +1,7 @@
 // Steps of the dot-product path: something that fills tiles of 32 pixels by 32 channels with sums, and a chain of
 // operations that takes them on, block by block, to where the next layers want them.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "../encode.hpp"
@@ -68,10 +69,22 @@ struct DotOp {
   int output = 0;                       // scale: which of the run's
 };
 
+// Rows of one image in memory of their own, instead of in a value that holds them all.
+struct DotBand {
+  uint8_t* memory = nullptr;
+  int first_row = 0;
+
+  uint8_t* at(const DotView& v, int64_t image, int64_t y, int64_t x) const {
+    return memory ? memory + ((y - first_row) * v.pitch + x) * v.step : v.at(image, y, x);
+  }
+};
+
 class DotStep : public Step {
  public:
   DotStep(const DotSet* set, DotWalk walk, int channels) : set(set), walk(walk), channels(channels) {}
   void run(const Run& run) const override;
+  // All blocks of some runs of a walk by rows; what is stored goes to the band, or is read from it.
+  void run_rows(const Run& run, int part, int64_t first, int64_t count, const DotBand& band) const;
 
   const DotSet* set;
   DotWalk walk;
@@ -88,11 +101,17 @@ class DotStep : public Step {
   virtual int block_channels(int block) const;
   virtual int64_t cost() const { return 64; }  // of a tile, in about thousands of multiply-accumulates
   virtual void prepare(int, int) const {}
-  virtual void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const = 0;
+  virtual bool blocks_together() const { return true; }
+  virtual bool is_window() const { return false; }  // reads a band, else stores to it
+  virtual void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const = 0;
 
  private:
+  struct Tiles {
+    int64_t first_run, per_run, length, count;
+  };
+  void run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end, const DotBand& band) const;
   void describe(const Span& span, DotBlock& block) const;
-  void finish(const Run& run, int block, DotBlock& pixels) const;
+  void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
 };
 
 class DotConvolution : public DotStep {
@@ -118,12 +137,18 @@ class DotConvolution : public DotStep {
   int blocks() const override { return static_cast<int>(outputs.size()); }
   int first_channel(int block) const override { return outputs[block].first; }
   int block_channels(int block) const override { return outputs[block].channels; }
+  bool blocks_together() const override {
+    return static_cast<int64_t>(outputs.size()) * outputs[0].chunks <= scratch_chunks;
+  }
   int64_t cost() const override { return 64 + 64 * outputs[0].chunks; }
   void prepare(int block, int part) const override;
-  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
 
  private:
-  int8_t* expanded(int part) const { return scratch + int64_t{part} * scratch_chunks * kDotChunk; }
+  int8_t* expanded(int block, int part) const {
+    const int64_t before = blocks_together() ? int64_t{block} * outputs[0].chunks : 0;
+    return scratch + (int64_t{part} * scratch_chunks + before) * kDotChunk;
+  }
   void expand(const Outputs& o, int first, int chunks, int8_t* out) const;
 };
 
@@ -137,7 +162,7 @@ class DotDepthwiseConvolution : public DotStep {
   const int32_t* start = nullptr;    // [blocks][32]
 
  protected:
-  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
 };
 
 // Sums or the largest of a window of the source, an interpolation, or the source itself.
@@ -153,10 +178,22 @@ class DotWindow : public DotStep {
   int factor_y = 1, factor_x = 1;  // of upsampling
 
  protected:
-  void fill(const Run& run, int block, int part, const Span& span, DotBlock& pixels) const override;
+  bool is_window() const override { return true; }
+  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
 
  private:
   void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
+};
+
+// A convolution and the window over its sums, band by band: the sums stay in the cache.
+class DotBanded : public Step {
+ public:
+  std::unique_ptr<DotStep> convolution;
+  std::unique_ptr<DotWindow> window;
+  int band_rows = 1;         // of the window's output
+  uint8_t* scratch = nullptr;  // [threads][scratch_bytes]
+  int64_t scratch_bytes = 0;
+  void run(const Run& run) const override;
 };
 
 // Codes to codes of the same type: the largest of a window, or pixels repeated.

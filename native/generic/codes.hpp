@@ -54,6 +54,11 @@ static inline void pack_channel(const Codes& c, const Sum* sums, int channel, Ve
   add_channel<Bits, J>(b, high);
 }
 
+// Writes kBytes pixels of a plane; those that do not exist become 0.
+static inline void store_pixels(const Codes& c, int plane, int p, Vector v) {
+  store(c.packed + plane * c.packed_stride + p, c.exists ? and_(v, load(c.exists + p)) : v);
+}
+
 template <int Bits, class Sum>
 static void pack_planes(const Codes& c) {
   for (int p = 0; p < c.pixels; p += kBytes) {
@@ -66,7 +71,7 @@ static void pack_planes(const Codes& c) {
         low = or_(shift_left16<1>(low), a);
         high = or_(shift_left16<1>(high), b);
       }
-      store(c.packed + p, narrow16(low, high));
+      store_pixels(c, 0, p, narrow16(low, high));
     } else {
       for (int group = 0; group < 2; ++group) {
         Vector low[2] = {zero(), zero()}, high[2] = {zero(), zero()};
@@ -76,7 +81,34 @@ static void pack_planes(const Codes& c) {
         pack_channel<Bits, 3>(c, sums, 4 * group, low, high);
         constexpr int planes = Bits == 2 ? 1 : 2;
         for (int plane = 0; plane < planes; ++plane)
-          store(c.packed + (group * planes + plane) * kMaxPixels + p, narrow16(low[plane], high[plane]));
+          store_pixels(c, group * planes + plane, p, narrow16(low[plane], high[plane]));
+      }
+    }
+  }
+}
+
+// Channels go into a byte from the last to the first, which ends in the lowest bits.
+template <int Bits, class Sum>
+static void pack_sextets(const Codes& c) {
+  constexpr int per_unit = 6 / Bits;
+  const int first = c.third * kChunk;
+  for (int p = 0; p < c.pixels; p += kBytes) {
+    const Sum* const sums = static_cast<const Sum*>(c.sums) + p;
+    Vector low = zero(), high = zero();
+    for (int r = kChunk - 1; r >= 0; --r) {
+      Vector a, b;
+      ranks(sums + r * c.stride, c.limits + r * c.thresholds, c.thresholds, a, b);
+      low = or_(shift_left16<Bits>(low), a);
+      high = or_(shift_left16<Bits>(high), b);
+      const int place = (first + r) % per_unit * Bits, plane = (first + r) / per_unit;
+      if (place == 0) {
+        store_pixels(c, plane, p, narrow16(low, high));
+        low = high = zero();
+      } else if (r == 0) {  // the chunk before began this byte
+        if (place == 2) low = shift_left16<2>(low), high = shift_left16<2>(high);
+        else low = shift_left16<4>(low), high = shift_left16<4>(high);
+        const Vector begun = load(c.packed + plane * c.packed_stride + p);
+        store_pixels(c, plane, p, or_(begun, narrow16(low, high)));
       }
     }
   }
@@ -131,7 +163,7 @@ static void pack_bytes(const Codes& c) {
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     rank_bytes<Sum>(c, 2 * pair, even);
     rank_bytes<Sum>(c, 2 * pair + 1, odd);
-    uint8_t* __restrict const out = c.packed + pair * 2 * kMaxPixels;
+    uint8_t* __restrict const out = c.packed + pair * c.packed_stride;
     for (int p = 0; p < c.pixels; ++p) {
       out[2 * p] = even[p];
       out[2 * p + 1] = odd[p];
@@ -140,12 +172,14 @@ static void pack_bytes(const Codes& c) {
 }
 
 template <class Sum>
-static void codes(int bits, const Codes& c) {
-  switch (bits) {
+static void codes(int packing, const Codes& c) {
+  switch (packing) {
     case 0: return pack_bytes<Sum>(c);
     case 1: return pack_planes<1, Sum>(c);
     case 2: return pack_planes<2, Sum>(c);
     case 3: return pack_planes<3, Sum>(c);
-    default: return pack_planes<4, Sum>(c);
+    case 4: return pack_planes<4, Sum>(c);
+    case 9: return pack_sextets<1, Sum>(c);
+    default: return pack_sextets<2, Sum>(c);
   }
 }

@@ -108,14 +108,31 @@ static void to_ranks(const uint8_t* __restrict x, uint8_t* __restrict out, int a
   for (int i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(static_cast<uint8_t>(x[i] - add) >> shift);
 }
 
-static void requantize(const int32_t* __restrict x, int32_t* __restrict y, int64_t count, int64_t multiplier,
-                       int shift, int64_t offset, int64_t lo, int64_t hi) {
-  const int64_t rounded = offset + (shift > 0 ? int64_t{1} << (shift - 1) : 0);
+// Products of two int32 in int64. The shifted number is saturated in as few bits as hold it.
+template <class Shifted, bool Adds, class Acc>
+static void rescale_row(const Rescale& r, const Acc* __restrict x, const int32_t* __restrict other,
+                        int32_t* __restrict y, int64_t count) {
+  const int64_t offset = r.offset;
+  const int32_t multiplier = r.multiplier, shift = r.shift, least = r.sum_lo, greatest = r.sum_hi;
+  const Shifted lo = static_cast<Shifted>(r.lo), hi = static_cast<Shifted>(r.hi);
   for (int64_t i = 0; i < count; ++i) {
-    int64_t v = (x[i] * multiplier + rounded) >> shift;
+    const int32_t acc = x[i];
+    Shifted v = static_cast<Shifted>((static_cast<int64_t>(acc) * multiplier + offset) >> shift);
     v = v < lo ? lo : v;
-    y[i] = static_cast<int32_t>(v > hi ? hi : v);
+    int32_t sum = static_cast<int32_t>(v > hi ? hi : v);
+    if constexpr (Adds) {
+      sum += other[i];
+      sum = sum < least ? least : sum;
+      sum = sum > greatest ? greatest : sum;
+    }
+    y[i] = sum;
   }
+}
+
+template <class Acc>
+static void rescale(const Rescale& r, const Acc* x, const int32_t* other, int32_t* y, int64_t count) {
+  if (r.narrow) (other ? rescale_row<int32_t, true, Acc> : rescale_row<int32_t, false, Acc>)(r, x, other, y, count);
+  else (other ? rescale_row<int64_t, true, Acc> : rescale_row<int64_t, false, Acc>)(r, x, other, y, count);
 }
 
 static void add(const int32_t* a, const int32_t* b, int32_t* __restrict y, int64_t count, int32_t lo, int32_t hi) {
@@ -135,11 +152,17 @@ static void scale(const int32_t* __restrict x, float* __restrict y, int64_t coun
 }
 
 // Largest of two ranks in nibble bit-planes, decided from the top bit down: where a > b, take a.
-static void max_planes(int bits, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2,
+static void max_planes(int packing, const uint8_t* a, const uint8_t* a2, const uint8_t* b, const uint8_t* b2,
                        uint8_t* __restrict out, uint8_t* __restrict out2, int count) {
-  if (bits == 1) {
+  if (packing == 1 || packing == 9) {
     for (int i = 0; i < count; ++i) out[i] = a[i] | b[i];
-  } else if (bits == 2) {
+  } else if (packing == 10) {
+    for (int i = 0; i < count; ++i) {
+      const uint8_t greater = a[i] & ~b[i], equal = static_cast<uint8_t>(~(a[i] ^ b[i]));
+      const uint8_t wins = ((greater >> 1) | ((equal >> 1) & greater)) & 0x15;
+      out[i] = b[i] ^ ((a[i] ^ b[i]) & static_cast<uint8_t>(wins | (wins << 1)));
+    }
+  } else if (packing == 2) {
     for (int i = 0; i < count; ++i) {
       const uint8_t greater = a[i] & ~b[i], equal = static_cast<uint8_t>(~(a[i] ^ b[i]));
       const uint8_t wins = ((greater >> 4) | ((equal >> 4) & greater)) & 15;
@@ -176,4 +199,31 @@ static void pick(const void* from, void* to, int step, int count) {
     for (int i = 0; i < count; ++i) y[i] = x[2 * i];
   else
     for (int i = 0; i < count; ++i) y[i] = x[static_cast<int64_t>(i) * step];
+}
+
+template <class Sum>
+static void max_row(const WindowRow& w) {
+  Sum* __restrict const column = static_cast<Sum*>(w.scratch);
+  Sum* __restrict const best = column + w.columns;
+  constexpr Sum least = static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1));
+  for (int i = 0; i < w.left; ++i) column[i] = least;
+  for (int i = w.left + w.width; i < w.columns; ++i) column[i] = least;
+  Sum* __restrict const inner = column + w.left;
+  const Sum* __restrict const x = static_cast<const Sum*>(w.x);
+  for (int i = 0; i < w.width; ++i) inner[i] = x[i];
+  for (int r = 1; r < w.rows; ++r) {
+    const Sum* __restrict const below = x + r * w.row_stride;
+    for (int i = 0; i < w.width; ++i) inner[i] = inner[i] > below[i] ? inner[i] : below[i];
+  }
+  const int last = (w.count - 1) * w.stride + 1;
+  for (int i = 0; i < last; ++i) best[i] = column[i];
+  for (int k = 1; k < w.kernel; ++k) {
+    const Sum* __restrict const right = column + k * w.dilation;
+    for (int i = 0; i < last; ++i) best[i] = best[i] > right[i] ? best[i] : right[i];
+  }
+  Sum* __restrict const out = static_cast<Sum*>(w.out);
+  if (w.stride == 2)
+    for (int i = 0; i < w.count; ++i) out[i] = best[2 * i];
+  else
+    for (int i = 0; i < w.count; ++i) out[i] = best[static_cast<int64_t>(i) * w.stride];
 }

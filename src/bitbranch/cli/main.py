@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("net", type=Path, metavar="NET.bb")
     bench.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
     bench.add_argument("--batch", type=_positive, nargs="+", default=[1, 64], metavar="N")
-    bench.add_argument("--isa", help="force an instruction set: scalar, avx2, avx512")
+    bench.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
     bench.add_argument("--seconds", type=float, default=1.0, help="time spent on each setting (default 1)")
 
     info = add("info", _info, "Say what a .bb file holds.")
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("images", type=Path, metavar="IMAGES.npy", help="float32 or uint8 array [N, C, H, W]")
     run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here")
     run.add_argument("--threads", type=_positive, default=1, metavar="N")
-    run.add_argument("--isa", help="force an instruction set: scalar, avx2, avx512")
+    run.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
     return parser
 
 

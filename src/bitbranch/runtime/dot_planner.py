@@ -21,6 +21,8 @@ from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
 from .layout import LINE, round_up
 from .planner import StepInfo
 
+BAND = 384 << 10
+"""Bytes of sums that a convolution and the pool behind it keep in the second cache."""
 SCRATCH_CHUNKS = 128
 """Chunks of weights that are expanded at once: 256 KiB, which the second cache holds."""
 
@@ -243,7 +245,8 @@ class DotPlanner:
             if place is None or not isinstance(self.values[value], p.Integers):
                 continue
             own = value not in self.homes and not isinstance(self.operations[value], p.Concat)
-            if own and all(r in self.done for r in self.readers[value]):
+            taken = any(place is other for v, other in self.places.items() if v != value)
+            if own and not taken and all(r in self.done for r in self.readers[value]):
                 self.free.append(place.memory)
 
     # ---- chains -------------------------------------------------------------------------------------------------
@@ -263,6 +266,7 @@ class DotPlanner:
         chain: list[Any] = []
         complete: list[int] = []
         fused: list[int] = []
+        added: int | None = None  # the summand of the addition that has just been made
         while True:
             onward, stays = [], False
             for reader in self.readers[value]:
@@ -277,16 +281,27 @@ class DotPlanner:
                 else:
                     stays = True
             if stays or len(onward) > 1:
+                if value not in self.places and added is not None and self._may_overwrite(added, value):
+                    self.places[value] = self.places[added]
                 chain.append(self.core.DotOp.store(self._place(value).view))
                 complete.append(value)
             if not onward:
                 break
             chain.append(self._change(onward[0], value, blocks))
             fused.append(onward[0])
+            sum_of = self.operations[onward[0]]
+            added = next((j for j in sum_of.inputs if j != value), None) if isinstance(sum_of, p.Add) else None
             value = onward[0]
         for done in fused:
             self._finished(done)
         return chain, complete
+
+    def _may_overwrite(self, old: int, value: int) -> bool:
+        """Whether a sum may take its summand's memory: it is read where the sum is written, then never again."""
+        last = all(r == value or r in self.done for r in self.readers[old])
+        bound = any(v in self.homes or isinstance(self.operations[v], p.Concat) for v in (old, value))
+        same = self.values[old].shape == self.values[value].shape and self._bytes(old) == self._bytes(value)
+        return last and same and not bound
 
     def _is_ready(self, op: p.Add, value: int) -> bool:
         """Whether the other summand lies in memory."""
@@ -357,7 +372,7 @@ class DotPlanner:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         self.made.update(completes)
-        self.steps.append(StepInfo(operation, name, family, macs, bool(completes), tuple(completes)))
+        self.steps.append(StepInfo(operation, name, family, macs, tuple(completes)))
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -383,10 +398,35 @@ class DotPlanner:
 
     def _convolution(self, i: int, op: p.Conv) -> None:
         out = self.values[i].shape
-        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "")
         pool = self._pool_behind(i)
+        banded = pool is not None and self._stream_count(i) == 1
+        if banded:  # never whole in memory: the view only says how rows lie
+            step = self._bytes(i) * round_up(out[0], OUTPUTS)
+            self.places[i] = self._describe(
+                np.zeros(LINE, np.uint8), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
+            )
+        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=banded)
         if pool is not None:
             self._pool_first(i, pool)
+        if pool is not None and banded:
+            self._band(i, pool)
+
+    def _stream_count(self, i: int) -> int:
+        return sum(isinstance(self.operations[r], p.Requantize) for r in self.readers[i])
+
+    def _band(self, i: int, pool: p.MaxPool) -> None:
+        """Make the convolution and its pool one step, which goes through the image in bands of rows."""
+        place = self.places.pop(i)
+        row = place.pitch * place.step
+        reach = (pool.kernel[0] - 1) * pool.dilation[0] + 1
+        rows = max(1, (BAND // row - reach) // pool.stride[0] + 1)
+        size = round_up(((rows - 1) * pool.stride[0] + reach) * row + 4 * OUTPUTS, LINE)
+        self.plan.band(rows=rows, scratch=self._array(self.threads * size), scratch_bytes=size)
+        window, convolution = self.steps.pop(), self.steps.pop()
+        self.steps.append(
+            StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)
+        )  # fmt: skip
+        self.made.discard(i)
 
     def _pool_behind(self, i: int) -> p.MaxPool | None:
         """The max-pool behind every reader of a convolution's sums, where a stream is among them.
@@ -404,9 +444,7 @@ class DotPlanner:
                 return None
             pools.append(self.operations[after[0]])
         first = pools[0] if pools else None
-        if not isinstance(first, p.MaxPool) or not any(
-            isinstance(self.operations[r], p.Requantize) for r in self.readers[i]
-        ):
+        if not isinstance(first, p.MaxPool) or not self._stream_count(i):
             return None
         window = (first.kernel, first.stride, first.padding, first.dilation)
         same = [
@@ -436,13 +474,14 @@ class DotPlanner:
             self._window_step(shape, [*chain, self._requantize(op, blocks), *more], i, pool)
             self._add(result, "max-pool", [*complete, *values])
             chain, complete = [], []
-        self.free.append(self.places[i].memory)
+        if len(streams) > 1:
+            self.free.append(self.places[i].memory)
 
     def _window_step(self, shape: tuple[int, int, int], chain: list[Any], value: int, pool: p.MaxPool) -> None:
         self.plan.window(
-            walk=self._walk(shape), channels=shape[0], chain=chain, kind="largest", source=self._place(value).view,
-            bytes=False, kernel=pool.kernel, stride=pool.stride, top_left=(pool.padding[0], pool.padding[2]),
-            dilation=pool.dilation,
+            walk=self.core.DotWalk("rows", shape[1], shape[2], 1, 1), channels=shape[0], chain=chain, kind="largest",
+            source=self._place(value).view, bytes=False, kernel=pool.kernel, stride=pool.stride,
+            top_left=(pool.padding[0], pool.padding[2]), dilation=pool.dilation,
         )  # fmt: skip
 
     def _transposed(self, i: int, op: p.ConvTranspose) -> None:
@@ -458,7 +497,7 @@ class DotPlanner:
 
     def _product(
         self, i: int, op: p.Conv | p.ConvTranspose, positions: list[Tap], stride: p.Pair, size: tuple[int, ...],
-        whole: tuple[int, ...], step: p.Pair, first: p.Pair, what: str, last: bool = True,
+        whole: tuple[int, ...], step: p.Pair, first: p.Pair, what: str, last: bool = True, by_rows: bool = False,
     ) -> None:  # fmt: skip
         """A dense or grouped convolution: the output pixels ``step * (y, x) + first``, ``size`` of them."""
         source = self._place(op.inputs[0])
@@ -468,9 +507,9 @@ class DotPlanner:
         packed: dot.PackedWeights = self.packed[key]
         shift = -dot.zero(self._code_type(op.inputs[0]))
         start = self._by_block(self._int32(shift * packed.sums), packed.blocks)
-        if isinstance(op, p.Conv) and tuple(size) == (1, 1):
+        if isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows:
             walk = self.core.DotWalk("images", 1, 1, 1, 1)
-        elif stride == (1, 1):
+        elif stride == (1, 1) and not by_rows:
             walk = self.core.DotWalk("flat", size[0], size[1], source.rows, source.pitch, step, first)
         else:
             walk = self.core.DotWalk("rows", size[0], size[1], 1, 1)
@@ -598,7 +637,7 @@ class DotPlanner:
         self._finished(i)
         if self.steps:
             last = self.steps[-1]
-            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, True, (*last.values, i))
+            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, (*last.completes, i))
 
 
 __all__ = ["DotPlanner"]

@@ -212,9 +212,8 @@ class Engine:
         for number, step in enumerate(plan.steps):
             if n:
                 plan.plan.run(list(batch), list(reals.values()), number, number + 1)
-            if step.completes:
-                for operation in step.values or (step.operation,):
-                    yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
+            for operation in step.completes:
+                yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
 
     def profile(self, *x: npt.ArrayLike, repeat: int = 20) -> Profile:
         """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
@@ -314,9 +313,9 @@ class Engine:
         stored: Stored = plan.stored[operation][0]
         memory = stored.buffer.array()
         if stored.form is None:
-            size = n * height * width * 4
-            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(size)
-            planes = memory[at].view(np.int32).reshape(channels, n, height, width)
+            rows, pitch = stored.geometry.rows, stored.geometry.pitch
+            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(n * rows * pitch * 4)
+            planes = memory[at].view(np.int32).reshape(channels, n, rows, pitch)[:, :, :height, :width]
             return planes.transpose(1, 0, 2, 3).astype(np.int64)
         assert isinstance(value, p.Codes)
         numbers = layout.unpack(memory, stored.start, stored.plane_stride, stored.geometry, stored.form, channels, n)

@@ -6,6 +6,8 @@ follow, the thresholds are moved instead and the sums are compared as they are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,17 +19,9 @@ from .choice import Choice
 from .layout import CHUNK, Form, Geometry, Ints
 
 
-def from_sums(
-    op: p.Conv,
-    size: p.Pair,
-    out: tuple[int, int, int],
-    choice: Choice,
-    source: Geometry,
-    bias: Ints,
-    target: Form | None,
-    threshold: p.Threshold | None,
-) -> dict[str, Any]:
-    """Arguments for a convolution's sums.
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """The sums of a convolution's kernel.
 
     Args:
         op: the convolution.
@@ -36,37 +30,46 @@ def from_sums(
         choice: how it is executed.
         source: geometry of the stored input, whose pixels the sums belong to.
         bias: what the sums hold beyond the products of weights and stored numbers, per output in whole chunks.
-        target: form of the codes that are written; ``None`` for accumulators.
-        threshold: the thresholds that follow, if codes are written.
     """
-    outputs, height, width = out
-    form = choice.form
-    total = np.zeros(len(bias), np.int64)
-    total[:outputs] = op.sums()[0]
-    # Where the value is multiplier * number + add, and the stored padding 0 means `add`:
-    constant = form.add * total - form.multiplier * bias
-    edges = layout.border(op, size, (height, width)) if form.add and choice.taps is not None else None
 
-    arguments: dict[str, Any] = {}
-    if threshold is not None:
-        assert target is not None
-        bars = threshold.thresholds.astype(np.int64)
-        if edges is None:  # multiplier * sum + constant >= T
-            bars = -((constant[:outputs, None] - bars) // form.multiplier)
-            return to_codes(threshold, bars, outputs, choice.wide, target)
-        arguments = to_codes(threshold, bars, outputs, choice.wide, target)
-    assert not choice.folded
-    if form.multiplier != 1 or constant.any() or edges is not None:
-        arguments |= {"multiplier": form.multiplier, "constants": _int32(constant)}
-    if edges is not None:
-        classes, missing = edges
-        pixels = np.zeros((source.rows, source.pitch), np.int32)
-        pixels[:height, :width] = classes
-        terms = np.zeros((len(bias), missing.shape[1]), np.int64)
-        terms[:outputs] = -form.add * missing
-        by_chunk = terms.reshape(-1, CHUNK, terms.shape[1]).transpose(0, 2, 1)
-        arguments |= {"border_class": pixels, "border_terms": _int32(by_chunk), "border_classes": terms.shape[1]}
-    return arguments
+    op: p.Conv
+    size: p.Pair
+    out: tuple[int, int, int]
+    choice: Choice
+    source: Geometry
+    bias: Ints
+
+    @cached_property
+    def constant(self) -> Ints:
+        """``value = multiplier * number + add``, and the stored padding 0 means ``add``: what that adds, per output."""
+        total = np.zeros(len(self.bias), np.int64)
+        total[: self.out[0]] = self.op.sums()[0]
+        return self.choice.form.add * total - self.choice.form.multiplier * self.bias
+
+    def bars(self, thresholds: Ints) -> Ints:
+        """Thresholds ``[O or 1, n]`` of accumulators as they apply to what is compared: accumulators or sums."""
+        if not self.choice.folded:
+            return thresholds
+        return -((self.constant[: self.out[0], None] - thresholds) // self.choice.form.multiplier)
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes accumulators of the sums, if that is wanted."""
+        if self.choice.folded:
+            return {}
+        form, (outputs, height, width) = self.choice.form, self.out
+        edges = layout.border(self.op, self.size, (height, width)) if form.add and self.choice.taps else None
+        arguments: dict[str, Any] = {}
+        if form.multiplier != 1 or self.constant.any() or edges is not None:
+            arguments |= {"multiplier": form.multiplier, "constants": _int32(self.constant)}
+        if edges is not None:
+            classes, missing = edges
+            pixels = np.zeros((self.source.rows, self.source.pitch), np.int32)
+            pixels[:height, :width] = classes
+            terms = np.zeros((len(self.bias), missing.shape[1]), np.int64)
+            terms[:outputs] = -form.add * missing
+            by_chunk = terms.reshape(-1, CHUNK, terms.shape[1]).transpose(0, 2, 1)
+            arguments |= {"border_class": pixels, "border_terms": _int32(by_chunk), "border_classes": terms.shape[1]}
+        return arguments
 
 
 def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: Form) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: For
     table = np.broadcast_to(bars, (channels, bars.shape[1]))
     # The epilogue's own form: how a rank becomes the stored number.
     multiplier, add = target.stored(op.code_type)
-    form = Form(target.bits, target.is_signed, multiplier, add)
+    form = Form(target.bits, target.is_signed, multiplier, add, target.sextets)
     if target.bits:
         limits = tiles.plane_limits(table, channels, wide)
         return {"form": form, "limits": limits, "thresholds": limits.shape[1]}

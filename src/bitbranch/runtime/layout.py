@@ -38,13 +38,15 @@ class Form:
 
     ``bits`` 1..4: nibble bit-planes of ranks. A byte holds 8 channels of 1 bit (channels 0..3 in its low nibble), or
     4 channels of 2 bits (bit 0 in its low nibble); 3 and 4 bits take a second byte for bits 2 and 3. ``bits`` 0: one
-    byte per code, channels in pairs.
+    byte per code, channels in pairs. ``sextets``: a byte holds 6 channels of 1 bit or 3 of 2 bits, side by side from
+    its lowest bit on.
     """
 
     bits: int
     is_signed: bool
     multiplier: int
     add: int
+    sextets: bool = False
 
     @classmethod
     def planes(cls, code_type: CodeType) -> Form:
@@ -75,7 +77,7 @@ class Form:
     @property
     def channels_per_unit(self) -> int:
         """Channels that share a pixel of a plane (of two planes for 3 and 4 bits)."""
-        return {0: 2, 1: 8}.get(self.bits, 4)
+        return 6 // self.bits if self.sextets else {0: 2, 1: 8}.get(self.bits, 4)
 
     @property
     def planes_per_unit(self) -> int:
@@ -83,8 +85,8 @@ class Form:
         return 2 if self.bits > 2 else 1
 
     def plane_count(self, channels: int) -> int:
-        """Planes of so many channels, rounded up to whole chunks."""
-        return round_up(channels, CHUNK) // self.channels_per_unit * self.planes_per_unit
+        """Planes of so many channels, rounded up to whole chunks, and to whole planes of them."""
+        return round_up(channels, 3 * CHUNK if self.sextets else CHUNK) // self.channels_per_unit * self.planes_per_unit
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,10 @@ def unpack(
     at = start + np.arange(form.plane_count(channels))[:, None] * plane_stride + np.arange(size)
     planes = memory[at].reshape(-1, n, geometry.rows, geometry.pitch, form.pixel_bytes)
     planes = planes[:, :, : geometry.height, : geometry.width]
-    if form.bits == 0:
+    if form.sextets:
+        place = np.arange(form.channels_per_unit, dtype=np.uint8)[:, None, None] * form.bits
+        numbers = (planes.transpose(1, 0, 4, 2, 3) >> place) & (2**form.bits - 1)
+    elif form.bits == 0:
         numbers = planes.transpose(1, 0, 4, 2, 3)
     elif form.bits == 1:
         numbers = (planes.transpose(1, 0, 4, 2, 3) >> np.arange(8, dtype=np.uint8)[:, None, None]) & 1

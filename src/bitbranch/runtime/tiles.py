@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import program as p
-from .layout import CHUNK, Form, Ints, round_up
+from .layout import CHUNK, LINE, Form, Ints, round_up
+
+SEXTET_WORDS = 32
+"""Largest dictionary of sextets whose words are stored times 8."""
 
 Values = npt.NDArray[np.signedinteger]
 
@@ -58,6 +61,14 @@ def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple
         yield units, dense.reshape(outputs, len(units), per_unit, taps)
 
 
+def takes_sextets(op: p.Conv, bits: int) -> bool:
+    """Whether the words of a dictionary for sextets fit a byte."""
+    if bits > 2:
+        return False
+    digits = dictionary_digits(op, 6 // bits)
+    return digits is not None and len(digits) ** (6 // bits) <= 256
+
+
 def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
     """The weight values that a dictionary for this layer is made of, or ``None`` if there are more than four.
 
@@ -74,53 +85,67 @@ def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=16)
-def dictionary_tables(digits: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The 16-entry tables of all words of four weights.
+def dictionary_tables(digits: tuple[int, ...], bits: int, sextets: bool) -> npt.NDArray[np.uint8]:
+    """The tables of all words of so many weights as an index has room for.
 
-    Entry ``s`` of a word's table is the sum of its weights over the channels in the set ``s``, plus the word's bias,
-    the sum of its negative weights' magnitudes.
+    An index is a nibble, one bit of four channels, or a sextet, all bits of six or three channels. Entry ``s`` of a
+    word's table is the sum of its weights times what ``s`` holds for their channels, plus the word's bias times
+    the greatest rank: the bias is the sum of its negative weights' magnitudes.
 
     Returns:
-        ``[len(digits)**4, 16]``; weight ``j`` of a word is its ``j``-th digit.
+        ``[words, 16 or 64]``; weight ``j`` of a word is its ``j``-th digit.
     """
-    base = len(digits)
-    words = np.asarray(digits)[np.arange(base**4)[:, None] // base ** np.arange(4) % base]
-    subsets = np.arange(16)[:, None] >> np.arange(4) & 1
+    width = bits if sextets else 1
+    base, count = len(digits), 6 // bits if sextets else 4
+    words = np.asarray(digits)[np.arange(base**count)[:, None] // base ** np.arange(count) % base]
+    ranks = np.arange(1 << count * width)[:, None] >> np.arange(count) * width & ((1 << width) - 1)
     bias = np.maximum(-words, 0).sum(axis=1)
-    return (words @ subsets.T + bias[:, None]).astype(np.uint8)
+    return _on_cache_lines((words @ ranks.T + bias[:, None] * ((1 << width) - 1)).astype(np.uint8))
 
 
-def dictionary_flush(digits: tuple[int, ...], bits: int) -> int:
-    """Taps whose table entries sum to at most 255; 1-bit activations look two words up per tap."""
+def _on_cache_lines(a: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A copy that starts on a cache line: a table of 64 bytes must not lie in two."""
+    memory = np.empty(a.size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    out = memory[start : start + a.size].reshape(a.shape)
+    out[:] = a
+    return out
+
+
+def dictionary_flush(digits: tuple[int, ...], bits: int, sextets: bool = False) -> int:
+    """Taps whose table entries sum to at most 255; nibbles of 1-bit activations look two words up per tap."""
+    if sextets:
+        return 255 // (6 // bits * (2**bits - 1) * max(abs(d) for d in digits))
     return 255 // (4 * max(abs(d) for d in digits)) // (2 if bits == 1 else 1)
 
 
-def pack_dictionary(op: p.Conv, bits: int, outputs: int, digits: tuple[int, ...]) -> PackedWeights:
+def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...]) -> PackedWeights:
     """Weights as dictionary words, one byte each: ``[unit, kernel position][word][outputs]``.
 
     Args:
         op: the convolution.
-        bits: of the activations; 1-bit activations have two words per unit, one for each nibble.
+        form: of the activations; nibbles of 1 bit have two words per unit.
         outputs: of the kernel's tile.
         digits: see :func:`dictionary_digits`.
     """
-    per_unit = Form(bits, False, 1, 0).channels_per_unit
-    tables = dictionary_tables(digits)
-    base, words_per_unit, step = len(digits), per_unit // 4, digits[1] - digits[0]
+    per_unit = form.channels_per_unit
+    tables = dictionary_tables(digits, form.bits, form.sextets)
+    base, gap, per_word = len(digits), digits[1] - digits[0], per_unit if form.sextets else 4
+    words_per_unit, step = per_unit // per_word, 8 if form.sextets and len(tables) <= SEXTET_WORDS else 1
     fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
         if 0 not in digits:
             dense = np.where(dense == 0, fill, dense)  # only outputs beyond the last have zeros here
-        digit = ((dense - digits[0]) // step).astype(np.uint8).reshape(outputs, -1).T
-        digit = np.ascontiguousarray(digit).reshape(len(tile_units), words_per_unit, 4, dense.shape[3], outputs)
+        digit = ((dense - digits[0]) // gap).astype(np.uint8).reshape(outputs, -1).T
+        digit = np.ascontiguousarray(digit).reshape(len(tile_units), words_per_unit, per_word, dense.shape[3], outputs)
         words = np.zeros_like(digit[:, :, 0])
-        for j in range(4):
-            words += np.uint8(base**j) * digit[:, :, j]
+        for j in range(per_word):
+            words += np.uint8(step * base**j) * digit[:, :, j]
         packed.append(words.transpose(0, 2, 1, 3).ravel())
         units.append(tile_units)
         biases.append(np.maximum(-dense, 0).sum(axis=(1, 2, 3), dtype=np.int32).astype(np.int64))
-    flush = dictionary_flush(digits, bits)
+    flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
 

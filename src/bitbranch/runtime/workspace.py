@@ -32,6 +32,8 @@ class Workspace:
     """Bytes of all buffers."""
     free: list[Any] = field(default_factory=list)
     """Buffers of integers that are no longer needed."""
+    given_back: set[int] = field(default_factory=set)
+    """The values whose buffers those were."""
 
     def buffer(self, size: int) -> Any:
         """New memory, zeroed.
@@ -58,10 +60,9 @@ class Workspace:
         )  # fmt: skip
         return Stored(view, buffer, head, stride, geometry, form)
 
-    def integers(self, shape: tuple[int, int, int]) -> Stored:
-        """Room for int32 planes without pads, in memory that was given back where it fits."""
-        channels, height, width = shape
-        stride = round_up(self.capacity * height * width * 4, LINE) | LINE
+    def integers(self, channels: int, geometry: Geometry) -> Stored:
+        """Room for int32 planes, in memory that was given back where it fits."""
+        stride = round_up(self.capacity * geometry.rows * geometry.pitch * 4, LINE) | LINE
         size = round_up(channels, CHUNK) * stride + MAX_PIXELS * 4
         fitting = [b for b in self.free if size <= b.size <= 2 * size]
         if fitting:
@@ -70,11 +71,13 @@ class Workspace:
         else:
             buffer = self.buffer(size)
         view = self.core.View(
-            buffer=buffer, start=0, stride=stride, pixel_bytes=4, height=height, width=width, rows=height, pitch=width
-        )
-        return Stored(view, buffer, 0, stride, Geometry(height, width), None)
+            buffer=buffer, start=0, stride=stride, pixel_bytes=4, height=geometry.height, width=geometry.width,
+            rows=geometry.rows, pitch=geometry.pitch,
+        )  # fmt: skip
+        return Stored(view, buffer, 0, stride, geometry, None)
 
-    def give_back(self, stored: Stored) -> None:
-        """Let the memory of integers be used again; that of codes is not, since its pads must stay 0."""
-        if stored.form is None:
+    def give_back(self, stored: Stored, value: int) -> None:
+        """Let the memory of a value's integers be used again; that of codes is not, since its pads must stay 0."""
+        if value not in self.given_back:
+            self.given_back.add(value)
             self.free.append(stored.buffer)

@@ -1,0 +1,81 @@
+"""Programs that give the same integers with less work, for the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from . import program as p
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """Operations, the types of their values, and which value of the program each of them is."""
+
+    operations: tuple[p.Operation, ...]
+    values: tuple[p.Value, ...]
+    origin: tuple[int, ...]
+    """Number of the value in the program; -1: it is none of them."""
+
+
+def readers_of(operations: Sequence[p.Operation]) -> dict[int, list[int]]:
+    """The operations that read each value."""
+    readers: dict[int, list[int]] = {i: [] for i in range(len(operations))}
+    for i, op in enumerate(operations):
+        for j in op.inputs:
+            readers[j].append(i)
+    return readers
+
+
+def pool_first(program: p.Program) -> Rewritten:
+    """Max-pools moved in front of the thresholds and requantizations that they follow.
+
+    Both are monotone, requantization where no multiplier is negative, so the largest of the results is the result of
+    the largest. Where all readers of accumulators are followed by the same pool, one pool takes the accumulators, and
+    each reader has only the pooled pixels left. Codes alone are pooled as codes: they are smaller.
+    """
+    readers = readers_of(program.operations)
+    operations: list[p.Operation] = []
+    values: list[p.Value] = []
+    origin: list[int] = []
+    number: dict[int, int] = {}  # where a value of the program is read now
+    for i, op in enumerate(program.operations):
+        if i in number:
+            continue  # a pool that was moved
+        operations.append(replace(op, inputs=tuple(number[j] for j in op.inputs)))
+        values.append(program.values[i])
+        origin.append(i)
+        number[i] = len(operations) - 1
+        for j in op.inputs:
+            if origin[number[j]] == -1:  # what reads a moved pool makes what that pool made
+                (after,) = readers[i]
+                values[-1], origin[-1] = program.values[after], after
+                number[after] = number[i]
+        pool = _common_pool(program.operations, i, readers)
+        value = program.values[i]
+        if isinstance(op, p.Conv) and pool is not None:
+            operations.append(replace(pool, inputs=(number[i],)))
+            values.append(pool.infer(value))
+            origin.append(-1)
+            number[i] = len(operations) - 1
+    return Rewritten(tuple(operations), tuple(values), tuple(origin))
+
+
+def _common_pool(operations: Sequence[p.Operation], i: int, readers: Mapping[int, list[int]]) -> p.MaxPool | None:
+    """The pool that follows every reader of value ``i``, if each is monotone and one makes integers."""
+    pool, integers = None, False
+    for r in readers[i]:
+        op = operations[r]
+        if isinstance(op, p.Requantize):
+            integers = True
+            if int(op.multiplier.min()) < 0:
+                return None
+        elif not isinstance(op, p.Threshold) or op.table is not None:
+            return None
+        after = operations[readers[r][0]]
+        if len(readers[r]) != 1 or not isinstance(after, p.MaxPool):
+            return None
+        if pool is not None and replace(after, name=pool.name, inputs=pool.inputs) != pool:
+            return None
+        pool = pool or after
+    return pool if integers else None
