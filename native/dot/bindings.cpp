@@ -43,6 +43,11 @@ const T* hold(Keep& keep, const MaybeArray<T>& array) {
   return array ? hold(keep, *array) : nullptr;
 }
 
+uint8_t* hold(Keep& keep, const Memory& memory) {
+  keep.push_back(memory);
+  return memory->data();
+}
+
 struct HeldDotView : DotView {
   Keep keep;
 };
@@ -108,8 +113,7 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
   s.stride_x = stride.second;
   s.bits = bits;
   s.tables = hold(p.keep_, tables);
-  s.scratch = reinterpret_cast<int8_t*>(scratch->data());
-  p.keep_.push_back(std::move(scratch));
+  s.scratch = reinterpret_cast<int8_t*>(hold(p.keep_, scratch));
   s.scratch_chunks = scratch_chunks;
   const uint8_t* const all = hold(p.keep_, weights);
   const int32_t* const starts = hold(p.keep_, start);
@@ -253,8 +257,7 @@ void bind_dot(nb::module_& m) {
           [](HeldDotView* self, Memory memory, int64_t start, int64_t step, int rows, int pitch, int height, int width,
              int channels, bool exact, bool narrow) {
             new (self) HeldDotView;
-            self->base = memory->data() + start;
-            self->keep.push_back(std::move(memory));
+            self->base = hold(self->keep, memory) + start;
             self->step = step;
             self->rows = rows;
             self->pitch = pitch;
@@ -348,7 +351,7 @@ void bind_dot(nb::module_& m) {
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
            "zero"_a = 0, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1}, "top_left"_a = Pair{0, 0},
            "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
-      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a.noconvert(), "scratch_bytes"_a)
+      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a, "scratch_bytes"_a)
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
       .def("encode", add_encode, nb::kw_only(), "input"_a, "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,

@@ -403,7 +403,7 @@ class DotPlanner:
         if banded:  # never whole in memory: the view only says how rows lie
             step = self._bytes(i) * round_up(out[0], OUTPUTS)
             self.places[i] = self._describe(
-                np.zeros(LINE, np.uint8), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
+                self.core.Buffer(LINE), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
             )
         self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=banded)
         if pool is not None:
@@ -421,7 +421,7 @@ class DotPlanner:
         reach = (pool.kernel[0] - 1) * pool.dilation[0] + 1
         rows = max(1, (BAND // row - reach) // pool.stride[0] + 1)
         size = round_up(((rows - 1) * pool.stride[0] + reach) * row + 4 * OUTPUTS, LINE)
-        self.plan.band(rows=rows, scratch=self._array(self.threads * size), scratch_bytes=size)
+        self.plan.band(rows=rows, scratch=self._buffer(self.threads * size), scratch_bytes=size)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
             StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)

@@ -290,7 +290,7 @@ class Engine:
         names, shapes = self.program.output_names, self.program.output_shapes
         outputs = (out,) if isinstance(out, np.ndarray) else out
         if not isinstance(outputs, (tuple, list)) or len(outputs) != len(shapes):
-            raise InputError(f"out: expected {len(shapes)} arrays ({', '.join(names)})")
+            raise InputError(f"out: expected an array for each output ({', '.join(names)})")
         for i, (name, shape, y) in enumerate(zip(names, shapes, outputs, strict=True)):
             expected = (len(batch[0]), *shape)
             if not isinstance(y, np.ndarray) or y.dtype != np.float32 or y.shape != expected:
