@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from test_engine import ISAS, Builder, small_program
 
 from bitbranch import Engine
 from bitbranch.contract import CodeType
 from bitbranch.errors import InputError
 from bitbranch.runtime import program as p
-from test_engine import ISAS, Builder, small_program
 
 HANG = 60
 """Seconds after which something hangs."""
