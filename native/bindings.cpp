@@ -447,4 +447,9 @@ NB_MODULE(_core, m) {
              int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_dot(m);
+
+#ifdef BITBRANCH_COUNT_ALLOCATIONS
+  m.def("allocations", [] { return std::pair(allocations.load(), allocations_in_runs.load()); },
+        "How often memory was allocated since the first run, and while plans ran.");
+#endif
 }

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "allocations.hpp"
 #include "step.hpp"
 
 namespace bitbranch {
@@ -40,6 +41,7 @@ inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const st
   bool stopped;
   {
     nanobind::gil_scoped_release unlocked;
+    const CountAllocations counted;
     stopped = plan.run(begin, end, count, images.data(), out.data(), s, interrupted);
   }
   if (stopped) throw nanobind::python_error();

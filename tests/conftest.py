@@ -1,0 +1,18 @@
+"""What all tests share: which compiled core they run on."""
+
+import importlib.util
+import os
+import sys
+
+CORE = "bitbranch.runtime._core"
+
+if path := os.environ.get("BITBRANCH_TEST_CORE"):  # tools/sanitize.sh has built another one
+    spec = importlib.util.spec_from_file_location(CORE, path)
+    assert spec is not None and spec.loader is not None, path
+    sys.modules[CORE] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[CORE])
+
+
+def pytest_report_header() -> str:
+    """Which compiled core the tests run on, if not the installed one."""
+    return f"compiled core: {path}" if path else ""
