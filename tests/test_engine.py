@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import examples
 
 from bitbranch import contract
 from bitbranch.contract import ACCUMULATOR_MAX, CodeType
@@ -235,10 +236,6 @@ def residual_networks(draw):
     if draw(st.booleans()):
         tail = b.add(p.SumPool("average", (b.requantize(tail),), b.values[tail].shape[1:], (1, 1)))
     return b.program(tail), b.batch(draw(st.integers(1, 5)))
-
-
-def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @examples(300)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from strategies import code_types, images, pixels, programs, seeds
+from strategies import code_types, examples, images, pixels, programs, seeds
 
 from bitbranch.contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType
 from bitbranch.errors import FormatError, InputError
@@ -304,7 +304,7 @@ def test_inputs_and_outputs_have_names_of_their_own() -> None:
         p.Program(ops, ((36,),))
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(program=programs(), seed=seeds)
 def test_every_value_keeps_its_shape_and_bounds(program: p.Program, seed: int) -> None:
     has_tables = all(op.table is not None for op in program.inputs)
@@ -355,7 +355,7 @@ def window_loop(
     return taps
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(convolutions())
 def test_convolution_equals_nested_loops(case: tuple[p.Conv, np.ndarray, CodeType]) -> None:
     op, codes, code_type = case
@@ -371,7 +371,7 @@ def test_convolution_equals_nested_loops(case: tuple[p.Conv, np.ndarray, CodeTyp
         assert acc[n, o, y, x] == total
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(convolutions())
 def test_convolution_equals_torch_in_float64(case: tuple[p.Conv, np.ndarray, CodeType]) -> None:
     torch = pytest.importorskip("torch")
@@ -390,7 +390,7 @@ def pools(draw: st.DrawFn) -> tuple[p.Pair, p.Pair, p.Padding, p.Pair, np.ndarra
     return draw(windows), draw(windows), draw(st.tuples(*[st.integers(0, 4)] * 4)), draw(windows), v
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(pools())
 def test_max_pool_equals_nested_loops_and_refuses_empty_windows(case: tuple) -> None:  # type: ignore[type-arg]
     kernel, stride, padding, dilation, v = case
@@ -410,7 +410,7 @@ def test_max_pool_equals_nested_loops_and_refuses_empty_windows(case: tuple) -> 
         assert got[n, c, y, x] == max(int(v[n, c, row, column]) for _, _, row, column in taps[y, x])
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(pools())
 def test_sum_pool_equals_nested_loops(case: tuple) -> None:  # type: ignore[type-arg]
     kernel, stride, padding, _, v = case
@@ -438,7 +438,7 @@ def test_max_pool_of_codes_goes_by_value() -> None:
     assert y.reshape(-1).tolist() == [127, 0]
 
 
-@settings(deadline=None)
+@examples(100)
 @given(seed=seeds)
 def test_integer_operations_equal_plain_arithmetic(seed: int) -> None:
     rng = np.random.default_rng(seed)
