@@ -483,10 +483,13 @@ def test_transposed_convolutions_and_joined_codes_are_solved():
     net = quantize(Hourglass(), "tsq:wt-a2")
     loader, reports = batches(*stroke_images(300, 0)), []
     teacher = learn_codes(net, loader, epochs=2, progress=None)
-    student = learn_transforms(net, teacher, loader, samples=1500, progress=None, on_layer=reports.append)
+    # The statistics of so short a training are not yet those of the data; renewed, they would change the codes.
+    student = learn_transforms(
+        net, teacher, loader, samples=1500, reestimate=False, progress=None, on_layer=reports.append
+    )
     assert [r.name for r in reports] == ["down", "side", "up", "joined"]
     assert [r.target for r in reports[:3]] == ["codes"] * 3
-    assert all(r.solved > r.start for r in reports[:3])
+    assert all(r.solved > r.start for r in reports[:3]), reports
     x = stroke_images(20, 1)[0]
     assert verify(student, compile(student, x), [x]).codes_differing < 30
 
