@@ -233,6 +233,16 @@ def test_sequences_are_enlarged() -> None:
         assert kinds(program).count("ConvTranspose") == 2 and kinds(program).count("Upsample") == 2
 
 
+def test_adaptive_pools_enlarge_and_networks_may_pool_first() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.MaxPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 6)), nn.Flatten(), nn.Linear(96, 3)
+    )
+    program, result = checked(network, "tsq:wt-a2", *images(0, (5, 2, 8, 10)))
+    assert result.mismatches == 0, str(result)
+    assert kinds(program) == ["Encode", "MaxPool", "Conv", "Threshold", "Upsample", "Conv", "Scale"]
+
+
 def test_transposed_convolutions_decompose_and_are_summed_up() -> None:
     torch.manual_seed(0)
     x = images(0, (4, 2, 12, 8), (4, 3, 6, 4))
