@@ -333,17 +333,6 @@ class Net(nn.Module):
         return self.head(self.between(F.relu(self.conv(x))))
 
 
-class Signs(nn.Module):
-    """A curve, and a gain of both signs behind it."""
-
-    def __init__(self, curve: nn.Module) -> None:
-        super().__init__()
-        self.curve = curve
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.curve(x) * torch.tensor([1.0, -1.0, 2.0, 0.0]).reshape(4, 1, 1)
-
-
 @pytest.mark.filterwarnings("ignore:quantize")
 @pytest.mark.parametrize(
     ("network", "message"),
@@ -357,7 +346,6 @@ class Signs(nn.Module):
         ),
         (Net(lambda x: F.prelu(x, torch.arange(4.0))), r"'prelu' \(aten.prelu\): has another slope for each channel"),
         (Net(nn.ELU(-1.0)), r"'between' .*alpha and scales are positive"),
-        (Net(Signs(nn.Hardswish())), r"'between.curve': hardswish is followed by factors of both signs"),
         (Net(nn.GroupNorm(2, 4)), r"'between' .*statistics of each image"),
         (Net(nn.InstanceNorm2d(4)), r"'between' .*(statistics|running)"),
         (Net(nn.BatchNorm2d(4, track_running_stats=False)), r"'between' .*running statistics"),

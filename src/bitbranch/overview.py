@@ -91,14 +91,14 @@ class Summary:
 
 
 @torch.no_grad()
-def summary(network: nn.Module, example: Tensor) -> Summary:
+def summary(network: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Summary:
     """Bits, branches, multiply-accumulates, packed bytes and accumulator bounds of each convolution and linear layer.
 
     The network is not changed; where it has seen no data yet, ``example`` stands for it.
 
     Args:
         network: quantized, float or mixed.
-        example: a batch ``[N, ...]`` of its input, on the network's device.
+        example: a batch ``[N, ...]`` of its input, on the network's device; a tuple for several inputs.
     """
     trial = copy.deepcopy(network).eval()
     quantized = [m for m in trial.modules() if isinstance(m, QuantizedLayer)]
@@ -110,7 +110,7 @@ def summary(network: nn.Module, example: Tensor) -> Summary:
             layer.register_forward_hook(
                 lambda layer, args, out, name=name: rows.update({name: _row(name, layer, args[0], out)})
             )
-    trial(example)
+    trial(*example) if isinstance(example, tuple) else trial(example)
     return Summary(tuple(rows.values()))
 
 

@@ -112,8 +112,10 @@ def coverage(network: nn.Module) -> list[Covered]:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
     """Choose the steps and ranges that come from data by running batches ``[N, ...]`` through the network.
+
+    A batch for a network of several arguments is a tuple of them.
 
     Nothing is trained: BatchNorm statistics and weights stay. Training does the same on its way, so this is for
     networks that are not trained after :func:`quantize`.
@@ -133,7 +135,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     seen = False
     try:
         for x in batches:
-            network(x)
+            network(*x) if isinstance(x, tuple) else network(x)
             seen = True
     finally:
         for hook in hooks:

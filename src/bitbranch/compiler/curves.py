@@ -81,7 +81,7 @@ class Curved:
             lo, hi: bounds of ``v``.
 
         Raises:
-            CompileError: the intervals are too many for a table, or rise in some channels where others fall.
+            CompileError: the intervals are too many for a table.
         """
         composed = _Composed(self, slope, intercept, clip, encoder)
         count = len(encoder.thresholds)
@@ -89,25 +89,26 @@ class Curved:
         first, last = np.full(shape, lo), np.full(shape, hi + 1)
         if self.function.valley is None:
             return _bisect(first, last, composed.passes), None
-        if (self.slope > 0).any() and (self.slope < 0).any():
-            raise self.refuse("is followed by factors of both signs, which is not compiled")
-        # Two runs of ranks, which meet where the function has its least value.
+        # Ranks fall and rise again, or rise and fall again, on the two sides of the function's least value.
         split = _bisect(first[:, :1], last[:, :1], composed.beyond_valley).repeat(count, axis=1)
-        peak = bool((self.slope < 0).any())
-        before = _bisect(first, split, composed.passes if peak else composed.fails)
-        behind = _bisect(split, last, composed.fails if peak else composed.passes)
+        peak = self.slope[:, None] < 0
+        before = _bisect(first, split, lambda v: composed.passes(v) == peak)
+        behind = _bisect(split, last, lambda v: composed.passes(v) != peak)
+        falling, rising, again = (
+            np.where(peak, first, before[:, ::-1]),
+            np.where(peak, before, behind),
+            np.where(peak, behind[:, ::-1], last),
+        )
         ranks = np.arange(count + 1)
-        if peak:
-            return self._table(np.concatenate([before, behind[:, ::-1]], 1), np.r_[ranks, ranks[-2::-1]], lo, hi)
-        return self._table(np.concatenate([before[:, ::-1], behind], 1), np.r_[ranks[::-1], ranks[1:]], lo, hi)
+        return self._table(np.hstack([falling, rising, again]), np.r_[ranks[::-1], ranks[1:], ranks[-2::-1]], lo, hi)
 
     def _table(self, starts: Ints, ranks: Ints, lo: int, hi: int) -> tuple[Ints, npt.NDArray[np.uint8] | None]:
         """Without the intervals that are empty in every channel; plain thresholds where the ranks only rise."""
+        count = int(ranks[0])
         bounds = np.pad(starts, ((0, 0), (1, 1)), constant_values=((0, 0), (lo, hi + 1)))
         kept = np.flatnonzero((bounds[:, :-1] < bounds[:, 1:]).any(axis=0))
         ranks, starts = ranks[kept], bounds[:, kept]
         if (np.diff(ranks) > 0).all():
-            count = int(bounds.shape[1] - 2) // 2
             at = np.searchsorted(ranks, np.arange(1, count + 1))  # the first interval with at least this rank
             never = np.full((len(starts), 1), hi + 1)
             return np.concatenate([starts, never], 1)[:, at], None
@@ -138,10 +139,6 @@ class _Composed:
         for c, k in np.argwhere(np.abs(out - self.targets) <= error):
             passed[c, k] = self._exactly(int(c), int(k), int(v[c, k]))
         return passed
-
-    def fails(self, v: Ints) -> npt.NDArray[np.bool_]:
-        """The contrary of :meth:`passes`."""
-        return ~self.passes(v)
 
     def beyond_valley(self, v: Ints) -> npt.NDArray[np.bool_]:
         """Whether ``y`` is where the function rises."""
