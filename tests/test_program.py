@@ -402,7 +402,7 @@ def transposed_convolutions(draw: st.DrawFn) -> tuple[p.ConvTranspose, np.ndarra
     return op, x, code_type
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(transposed_convolutions())
 def test_transposed_convolution_scatters_every_pixel(case: tuple[p.ConvTranspose, np.ndarray, CodeType]) -> None:
     op, codes, code_type = case
@@ -420,7 +420,7 @@ def test_transposed_convolution_scatters_every_pixel(case: tuple[p.ConvTranspose
     assert out.lo <= expected.min() and expected.max() <= out.hi
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(transposed_convolutions(), st.tuples(st.integers(0, 2), st.integers(0, 2)))
 def test_transposed_convolution_equals_torch_in_float64(
     case: tuple[p.ConvTranspose, np.ndarray, CodeType], extra: p.Pair
@@ -438,7 +438,7 @@ def test_transposed_convolution_equals_torch_in_float64(
     np.testing.assert_array_equal(got, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
