@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-installed
 INSTALLED := $(VENV)/.bitbranch-installed
+PEERS := $(VENV)/.peers-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(wildcard native/*.* native/*/*.*)
 
-.PHONY: setup demo test test-long bench lint format clean
+.PHONY: setup demo test test-long bench bench-full lint format clean
 
 setup: $(INSTALLED)
 
@@ -38,8 +39,18 @@ test: setup
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" $(ARGS)
 
+# The quick ones; bench-full measures every figure beside all other engines, goes on where it was interrupted, and
+# prints the table. About 17 minutes.
 bench: setup
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	$(BIN)/python benchmarks/conv_layer.py $(ARGS)
+	$(BIN)/python benchmarks/footprint.py
+
+bench-full: $(PEERS)
+	$(BIN)/python benchmarks/full.py $(ARGS)
+
+$(PEERS): $(INSTALLED)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[peers]"
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,8 +1,13 @@
-"""What all tests share: which compiled core they run on."""
+"""What every test starts from: no cost table of the user who runs the tests, no forced kernels; which compiled core."""
+
+from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+
+os.environ["BITBRANCH_TUNING"] = "off"
+os.environ.pop("BITBRANCH_FAMILY", None)
 
 CORE = "bitbranch.runtime._core"
 

@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -365,6 +366,27 @@ void bind_dot(nb::module_& m) {
   m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),
         "rank"_a.noconvert(), "outputs"_a.noconvert(), "per_group"_a, "together"_a, "block_bytes"_a, "bits"_a,
         "out"_a.noconvert());
+  m.def(
+      "dot_rate",
+      [](const Machine& machine, int chunks, int repeat) {
+        const DotSet& set = *machine.isa->dot;
+        std::vector<uint8_t> pixels(static_cast<size_t>(chunks) * kDotPixels * kDotDepth + 64, 1);
+        std::vector<int8_t> weights(static_cast<size_t>(chunks) * kDotChunk + 64, 1);
+        std::vector<int32_t> offsets, start(kDotOutputs), sums(kDotPixels * kDotOutputs);
+        for (int c = 0; c < chunks; ++c) offsets.push_back(c * kDotPixels * kDotDepth);
+        const std::vector<uint8_t> quads(static_cast<size_t>(chunks), kDotDepth / 4);
+        const DotTile tile{pixels.data(), kDotDepth, offsets.data(), quads.data(), chunks,     weights.data(),
+                           start.data(),  0,         sums.data(),    kDotPixels};
+        nb::gil_scoped_release unlocked;
+        set.begin();
+        const auto begin = std::chrono::steady_clock::now();
+        for (int i = 0; i < repeat; ++i) set.run(tile);
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        set.end();
+        return std::make_pair(seconds, int64_t{repeat} * chunks * kDotPixels * kDotChunk);
+      },
+      "machine"_a, "chunks"_a, "repeat"_a,
+      "Seconds and multiply-accumulates of a tile whose data stay in the first cache.");
   m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import dot, layout
+from . import dot, layout, tuning
 from . import program as p
+from .choice import forced
 from .dot_planner import DotPlanner
 from .lanes import Lane, Lanes
-from .planner import Planner, StepInfo, refuses
+from .planner import Planner, StepInfo
+from .profile import Profile, ProfileRow, ceiling
 from .recipe import Recipe
 from .workspace import Stored
 
@@ -54,42 +56,15 @@ def instruction_sets() -> list[str]:
     return list(_core().instruction_sets())
 
 
-@dataclass(frozen=True)
-class ProfileRow:
-    """Time of one step of the plan, for one batch."""
-
-    name: str
-    family: str
-    seconds: float
-    """Median."""
-    macs: int
-    """Multiply-accumulates of the batch."""
-
-    @property
-    def gmacs(self) -> float:
-        """10^9 multiply-accumulates per second."""
-        return self.macs / self.seconds / 1e9 if self.seconds else 0.0
+def has_dot_products(isa: str) -> bool:
+    """Whether an instruction set multiplies bytes and adds them up in one instruction."""
+    core = _core()
+    return bool(core.has_fast_dot(core.Machine(isa, 1)))
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Where the time of a batch goes.
-
-    Attributes:
-        rows: one per step, in order.
-        seconds: median of the whole call, Python included.
-        images: size of the batch.
-    """
-
-    rows: tuple[ProfileRow, ...]
-    seconds: float
-    images: int
-
-    @property
-    def glue(self) -> float:
-        """Share of the whole call that is not multiply-accumulate steps, 0..1."""
-        arithmetic = sum(row.seconds for row in self.rows if row.macs)
-        return max(0.0, 1 - arithmetic / self.seconds) if self.seconds else 0.0
+def takes_dot(core: Any, machine: Any, program: p.Program) -> bool:
+    """Whether the dot-product path runs a program: where the processor has instructions for it, if it can."""
+    return not dot.refuses(program) and bool(core.has_fast_dot(machine))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +108,14 @@ class Engine:
             depend on it.
         isa: an instruction set to force, one of :func:`instruction_sets`; else the environment's ``BITBRANCH_ISA``,
             else the widest.
+        families: families of kernels to force, by a convolution's name, or ``"*"`` for every one where the family is
+            exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
+            depend on it.
         callers: most calls that run at once; ``None`` for as many as have ``threads`` cores each, at least one.
 
     Raises:
-        InputError: unknown instruction set, or ``threads`` or ``callers`` out of range.
+        InputError: unknown instruction set, ``threads`` or ``callers`` out of range, or a family that a named
+            convolution cannot have.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -146,6 +125,7 @@ class Engine:
         source: p.Program | str | os.PathLike[str],
         threads: int | None = 1,
         isa: str | None = None,
+        families: Mapping[str, str] | None = None,
         callers: int | None = None,
     ) -> None:
         core = _core()
@@ -159,11 +139,15 @@ class Engine:
         self.threads = threads
         self.isa = isa
         self.callers = _count("callers", callers, max(1, _cores() // threads))
+        everywhere = os.environ.get("BITBRANCH_FAMILY")
+        self.families = dict(families or ({"*": everywhere} if everywhere else {}))
+        self._families = forced(self.program, self.families)
+        self._rates = tuning.rates(isa)
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, _Planned] = {}
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
         lane = self._lanes.take()
-        self._dot = not dot.refuses(self.program) and (core.has_fast_dot(lane.machine) or bool(refuses(self.program)))
+        self._dot = not self._families and takes_dot(core, lane.machine, self.program)
         self._part = PART_MAX  # of the first plan, which needs one image
         images = WORKSPACE // self._planned(1, lane).size
         self._part = max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
@@ -171,7 +155,7 @@ class Engine:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as the program and how it runs: a copy plans again."""
-        return Engine, (self.program, self.threads, self.isa, self.callers)
+        return Engine, (self.program, self.threads, self.isa, self.families, self.callers)
 
     def __repr__(self) -> str:
         return f"Engine({self.program.info.get('name', 'program')!r}, threads={self.threads}, isa={self.isa!r})"
@@ -216,7 +200,11 @@ class Engine:
                 yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
 
     def profile(self, *x: npt.ArrayLike, repeat: int = 20) -> Profile:
-        """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
+        """Median time of every step and of the whole call, over ``repeat`` runs of a batch, beside the ceilings.
+
+        The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
+        each.
+        """
         batch = self.program.check_input(*x)
         n = len(batch[0])
         outputs = self._outputs(n)
@@ -231,7 +219,7 @@ class Engine:
             self._run(batch, outputs, steps[-1])  # summed over the parts of the batch
         seconds = np.median(np.asarray(steps), axis=0)
         rows = [
-            ProfileRow(step.name, step.family, float(s), step.macs * n)
+            ProfileRow(step.name, step.family, float(s), step.macs * n, self._ceiling(step))
             for step, s in zip(plan.steps, seconds, strict=True)
         ]
         return Profile(tuple(rows), float(np.median(whole)), n)
@@ -258,7 +246,10 @@ class Engine:
     def _new_plan(self, core: Any, machine: Any, capacity: int) -> Planner | DotPlanner:
         plan: Planner | DotPlanner
         arguments = (core, machine, self.isa, self.program, capacity, self._packed)
-        plan = DotPlanner(*arguments, threads=self.threads) if self._dot else Planner(*arguments)
+        if self._dot:
+            plan = DotPlanner(*arguments, threads=self.threads)
+        else:
+            plan = Planner(*arguments, self._families, self._rates)
         plan.build()
         return plan
 
@@ -302,6 +293,11 @@ class Engine:
                 raise InputError(f"out {name!r}: shares memory with an input or another output")
         return tuple(outputs)
 
+    def _ceiling(self, step: StepInfo) -> float | None:
+        """10^9 multiply-accumulates per second of the step's kernel at its best, on all threads."""
+        rate = ceiling(_core(), self.isa, step.family, step.bits) if step.macs else None
+        return None if rate is None else rate * self.threads
+
     def _value(self, plan: Planner | DotPlanner, operation: int, n: int) -> npt.NDArray[np.generic]:
         """Codes or integers that lie in memory."""
         value = self.program.values[operation]
@@ -314,7 +310,8 @@ class Engine:
         memory = stored.buffer.array()
         if stored.form is None:
             rows, pitch = stored.geometry.rows, stored.geometry.pitch
-            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(n * rows * pitch * 4)
+            planes_at = stored.start + np.arange(channels)[:, None] * stored.plane_stride
+            at = planes_at + np.arange(n * rows * pitch * 4)
             planes = memory[at].view(np.int32).reshape(channels, n, rows, pitch)[:, :, :height, :width]
             return planes.transpose(1, 0, 2, 3).astype(np.int64)
         assert isinstance(value, p.Codes)
