@@ -41,6 +41,8 @@ Batch = tuple[np.ndarray, ...]
 Execute = Callable[[p.Program, Batch], "dict[int, np.ndarray]"]
 """Gives values by the number of their operation, all or some, each ``[N, C, H, W]``."""
 THREADS = (1, 2, 3)
+SHRINK = 15
+"""Seconds for making a failing program smaller."""
 NETWORK_EVERY = 8
 """One case of so many is a network."""
 
@@ -153,19 +155,28 @@ class Case:
 
 def program_case(seed: int, index: int, case: Case, others: dict[str, Execute]) -> None:
     """A random integer program; if it fails it is shrunk, and the smallest is the case that is left."""
-    drawn = 0
+    drawn, give_up = 0, float("inf")
+    failed: list[tuple[object, ...]] = []
 
     @hypothesis.seed(seed << 32 | index)
     @hypothesis.settings(examples(2), database=None, phases=[Phase.generate, Phase.shrink], report_multiple_bugs=False)
     @given(programs(), st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans())
     def draw(program: p.Program, numbers: int, count: int, bytes_: bool) -> None:
-        nonlocal drawn
+        nonlocal drawn, give_up
         drawn += 1
         if drawn == 1:
             return  # the simplest program, with which Hypothesis begins each time
+        key = (program, numbers, count, bytes_)
+        if time.monotonic() > give_up and key not in failed:
+            return
         of_bytes = bytes_ and all(op.table is not None for op in program.inputs)
         batch = (pixels if of_bytes else images)(program, numbers, count)
-        case.check("program", program, batch, others)
+        try:
+            case.check("program", program, batch, others)
+        except Exception:
+            failed.append(key)
+            give_up = min(give_up, time.monotonic() + SHRINK)
+            raise
 
     draw()
 
@@ -228,14 +239,21 @@ def replay(path: Path, others: dict[str, Execute]) -> None:
 
 
 def fuzz(
-    seed: int, start: int, count: int, seconds: float, folder: Path, others: dict[str, Execute], say: Callable = print
+    seed: int,
+    start: int,
+    count: int,
+    folder: Path,
+    others: dict[str, Execute],
+    say: Callable[[str], object],
+    seconds: float = float("inf"),
+    most: int = 10,
 ) -> int:
-    """Run cases ``start .. start + count``, as far as the time goes; returns how many failed."""
+    """Run cases ``start .. start + count`` until the time is over or so many have failed; returns how many did."""
     case, failures, begun, said = Case(), 0, time.monotonic(), 0.0
     index = start
     for index in range(start, start + count):
         spent = time.monotonic() - begun
-        if spent > seconds:
+        if spent > seconds or failures >= most:
             break
         if spent - said > 10:
             said = spent
@@ -267,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all cases")
     parser.add_argument("--start", type=int, default=0, help="first case")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time after which to stop")
+    parser.add_argument("--failures", type=int, default=10, help="after which to stop")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="for failures")
     parser.add_argument("--replay", type=Path, metavar="FILE.bb", help="run a saved failure instead")
     a = parser.parse_args(arguments)
@@ -279,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("no difference")
         return 0
     say = lambda text: print(text, flush=True)  # noqa: E731
-    return min(1, fuzz(a.seed, a.start, a.count, a.seconds, a.folder, executors(), say))
+    return min(1, fuzz(a.seed, a.start, a.count, a.folder, executors(), say, a.seconds, a.failures))
 
 
 if __name__ == "__main__":
