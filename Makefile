@@ -11,7 +11,7 @@ PEERS := $(VENV)/.peers-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(wildcard native/*.* native/*/*.*)
 
-.PHONY: setup demo test test-long bench bench-full lint format clean
+.PHONY: setup demo test test-long bench bench-full lint format clean fuzz sanitize sanitize-short
 
 setup: $(INSTALLED)
 
@@ -51,6 +51,20 @@ bench-full: $(PEERS)
 $(PEERS): $(INSTALLED)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[peers]"
 	@touch $@
+
+# Random programs and networks on every executor; ARGS="--seconds 600 --seed 1".
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --count 10000 $(ARGS)
+
+# The engine's tests on cores that check memory, undefined behaviour and races as they run.
+ENGINE_TESTS := tests/test_engine.py tests/test_dot.py tests/test_callers.py tests/test_inputs.py
+sanitize: setup
+	tools/sanitize.sh address $(VENV) $(ENGINE_TESTS) tests/test_program.py tests/test_decompose.py $(ARGS)
+	tools/sanitize.sh thread $(VENV) $(ENGINE_TESTS) $(ARGS)
+
+sanitize-short: setup
+	BITBRANCH_MOST_EXAMPLES=5 tools/sanitize.sh address $(VENV) $(ENGINE_TESTS) -k "not processes and not torch" $(ARGS)
+	BITBRANCH_MOST_EXAMPLES=5 tools/sanitize.sh thread $(VENV) tests/test_callers.py -k "four_callers or forked" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

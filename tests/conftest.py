@@ -1,4 +1,4 @@
-"""What all tests share: which compiled core they run on; no cost table of the user, and no forced kernels."""
+"""What every test starts from: no cost table of the user who runs the tests, no forced kernels; which compiled core."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 os.environ["BITBRANCH_TUNING"] = "off"
 os.environ.pop("BITBRANCH_FAMILY", None)
+
 CORE = "bitbranch.runtime._core"
 
 if path := os.environ.get("BITBRANCH_TEST_CORE"):  # tools/sanitize.sh has built another one

@@ -215,3 +215,12 @@ def quantized(
     q = quantize(network.eval(), scheme, first=first, layers=layers or None).eval()
     calibrate(q, [x])
     return q
+
+
+NETWORKS: dict[str, tuple[Callable[[np.random.Generator], nn.Module], tuple[tuple[int, int, int], ...]]] = {
+    "chain": (chain, ((2, 13, 11),)),
+    "resnet": (resnet, ((2, 13, 11),)),
+}
+"""What makes a random network, and the shapes of its inputs; the fuzzer takes every row."""
+ROUNDED = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, Residual)
+"""Behind these a program that requantizes has codes that differ from the network's here and there."""

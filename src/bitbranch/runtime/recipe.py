@@ -43,7 +43,11 @@ class Recipe:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._core, name)
-        return _Maker(self, found) if isinstance(found, type) else found
+        if isinstance(found, type):
+            return _Maker(self, found)
+        if not callable(found):
+            return found
+        return lambda *args, **kwargs: found(*_real(args), **_real_values(kwargs))
 
     def repeat(self, machine: Any, wanted: Thing) -> Any:
         """Make everything again, for another machine; returns what stands for ``wanted``."""
