@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-installed
 INSTALLED := $(VENV)/.bitbranch-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(wildcard native/*.* native/*/*.*)
+NATIVE := CMakeLists.txt $(filter-out native/tests/%,$(wildcard native/*.* native/*/*.*))
 
-.PHONY: setup demo test test-long bench lint format clean
+.PHONY: setup demo test test-long test-arm bench lint format clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,10 @@ test: setup
 
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" $(ARGS)
+
+# On an emulated processor; needs a cross compiler and qemu-user, and says so.
+test-arm: $(TOOLS)
+	$(BIN)/python tools/test_arm.py $(ARGS)
 
 bench: setup
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done

@@ -3,7 +3,7 @@
 The kernels need a cross compiler and qemu. The engine needs a Python for ARM too; on Debian that comes from the
 package index, unpacked under build/arm, and its packages are wheels. Nothing is installed.
 
-    python tools/test_arm.py [--kernels] [-- arguments of pytest]
+    python tools/test_arm.py [--kernels] [arguments of pytest]
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ def emulator() -> str | None:
 
 def missing() -> str:
     """What to install before kernels can be tested, or nothing."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "this processor is a 64-bit ARM itself: the other tests are its tests"
     packages = []
     if not shutil.which(COMPILER):
         packages.append("g++-aarch64-linux-gnu")
     if emulator() is None:
         packages.append("qemu-user-static")
-    if not packages or platform.machine() in ("aarch64", "arm64"):
+    if not packages:
         return ""
     return f"testing ARM needs a cross compiler and qemu: apt install {' '.join(packages)}"
 
@@ -135,14 +137,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kernels", action="store_true", help="only the native tests, which need no Python for ARM")
-    parser.add_argument("pytest", nargs="*", help="instead of the engine's tests")
-    options = parser.parse_args()
+    options, arguments = parser.parse_known_args()
     if problem := missing():
         sys.exit(problem)
     try:
         test_kernels()
         if not options.kernels:
-            test_engine(options.pytest)
+            test_engine(arguments)
     except subprocess.CalledProcessError as error:
         sys.exit(f"{' '.join(error.cmd[:4])} .. failed with {error.returncode}")
 
