@@ -1,6 +1,7 @@
 // The only file that knows Python. Arrays are held, not copied; the planner in Python is trusted with their shapes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -10,10 +11,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "concat.hpp"
 #include "convolution.hpp"
 #include "encode.hpp"
 #include "instruction_sets.hpp"
@@ -21,6 +24,7 @@
 #include "repack.hpp"
 #include "run_binding.hpp"
 #include "stream.hpp"
+#include "upsample.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -156,8 +160,8 @@ class HeldPlan {
   Keep keep_;
 };
 
-void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
-                int add, const HeldView& target) {
+void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table,
+                int multiplier, int add, const HeldView& target) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
   s.input = input;
   s.channels = channels;
@@ -284,6 +288,33 @@ void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& sou
   s.reserve(p.plan_.machine().pool.threads());
 }
 
+void add_concat(HeldPlan& p, const HeldView& target, const std::vector<const HeldView*>& parts,
+                const std::vector<std::array<int, 6>>& pieces) {
+  std::vector<View> views;
+  for (const HeldView* part : parts) views.push_back(p.hold_view(*part));
+  std::vector<Concat::Piece> all;
+  for (const auto& [plane, part, part_plane, left, right, mask] : pieces)
+    all.push_back({plane, part, part_plane, left, right, mask});
+  p.add(std::make_unique<Concat>(p.hold_view(target), std::move(views), all));
+}
+
+void add_upsample_nearest(HeldPlan& p, const HeldView& source, const HeldView& target, int planes,
+                          std::pair<int, int> factor) {
+  UpsampleNearest& s = p.add(std::make_unique<UpsampleNearest>());
+  s.source = p.hold_view(source);
+  s.target = p.hold_view(target);
+  s.planes = planes;
+  s.factor_y = factor.first;
+  s.factor_x = factor.second;
+}
+
+void add_upsample_bilinear(HeldPlan& p, const HeldView& source, std::optional<Form> form, const HeldView& target,
+                           int channels, std::pair<int, int> factor) {
+  p.add(std::make_unique<UpsampleBilinear>(p.hold_view(source), form.has_value(), form.value_or(Form{}),
+                                           p.hold_view(target), channels, factor.first, factor.second,
+                                           p.plan_.machine().pool.threads()));
+}
+
 void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
   Scale& s = p.add(std::make_unique<Scale>());
   s.isa = p.isa();
@@ -352,7 +383,7 @@ NB_MODULE(_core, m) {
   nb::class_<HeldView>(m, "View").def(
       "__init__",
       [](HeldView* self, std::shared_ptr<Buffer> buffer, int64_t start, int64_t stride, int pixel_bytes, int height,
-         int width, int rows, int pitch) {
+         int width, int rows, int pitch, std::pair<int, int> step) {
         new (self) HeldView;
         self->base = buffer->data() + start;
         self->stride = stride;
@@ -361,15 +392,18 @@ NB_MODULE(_core, m) {
         self->width = width;
         self->rows = rows;
         self->pitch = pitch;
+        self->step_y = step.first;
+        self->step_x = step.second;
         self->buffer = std::move(buffer);
       },
-      nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a);
+      nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a,
+      "step"_a = std::pair<int, int>{1, 1});
 
   nb::class_<HeldOutput>(m, "Output", "A copy of the accumulators or of the stream: codes of a form, or integers.")
       .def(
           "__init__",
-          [](HeldOutput* self, const HeldView& target, bool of_stream, std::optional<Form> form,
-             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess) {
+          [](HeldOutput* self, const HeldView& target, int channels, bool of_stream, std::optional<Form> form,
+             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess, MaybeArray<uint8_t> table) {
             new (self) HeldOutput;
             self->keep.push_back(target.buffer);
             self->target = target;
@@ -379,9 +413,12 @@ NB_MODULE(_core, m) {
             self->limits = hold(self->keep, limits);
             self->thresholds = thresholds;
             self->guess = hold(self->keep, guess);
+            self->table = hold(self->keep, table);
+            self->channels = channels;
           },
-          nb::kw_only(), "target"_a, "of_stream"_a = false, "form"_a = nb::none(),
-          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0, "guess"_a.noconvert() = nb::none());
+          nb::kw_only(), "target"_a, "channels"_a, "of_stream"_a = false, "form"_a = nb::none(),
+          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0, "guess"_a.noconvert() = nb::none(),
+          "table"_a.noconvert() = nb::none());
 
   nb::class_<HeldStream>(m, "Stream", "Accumulators acc_lo .. acc_hi to a stream, and another stream added to it.")
       .def(
@@ -461,7 +498,12 @@ NB_MODULE(_core, m) {
            "window"_a)
       .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
            "window"_a)
-      .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
+      .def("concat", add_concat, nb::kw_only(), "target"_a, "parts"_a, "pieces"_a)
+      .def("upsample_nearest", add_upsample_nearest, nb::kw_only(), "source"_a, "target"_a, "planes"_a, "factor"_a)
+      .def("upsample_bilinear", add_upsample_bilinear, nb::kw_only(), "source"_a, "form"_a.none(), "target"_a,
+           "channels"_a, "factor"_a)
+      .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(),
+           "bias"_a.noconvert())
       .def(
           "run",
           [](HeldPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,

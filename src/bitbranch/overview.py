@@ -117,7 +117,7 @@ def summary(network: nn.Module, example: Tensor) -> Summary:
 def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> LayerSummary:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    transposed = isinstance(layer, nn.ConvTranspose2d)
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     # Every weight of a row meets each output position once; in a transposed convolution, each input position.
     per_row = weight[0].numel()
     macs = (x if transposed else out)[0].numel() * per_row

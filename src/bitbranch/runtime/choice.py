@@ -56,21 +56,29 @@ class Choice:
 
 
 def choose(
-    op: p.Conv, source: p.Codes, out: p.Integers, fused: bool, isa: str, capacity: int, sextets: bool = False
+    op: p.Conv,
+    source: p.Codes,
+    out: p.Pair,
+    fused: bool,
+    isa: str,
+    capacity: int,
+    sextets: bool = False,
+    phase: bool = False,
 ) -> Choice:
     """How to execute a convolution.
 
     Args:
         op: the convolution.
         source: type of its input.
-        out: type of its output.
+        out: height and width of its output.
         fused: whether its accumulators go into thresholds only.
         isa: instruction set.
         capacity: largest batch.
         sextets: whether the input's bit-planes are sextets.
+        phase: whether it makes a phase of a larger image.
     """
-    size, out_size = source.shape[1:], out.shape[1:]
-    code_type, pixel = source.code_type, out_size == (1, 1)
+    size, code_type = source.shape[1:], source.code_type
+    pixel = out == (1, 1) and not phase
     total, magnitude = op.sums()
     top = (2**code_type.bits - 1) * int(magnitude.max())  # bound of a sum of ranks, biased or not
     family, form, digits, span = _family(op, code_type, top, isa, sextets)
@@ -80,8 +88,8 @@ def choose(
     # One output pixel: a stride over the whole image makes every kernel position a phase of one pixel, and the images
     # of the batch become neighbours.
     stride = (size[0] + op.padding[0], size[1] + op.padding[2]) if pixel else op.stride
-    taps = layout.convolution_taps(op, size, out_size, stride)
-    folded = fused and not (form.add != 0 and layout.reads_padding(op, size, out_size))
+    taps = layout.convolution_taps(op, size, out, stride)
+    folded = fused and not (form.add != 0 and layout.reads_padding(op, size, out))
     if not span:
         return Choice(family, form, taps, folded=folded)
     lo, hi = bounds_of_sums(total, magnitude, code_type)

@@ -18,7 +18,7 @@ from ..errors import BitbranchError, InputError
 from . import dot, layout
 from . import program as p
 from .dot_planner import DotPlanner
-from .planner import Planner, StepInfo, refuses
+from .planner import Planner, StepInfo
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -48,6 +48,11 @@ def instruction_sets() -> list[str]:
         BitbranchError: the compiled core is not installed.
     """
     return list(_core().instruction_sets())
+
+
+def takes_dot(core: Any, machine: Any, program: p.Program) -> bool:
+    """Whether the dot-product path runs a program: where the processor has instructions for it, if it can."""
+    return not dot.refuses(program) and bool(core.has_fast_dot(machine))
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Engine:
         self._machine = core.Machine(isa, threads)
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, Planner | DotPlanner] = {}
-        self._dot = not dot.refuses(self.program) and (core.has_fast_dot(self._machine) or bool(refuses(self.program)))
+        self._dot = takes_dot(core, self._machine, self.program)
         self._part = self._part_size()
 
     def __repr__(self) -> str:
@@ -225,7 +230,8 @@ class Engine:
         memory = stored.buffer.array()
         if stored.form is None:
             rows, pitch = stored.geometry.rows, stored.geometry.pitch
-            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(n * rows * pitch * 4)
+            planes_at = stored.start + np.arange(channels)[:, None] * stored.plane_stride
+            at = planes_at + np.arange(n * rows * pitch * 4)
             planes = memory[at].view(np.int32).reshape(channels, n, rows, pitch)[:, :, :height, :width]
             return planes.transpose(1, 0, 2, 3).astype(np.int64)
         assert isinstance(value, p.Codes)

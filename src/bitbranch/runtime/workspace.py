@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError
+from .checks import Pair
 from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, round_up
 
 
@@ -60,10 +61,10 @@ class Workspace:
         )  # fmt: skip
         return Stored(view, buffer, head, stride, geometry, form)
 
-    def integers(self, channels: int, geometry: Geometry) -> Stored:
-        """Room for int32 planes, in memory that was given back where it fits."""
+    def integers(self, channels: int, geometry: Geometry, spare: int = 0) -> Stored:
+        """Room for int32 planes and spare ones behind them, in memory that was given back where it fits."""
         stride = round_up(self.capacity * geometry.rows * geometry.pitch * 4, LINE) | LINE
-        size = round_up(channels, CHUNK) * stride + MAX_PIXELS * 4
+        size = (round_up(channels, CHUNK) + spare) * stride + MAX_PIXELS * 4
         fitting = [b for b in self.free if size <= b.size <= 2 * size]
         if fitting:
             buffer = min(fitting, key=lambda b: b.size)
@@ -75,6 +76,28 @@ class Workspace:
             rows=geometry.rows, pitch=geometry.pitch,
         )  # fmt: skip
         return Stored(view, buffer, 0, stride, geometry, None)
+
+    def planes(self, stored: Stored, first_channel: int) -> Stored:
+        """The planes of a copy from a channel on, which is the first one of its plane."""
+        form = stored.form
+        plane = first_channel // form.channels_per_unit * form.planes_per_unit if form else first_channel
+        start = stored.start + plane * stored.plane_stride
+        return replace(stored, view=self._view(stored, start), start=start)
+
+    def pixels(self, stored: Stored, first: Pair, step: Pair, size: Pair) -> Any:
+        """A view of every so many pixels of a copy, from ``first`` on."""
+        pixel_bytes = stored.form.pixel_bytes if stored.form else 4
+        start = stored.start + (first[0] * stored.geometry.pitch + first[1]) * pixel_bytes
+        return self._view(stored, start, step, size)
+
+    def _view(self, stored: Stored, start: int, step: Pair = (1, 1), size: Pair | None = None) -> Any:
+        geometry = stored.geometry
+        height, width = size or (geometry.phase_height, geometry.phase_width)
+        return self.core.View(
+            buffer=stored.buffer, start=start, stride=stored.plane_stride,
+            pixel_bytes=stored.form.pixel_bytes if stored.form else 4, height=height, width=width,
+            rows=geometry.rows, pitch=geometry.pitch, step=step,
+        )  # fmt: skip
 
     def give_back(self, stored: Stored, value: int) -> None:
         """Let the memory of a value's integers be used again; that of codes is not, since its pads must stay 0."""
