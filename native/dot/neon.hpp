@@ -14,7 +14,9 @@ static inline uint32_t four_bytes(const uint8_t* p) {
   return four;
 }
 // Products are of signed bytes: activations are taken 128 lower, and `run` makes up for it.
-static inline Vector broadcast(const uint8_t* p) { return vreinterpretq_s32_u32(vdupq_n_u32(four_bytes(p) ^ 0x80808080u)); }
+static inline Vector broadcast(const uint8_t* p) {
+  return of_bytes(veorq_u8(vreinterpretq_u8_u32(vdupq_n_u32(four_bytes(p))), vdupq_n_u8(0x80)));
+}
 static inline Vector widen(const uint8_t* p) {
   const uint8x8_t four = vreinterpret_u8_u32(vdup_n_u32(four_bytes(p)));
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four))));
