@@ -9,9 +9,9 @@ TOOLS := $(VENV)/.tools-installed
 INSTALLED := $(VENV)/.bitbranch-installed
 PEERS := $(VENV)/.peers-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(wildcard native/*.* native/*/*.*)
+NATIVE := CMakeLists.txt $(filter-out native/tests/%,$(wildcard native/*.* native/*/*.*))
 
-.PHONY: setup demo test test-long bench bench-full lint format clean fuzz sanitize sanitize-short
+.PHONY: setup demo test test-long test-arm bench bench-full lint format clean fuzz sanitize sanitize-short
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,10 @@ test: setup
 
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" $(ARGS)
+
+# On an emulated processor; needs a cross compiler and qemu-user, and says so.
+test-arm: $(TOOLS)
+	$(BIN)/python tools/test_arm.py $(ARGS)
 
 # The quick ones; bench-full measures every figure beside all other engines, goes on where it was interrupted, and
 # prints the table. About 17 minutes.

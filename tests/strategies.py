@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 from bitbranch.contract import CodeType, Kind
 from bitbranch.runtime import program as p
 
+
+def examples(count: int) -> settings:
+    """Settings of a property test of so many examples, or the share of them that ``BITBRANCH_EXAMPLES`` asks for."""
+    share = float(os.environ.get("BITBRANCH_EXAMPLES", "1"))
+    return settings(max_examples=max(1, round(count * share)), deadline=None, suppress_health_check=list(HealthCheck))
+
+
 CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
 
 code_types = st.sampled_from(CODE_TYPES)
