@@ -17,7 +17,7 @@ constexpr int kTableEntries = 16 * 256;
 // Channels of one output and pixel that a tap adds up.
 int channels_per_tap(const Kernel& kernel) {
   const std::string family = kernel.family;
-  if (family == "dictionary") return kernel.bits == 1 ? 8 : 4;
+  if (family == "dictionary" || family == "xnor" || family == "xnor_ternary") return kernel.bits == 1 ? 8 : 4;
   if (family == "sextets" || family == "sextets64") return 6 / kernel.bits;
   if (family == "byte16" || family == "byte_unsigned" || family == "byte_signed") return 2;
   if (family == "linear8" || family == "linear16") return 2;

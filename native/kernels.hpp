@@ -15,10 +15,10 @@ constexpr int kMaxPixels = 128;
 struct Tile {
   const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
-  const void* weights;        // [taps][outputs], in the family's form
+  const void* weights;        // [taps][outputs], in the family's form; xnor: [groups of 16 taps][outputs][16]
   int taps;                   // linear: depth / 2
-  const uint8_t* dictionary;  // [words][16], [words][64] for sextets
-  int flush;                  // taps whose table entries sum to at most 255
+  const uint8_t* dictionary;  // [words][16], [words][64] for sextets, [words][4] for xnor, [words][8] for xnor_ternary
+  int flush;                  // dictionaries: taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
   int stride;                 // elements
@@ -29,6 +29,10 @@ struct Tile {
 //   sextets        planes of six bits x dictionary words of 6 / bits weights, lanes are pixels, int16 sums;
 //                  up to 32 words, stored times 8
 //   sextets64      the same, up to 256 words
+//   xnor           planes of `bits`-bit codes x words of 8 / min(bits, 2) weights of +-1, lanes are pixels, int16 sums;
+//                  an entry of the dictionary is a byte with the bits of weights -1, four times; words beyond the
+//                  last tap have none; 1, 2 or 4 bits
+//   xnor_ternary   the same for weights -1, 0, 1; before that a byte with the bits of weights not 0, four times
 //   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes

@@ -43,7 +43,8 @@ KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers 
   const std::string family = kernel.family;
   linear_ = family == "linear8" || family == "linear16";
   dictionary_ = family == "dictionary" || family == "sextets" || family == "sextets64";
-  narrow_ = dictionary_ || family == "byte16";
+  xnor_ = family == "xnor" || family == "xnor_ternary";
+  narrow_ = dictionary_ || xnor_ || family == "byte16";
   signed_ = family == "byte_signed";
   if (!linear_ && !narrow_ && !signed_ && family != "byte_unsigned")
     throw std::invalid_argument("native/self_check.cpp has no plain loops for kernels of the family " + family);
@@ -85,6 +86,18 @@ void KernelTrial::make_weights(Random& random, Numbers numbers) {
     fill<uint8_t>(weights_, count * words_per_tap, random, Numbers::random, 0, words - 1);
     if (family == "sextets")
       for (uint8_t& word : weights_) word *= 8;
+  } else if (xnor_) {
+    constexpr int group = 16;
+    word_step_ = family == "xnor" ? 4 : 8;
+    std::vector<uint8_t> bytes;
+    fill<uint8_t>(bytes, 256 * word_step_ / 4, random, numbers, 0, 255);
+    for (int i = 0; i < word_step_ / 4; ++i) bytes[bytes.size() - 1 - i] = 0;  // the last word of all is of no weights
+    for (const uint8_t byte : bytes) tables_.insert(tables_.end(), 4, byte);
+    const int groups = (tile_.taps + group - 1) / group;
+    fill<uint8_t>(weights_, size_t{group} * groups * kernel_.outputs, random, Numbers::random, 0, 255);
+    for (int i = tile_.taps; i < groups * group; ++i)
+      for (int r = 0; r < kernel_.outputs; ++r)
+        weights_[(size_t{1} * (groups - 1) * kernel_.outputs + r) * group + i % group] = 255;
   } else if (family == "byte16") {
     // Neither a pair nor the sum may pass int16.
     int largest = 1 << random.between(0, 8);
@@ -113,7 +126,15 @@ int32_t KernelTrial::plain_sum(int output, int pixel) const {
   uint32_t sum = 0;
   for (int tap = 0; tap < tile_.taps; ++tap) {
     const size_t place = size_t{1} * tap * kernel_.outputs + output;
-    if (bits_of_entry_ == 6) {
+    if (xnor_) {
+      const uint8_t word = weights_[(size_t{1} * (tap / 16) * kernel_.outputs + output) * 16 + tap % 16];
+      const uint8_t* const entry = &tables_[static_cast<size_t>(word_step_) * word];
+      const int keep = word_step_ == 8 ? entry[0] : 255, flip = entry[word_step_ - 4];
+      for (int bit = 0; bit < 8 * (kernel_.bits == 4 ? 2 : 1); ++bit) {
+        const int x = (activations_[offsets_[tap] + pixel + bit / 8 * tile_.second] & keep) ^ flip;
+        sum += static_cast<uint32_t>(x >> bit % 8 & 1) << (kernel_.bits == 1 ? 0 : bit / 4);
+      }
+    } else if (bits_of_entry_ == 6) {
       const int index = activations_[offsets_[tap] + pixel];
       sum += tables_[static_cast<size_t>(word_step_) * weights_[place] + index];
     } else if (dictionary_) {

@@ -28,20 +28,22 @@ except BitbranchError:
 
 ACTIVATIONS = ["u1", "u2", "u3", "u4", "b1", "b2", "b3", "b4", "t", "s2", "s3", "s4", "u8", "s8", "b8", "b5", "u6"]
 WEIGHTS = ["b1", "t", "b2", "b3", "b4", "s4", "s8", "b8", "u1", "u2", "s2", "u8"]
-kinds = st.sampled_from([None, 4, 0])
+kinds = st.sampled_from([None, "dictionary", "xnor", "byte16"])
 # Hypothesis shrinks these towards their first element: the plainest case first.
 activations, weights = st.sampled_from(ACTIVATIONS).map(CodeType.parse), st.sampled_from(WEIGHTS).map(CodeType.parse)
 
 
 @contextmanager
-def dictionary_bits(most: int | None) -> Iterator[None]:
-    """Dictionary kernels up to so many bits, whatever is fastest; ``None``: as measured."""
-    before = dict(choice.DICTIONARY_BITS)
-    choice.DICTIONARY_BITS.update({isa: before[isa] if most is None else most for isa in before})
+def preferred(family: str | None) -> Iterator[None]:
+    """Kernels of a family wherever they are exact, whatever is fastest; ``None``: the engine's choice."""
+    if family is None:
+        yield
+        return
+    os.environ["BITBRANCH_FAMILY"] = family
     try:
         yield
     finally:
-        choice.DICTIONARY_BITS.update(before)
+        del os.environ["BITBRANCH_FAMILY"]
 
 
 def assert_equal(program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2)) -> None:
@@ -240,37 +242,37 @@ def residual_networks(draw):
 
 @examples(300)
 @given(convolutions(channels=24, size=14), kinds)
-def test_convolution(case, most: int | None) -> None:
-    with dictionary_bits(most):
+def test_convolution(case, family: str | None) -> None:
+    with preferred(family):
         assert_equal(*case)
 
 
 @examples(100)
 @given(convolutions(), kinds)
-def test_larger_convolution(case, most: int | None) -> None:
-    with dictionary_bits(most):
+def test_larger_convolution(case, family: str | None) -> None:
+    with preferred(family):
         assert_equal(*case)
 
 
 @examples(250)
 @given(networks(), kinds)
-def test_network(case, most: int | None) -> None:
-    with dictionary_bits(most):
+def test_network(case, family: str | None) -> None:
+    with preferred(family):
         assert_equal(*case)
 
 
 @examples(200)
 @given(residual_networks(), kinds)
-def test_residual_network(case, most: int | None) -> None:
-    with dictionary_bits(most):
+def test_residual_network(case, family: str | None) -> None:
+    with preferred(family):
         assert_equal(*case)
 
 
 @pytest.mark.long
 @examples(3000)
 @given(st.one_of(convolutions(), convolutions(channels=24, size=14), networks(), residual_networks()), kinds)
-def test_many(case, most: int | None) -> None:
-    with dictionary_bits(most):
+def test_many(case, family: str | None) -> None:
+    with preferred(family):
         assert_equal(*case)
 
 
@@ -302,6 +304,11 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         weight_type = t("t" if family == "sextets" else f"b{bits}")
         v = b.threshold(b.conv(v, outputs + extra, weight_type, (1, 3), padding=(0, 0, 1, 1)), t("u2"))
         n = 1
+    elif family.startswith("xnor"):
+        b = Builder((9, 1, pixels + extra), t(f"u{bits}"), 1)
+        weight_type = t("t" if family == "xnor_ternary" else "b1")
+        v = b.threshold(b.conv(0, outputs + extra, weight_type, (1, 3), padding=(0, 0, 1, 1)), t("u2"))
+        n = 1
     elif family.startswith("byte"):
         code_type = t("s8" if family == "byte_signed" else "u8")
         b = Builder((10, 2, pixels + extra), code_type, 2)
@@ -312,8 +319,10 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         b = Builder((7, 3, 1), t("u8"), 3)
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
-    program = b.program(b.conv(v, 3, t("s4")) if family in choice.DICTIONARIES else v)
-    with dictionary_bits(4):
+    program = b.program(b.conv(v, 3, t("s4")) if family in choice.BIASED else v)
+    with preferred(
+        "dictionary" if family in choice.DICTIONARIES else family.split("_")[0] if family in choice.BIASED else None
+    ):
         assert_equal(program, b.batch(n), [isa], (1,))
         engine = program.engine(isa=isa)
         engine(b.batch(n))
@@ -338,8 +347,8 @@ def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
     v = b.add(p.Threshold("threshold", (v,), CodeType.parse("u1"), limits))
     x = np.concatenate([np.full((1, channels, 1, 2), s, np.float32) for s in (100, -100)])
     program = b.program(b.conv(v, 9, CodeType.parse("b1")))
-    for most in (4, 0):
-        with dictionary_bits(most):
+    for family in ("dictionary", "xnor", "byte16"):
+        with preferred(family):
             assert_equal(program, x, threads=(1,))
 
 

@@ -15,6 +15,7 @@ static inline void store(void* p, Vector v) { _mm256_storeu_si256(static_cast<Ve
 static inline Vector broadcast32(int32_t x) { return _mm256_set1_epi32(x); }
 static inline Vector and_(Vector a, Vector b) { return _mm256_and_si256(a, b); }
 static inline Vector or_(Vector a, Vector b) { return _mm256_or_si256(a, b); }
+static inline Vector xor_(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
 static inline Vector add8(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
 static inline Vector add16(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
 static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
@@ -27,6 +28,14 @@ static inline Vector load_table(const uint8_t* p) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 static inline Vector lookup(Vector table, Vector index) { return _mm256_shuffle_epi8(table, index); }
+
+static inline Vector keep_and_flip(Vector x, Vector keep, Vector flip) { return xor_(and_(x, keep), flip); }
+// Adds bits to bits of the same worth and returns what is carried, of twice that worth.
+static inline Vector add_bits(Vector& sum, Vector a, Vector b) {
+  const Vector differ = xor_(a, b), carry = or_(and_(a, b), and_(sum, differ));
+  sum = xor_(sum, differ);
+  return carry;
+}
 
 static inline Vector even_bytes(Vector a) { return and_(a, _mm256_set1_epi16(255)); }
 static inline Vector odd_bytes(Vector a) { return shift_right16<8>(a); }
@@ -66,6 +75,11 @@ static const Kernel kernels[] = {
     {"dictionary", 2, 4, kBytes, dictionary<2, 4, 1>},
     {"dictionary", 3, 2, kBytes, dictionary<3, 2, 1>},
     {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
+    {"xnor", 1, 8, kBytes, xnor<1, false, 8>},
+    {"xnor", 2, 8, kBytes, xnor<2, false, 8>},
+    {"xnor", 4, 8, kBytes, xnor<4, false, 8>},
+    {"xnor_ternary", 2, 8, kBytes, xnor<2, true, 8>},
+    {"xnor_ternary", 4, 8, kBytes, xnor<4, true, 8>},
     {"byte16", 8, 4, kBytes, bytes16<4, 2>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
     {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},

@@ -21,6 +21,7 @@ static inline void store(void* p, Vector v) { vst1q_u8(static_cast<uint8_t*>(p),
 static inline Vector broadcast32(int32_t x) { return bytes_of(vdupq_n_s32(x)); }
 static inline Vector and_(Vector a, Vector b) { return vandq_u8(a, b); }
 static inline Vector or_(Vector a, Vector b) { return vorrq_u8(a, b); }
+static inline Vector xor_(Vector a, Vector b) { return veorq_u8(a, b); }
 static inline Vector add8(Vector a, Vector b) { return vaddq_u8(a, b); }
 static inline Vector add16(Vector a, Vector b) { return bytes_of(vaddq_s16(halves(a), halves(b))); }
 static inline Vector add32(Vector a, Vector b) { return bytes_of(vaddq_s32(words(a), words(b))); }
@@ -33,6 +34,14 @@ static inline Vector low_nibbles(Vector a) { return vandq_u8(a, vdupq_n_u8(15));
 static inline Vector high_nibbles(Vector a) { return vshrq_n_u8(a, 4); }
 static inline Vector load_table(const uint8_t* p) { return vld1q_u8(p); }
 static inline Vector lookup(Vector table, Vector index) { return vqtbl1q_u8(table, index); }
+
+static inline Vector keep_and_flip(Vector x, Vector keep, Vector flip) { return xor_(and_(x, keep), flip); }
+// Adds bits to bits of the same worth and returns what is carried, of twice that worth.
+static inline Vector add_bits(Vector& sum, Vector a, Vector b) {
+  const Vector differ = xor_(a, b), carry = or_(and_(a, b), and_(sum, differ));
+  sum = xor_(sum, differ);
+  return carry;
+}
 
 static inline Vector even_bytes(Vector a) { return vandq_u8(a, bytes_of(vdupq_n_u16(255))); }
 static inline Vector odd_bytes(Vector a) { return shift_right16<8>(a); }
@@ -70,6 +79,11 @@ static const Kernel kernels[] = {
     {"dictionary", 2, 4, 2 * kBytes, dictionary<2, 4, 2>},
     {"dictionary", 3, 2, 2 * kBytes, dictionary<3, 2, 2>},
     {"dictionary", 4, 2, 2 * kBytes, dictionary<4, 2, 2>},
+    {"xnor", 1, 8, kBytes, xnor<1, false, 8>},
+    {"xnor", 2, 8, kBytes, xnor<2, false, 8>},
+    {"xnor", 4, 8, kBytes, xnor<4, false, 8>},
+    {"xnor_ternary", 2, 8, kBytes, xnor<2, true, 8>},
+    {"xnor_ternary", 4, 8, kBytes, xnor<4, true, 8>},
     {"byte16", 8, 4, 2 * kBytes, bytes16<4, 4>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
     {"byte_unsigned", 8, 4, kBytes, bytes<false, 4, 4>},

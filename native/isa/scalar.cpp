@@ -22,6 +22,7 @@ static inline void store(void* p, Vector v) { std::memcpy(p, &v, kBytes); }
 static inline Vector broadcast32(int32_t x) { return (Vector)(Words{x, x, x, x}); }
 static inline Vector and_(Vector a, Vector b) { return a & b; }
 static inline Vector or_(Vector a, Vector b) { return a | b; }
+static inline Vector xor_(Vector a, Vector b) { return a ^ b; }
 static inline Vector add8(Vector a, Vector b) { return a + b; }
 static inline Vector add16(Vector a, Vector b) { return (Vector)((Halves)a + (Halves)b); }
 static inline Vector add32(Vector a, Vector b) { return (Vector)((Words)a + (Words)b); }
@@ -37,6 +38,14 @@ static inline Vector lookup(Vector table, Vector index) {
   store(x, index);
   for (int i = 0; i < kBytes; ++i) x[i] = t[x[i]];
   return load(x);
+}
+
+static inline Vector keep_and_flip(Vector x, Vector keep, Vector flip) { return xor_(and_(x, keep), flip); }
+// Adds bits to bits of the same worth and returns what is carried, of twice that worth.
+static inline Vector add_bits(Vector& sum, Vector a, Vector b) {
+  const Vector differ = xor_(a, b), carry = or_(and_(a, b), and_(sum, differ));
+  sum = xor_(sum, differ);
+  return carry;
 }
 
 // Bytes of a little-endian machine: the even byte is the low one.
@@ -99,6 +108,11 @@ static const Kernel kernels[] = {
     {"dictionary", 2, 4, kBytes, dictionary<2, 4, 1>},
     {"dictionary", 3, 2, kBytes, dictionary<3, 2, 1>},
     {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
+    {"xnor", 1, 8, kBytes, xnor<1, false, 8>},
+    {"xnor", 2, 8, kBytes, xnor<2, false, 8>},
+    {"xnor", 4, 8, kBytes, xnor<4, false, 8>},
+    {"xnor_ternary", 2, 8, kBytes, xnor<2, true, 8>},
+    {"xnor_ternary", 4, 8, kBytes, xnor<4, true, 8>},
     {"byte16", 8, 4, kBytes, bytes16<4, 2>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
     {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},

@@ -90,11 +90,11 @@ def measure(isa: str, shape: str) -> Iterator[tuple[str, dict[str, float], str]]
             assert isinstance(conv, p.Conv)
             rates = {}
             for family in candidates_of(program, 1):
-                rates[_named(family)] = _rate(Engine(program, isa=isa, families={"conv": family}), x)
+                rates[tuning.named(family)] = _rate(Engine(program, isa=isa, families={"conv": family}), x)
             rule = max(Engine(program, isa=isa).profile(x, repeat=1).rows, key=lambda row: row.macs).family
             source = program.values[0]
             assert isinstance(source, p.Codes)
-            yield f"{source.code_type.bits}x{conv.weight_type.bits}", rates, _named(rule)
+            yield f"{source.code_type.bits}x{conv.weight_type.bits}", rates, tuning.named(rule)
 
 
 def _rate(engine: Engine, x: np.ndarray[Any, Any]) -> float:
@@ -104,7 +104,3 @@ def _rate(engine: Engine, x: np.ndarray[Any, Any]) -> float:
     """
     rows = engine.profile(x, repeat=REPEAT).rows
     return max(row.macs for row in rows) / sum(row.seconds for row in rows if "conv" in row.name) / 1e9
-
-
-def _named(family: str) -> str:
-    return "byte" if family.startswith("byte_") else family

@@ -33,14 +33,31 @@ scalar   4.3 1.9                   22       3
 NEON is not measured, for want of an ARM processor. Its row follows from the multiply-accumulates per instruction of the
 compiled inner loops: dictionary 18, 9, 6, 4 for 1 to 4 bits, ``byte16`` 2.6.
 """
+XNOR_TAPS = {
+    "amx": (64, 128), "avx512_vnni": (64, 128), "avx512_vbmi": (64, 128), "avx512": (64, 128), "scalar": (1, 64),
+}  # fmt: skip
+"""Taps from which on XNOR kernels with carry-save counting are faster, for codes of 1 bit and of 2 to 4 bits.
+
+Measured as above, for 144 taps; without the three-operand logic of AVX-512 the dictionary is never slower:
+
+======== ============================== =========================
+..       XNOR, 1 2 4 bits, binary       ternary, 2 4 bits
+======== ============================== =========================
+avx512   800 400 197                    384 187
+avx2     378 194 93                     158 78
+scalar   61 30 15                       29 14
+======== ============================== =========================
+"""
 DICTIONARIES = ("dictionary", "sextets", "sextets64")
+BIASED = (*DICTIONARIES, "xnor", "xnor_ternary")
+"""Kernel families whose sums are higher by the magnitudes of the negative weights, times the greatest rank."""
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
 LINEAR_BATCH = 16
 """From this batch on, a dictionary with images as lanes beats a linear kernel with outputs as lanes."""
 DICTIONARY_MOST = 4
 """Most bits of activations that the dictionary kernels take."""
-KERNEL_FAMILIES = ("dictionary", "byte16", "byte", "byte_signed", "byte_unsigned", "linear")
+KERNEL_FAMILIES = ("dictionary", "xnor", "byte16", "byte", "byte_signed", "byte_unsigned", "linear")
 """Families that can be forced; ``byte`` is the one of the two that fits the codes' sign."""
 LARGE = 400
 """Output pixels from which on the ends of rows and tiles hardly count."""
@@ -107,7 +124,7 @@ def choose(
     found = candidates(op, source, out, top, sextets, phase)
     shape = _shape(op, out, capacity)
     name = family if family in found else tuning.fastest(rates, shape, code_type.bits, op.weight_type.bits, found)
-    candidate = found[name or _rule(found, code_type, isa, capacity)]
+    candidate = found[name or _rule(found, op, code_type, isa, capacity)]
     form, span = candidate.form, candidate.span
     if candidate.family == "linear":
         return Choice("linear", form, folded=fused)
@@ -176,6 +193,10 @@ def candidates(
             else:
                 most *= 2**form.bits - 1
             found["dictionary"] = Candidate(family, form, digits, flush * (INT16_MAX // most))
+            family = {(-1, 1): "xnor", (-1, 0, 1): "xnor_ternary"}.get(digits, "")
+            if family and not sextets and (form.bits in (2, 4) or (form.bits == 1 and family == "xnor")):
+                most = tiles.XNOR_GROUP * form.channels_per_unit * (2**form.bits - 1)
+                found["xnor"] = Candidate(family, form, digits, tiles.XNOR_GROUP * (INT16_MAX // most))
     span = INT16_MAX // (2 * ranks * largest)
     if span >= 1 and op.weight_type.hi <= 127 and top <= ACCUMULATOR_MAX:
         found["byte16"] = Candidate("byte16", Form.ranks(code_type), (), span)
@@ -192,11 +213,18 @@ def _top(magnitude: Ints, code_type: CodeType) -> int:
     return (2**code_type.bits - 1) * int(magnitude.max())
 
 
-def _rule(found: dict[str, Candidate], code_type: CodeType, isa: str, capacity: int) -> str:
+def _rule(found: dict[str, Candidate], op: p.Conv, code_type: CodeType, isa: str, capacity: int) -> str:
     """The family that the built-in rules prefer."""
     dictionary = "dictionary" in found and code_type.bits <= DICTIONARY_BITS[isa]
-    if "linear" in found and (not dictionary or capacity < LINEAR_BATCH):
+    xnor = "xnor" in found and isa in XNOR_TAPS
+    if xnor:
+        per_unit, channels = found["xnor"].form.channels_per_unit, op.weight.shape[1]
+        taps = -(-channels // per_unit) * op.kernel[0] * op.kernel[1]
+        xnor = taps >= XNOR_TAPS[isa][code_type.bits > 1]
+    if "linear" in found and (not (dictionary or xnor) or capacity < LINEAR_BATCH):
         return "linear"
+    if xnor:
+        return "xnor"
     if dictionary:
         return "dictionary"
     if "byte16" in found and found["byte16"].span >= BYTE16_TAPS:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..errors import FormatError
 from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
-from .choice import DICTIONARIES, Choice, choose
+from .choice import BIASED, DICTIONARIES, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
@@ -203,6 +203,8 @@ class Planner:
             if isinstance(op, (p.Concat, p.ConvTranspose)) or (kept and not self._take_sextets(r)):
                 return False
             if isinstance(op, p.Conv) and not tiles.takes_sextets(op, bits):
+                return False
+            if self.families.get(self.origin[r], "dictionary") != "dictionary":
                 return False
         return True
 
@@ -408,8 +410,8 @@ class Planner:
             pixels = taps.geometry.rows * taps.geometry.pitch
             rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
             kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
-        elif choice.family == "dictionary":
-            kernel = self._kernel("dictionary", form.bits)
+        elif choice.family in BIASED:
+            kernel = self._kernel(choice.family, form.bits)
         else:
             sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
             kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
@@ -418,6 +420,8 @@ class Planner:
             self.packed[i, name] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
+                else tiles.pack_xnor(op, form, kernel.outputs, choice.digits)
+                if choice.family in BIASED
                 else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
             )
         packed: tiles.PackedWeights = self.packed[i, name]
@@ -428,7 +432,7 @@ class Planner:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
                 lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
-        levels = 2**form.bits - 1 if choice.family in DICTIONARIES else 0
+        levels = 2**form.bits - 1 if choice.family in BIASED else 0
         self.plan.convolution(
             kernel=kernel,
             source=stored.view,

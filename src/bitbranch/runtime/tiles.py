@@ -14,6 +14,8 @@ from .layout import CHUNK, LINE, Form, Ints, round_up
 
 PACKED_TOGETHER = 64
 """Outputs whose weights are packed at once: many are quick, few need little memory."""
+XNOR_GROUP = 16
+"""Taps that the XNOR kernels add up at once."""
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
@@ -156,6 +158,48 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
         biases.append(bias[words].sum(axis=(2, 3, 4)).ravel())
     flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
+
+
+@lru_cache(maxsize=4)
+def xnor_table(ternary: bool, bits: int) -> npt.NDArray[np.uint8]:
+    """What each word of weights does to a byte of activations; word 0 changes nothing that is not there.
+
+    Returns:
+        ``[words, 4]``: bits to flip, four times; ternary, ``[words, 8]``: before that the bits to keep. Weight ``j`` of
+        a word is digit ``j`` of its number: 1 where it is -1; ternary, 1 or 2 where it is 1 or -1.
+    """
+    base, count = (3, 4) if ternary else (2, 8 if bits == 1 else 4)
+    digit = np.arange(base**count)[:, None] // base ** np.arange(count) % base
+    flip, keep = (((digit == wanted) << np.arange(count)).sum(axis=1) for wanted in (base - 1, 1))
+    columns = np.stack([keep | flip, flip] if ternary else [flip], axis=1)
+    if count == 4:
+        columns |= columns << 4
+    return _on_cache_lines(columns.astype(np.uint8).repeat(4, axis=1))
+
+
+def pack_xnor(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...]) -> PackedWeights:
+    """Weights as words of :func:`xnor_table`: ``[group of 16 taps][outputs][16]``, word 0 beyond the last tap.
+
+    Args:
+        op: the convolution.
+        form: of the activations.
+        outputs: of the kernel's tile.
+        digits: the weights' values, see :func:`dictionary_digits`.
+    """
+    ternary, per_unit = len(digits) == 3, form.channels_per_unit
+    powers = (3 if ternary else 2) ** np.arange(per_unit)
+    digit_of = np.asarray([2, 0, 1] if ternary else [1, 0, 0], np.uint8)  # of -1, 0 and 1
+    packed, units, negative = [], [], []
+    for tile_units, dense in _tiles(op, outputs, per_unit, 0):
+        words = (digit_of[dense + 1] * powers[:, None]).sum(axis=3).astype(np.uint8)
+        words = words.transpose(0, 2, 3, 1).reshape(len(words), -1, outputs)  # [tiles, taps, outputs]
+        words = np.pad(words, ((0, 0), (0, -words.shape[1] % XNOR_GROUP), (0, 0)))
+        words = words.reshape(len(words), -1, XNOR_GROUP, outputs).transpose(0, 1, 3, 2)
+        packed += list(np.ascontiguousarray(words).reshape(len(words), -1))
+        units += tile_units
+        negative.append((dense < 0).sum(axis=(2, 3, 4)).ravel())
+    table = xnor_table(ternary, form.bits)
+    return _packed(packed, units, outputs, np.concatenate(negative).astype(np.int64), table)
 
 
 def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:

@@ -25,7 +25,7 @@ from ..errors import FormatError
 FORMAT = "bitbranch cost table 1"
 VARIABLE = "BITBRANCH_TUNING"
 """Environment variable: ``off``, or the path of a table to use in place of the user's."""
-FAMILIES = ("dictionary", "byte16", "byte", "linear")
+FAMILIES = ("dictionary", "xnor", "byte16", "byte", "linear")
 """Families as tables name them; both byte families with 32-bit sums count as one."""
 SHAPES = ("large", "small", "grouped", "pixel", "pixel-batch")
 """Kinds of layers: by output size, in many groups, and of one output pixel, for one image or many."""
@@ -183,11 +183,11 @@ def fastest(
         return None
     a, w = min(wide)
     known = kinds[f"{a}x{w}"]
-    if any(_named(family) not in known for family in families):
+    if any(named(family) not in known for family in families):
         return None
-    return max(families, key=lambda family: known[_named(family)])
+    return max(families, key=lambda family: known[named(family)])
 
 
-def _named(family: str) -> str:
-    """A family's name in tables."""
-    return "byte" if family.startswith("byte_") else family
+def named(family: str) -> str:
+    """A family's name in tables: without what its weights or the sign of its codes call for."""
+    return family.split("_")[0]
