@@ -172,7 +172,7 @@ def test_a_table_changes_the_family_and_no_result(
 def test_families_can_be_forced_everywhere_and_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = layer_program(LAYERS[0]), layer_images(LAYERS[0])
     assert families(Engine(program, families={"*": "byte"}), x) == ["byte", "byte"]
-    assert families(Engine(program, families={"*": "byte", "conv": "byte16"}), x) == ["byte16", "byte_unsigned"]
+    assert families(Engine(program, families={"*": "byte", "conv": "byte16"}), x) == ["byte16", "byte"]
     assert (
         families(Engine(layer_program(LAYERS[3]), families={"*": "linear"}), layer_images(LAYERS[3])) == ["linear"] * 2
     )
