@@ -24,6 +24,6 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) {
 }  // namespace bitbranch::dot_avx2
 
 namespace bitbranch {
-extern const DotSet kDotAvx2 = DOT_SET(dot_avx2, "avx2", false, dot_avx2::nothing, dot_avx2::nothing, dot_avx2::dot_run);
+extern const DotSet kDotAvx2 = DOT_SET(dot_avx2, "avx2", false, false, dot_avx2::nothing, dot_avx2::nothing, dot_avx2::dot_run);
 }
 #endif

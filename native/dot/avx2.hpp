@@ -58,6 +58,11 @@ static inline void requantize_row(int32_t* v, const int64_t* multiplier, const i
   }
 }
 
+// Nothing is gained here where numbers are narrow.
+static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64_t*, const int64_t*, int32_t, int32_t) {
+  return false;
+}
+
 struct Line {
   __m256 slope, intercept, last;
   Line(const float* a, const float* b, float n)

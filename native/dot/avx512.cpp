@@ -25,6 +25,6 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) {
 
 namespace bitbranch {
 extern const DotSet kDotAvx512 =
-    DOT_SET(dot_avx512, "avx512", false, dot_avx512::nothing, dot_avx512::nothing, dot_avx512::dot_run);
+    DOT_SET(dot_avx512, "avx512", false, false, dot_avx512::nothing, dot_avx512::nothing, dot_avx512::dot_run);
 }
 #endif

@@ -47,6 +47,29 @@ static inline void requantize_row(int32_t* v, const int64_t* multiplier, const i
   }
 }
 
+// Products of the even and of the odd channels, whose low and high halves become one vector. Turning by the shift leaves
+// the wanted bits in the low half; turning by 32 less leaves them in the high one.
+static inline bool requantize_narrow(const DotRows& rows, const int64_t* multiplier, const int64_t* shift,
+                                     const int64_t* offset, int32_t lo, int32_t hi) {
+  const Vector even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+  const Vector low = splat(lo), high = splat(hi);
+  for (int part = 0; part < 32; part += 16) {
+    const auto pick = [&](const int64_t* from, Vector which) {
+      return _mm512_permutex2var_epi64(load(from + part), which, load(from + part + 8));
+    };
+    const Vector m0 = pick(multiplier, even), m1 = pick(multiplier, odd), o0 = pick(offset, even), o1 = pick(offset, odd);
+    const Vector s0 = pick(shift, even), s1 = _mm512_sub_epi64(pick(shift, odd), _mm512_set1_epi64(32));
+    for (int i = 0; i < rows.count; ++i) {
+      int32_t* const v = rows.sums + rows.row[i] * 32 + part;
+      const Vector x = load(v);
+      const Vector a = _mm512_rorv_epi64(_mm512_add_epi64(_mm512_mul_epi32(x, m0), o0), s0);
+      const Vector b = _mm512_rorv_epi64(_mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(x, 32), m1), o1), s1);
+      store(v, smaller(larger(_mm512_mask_mov_epi32(a, 0xAAAA, b), low), high));
+    }
+  }
+  return true;
+}
+
 struct Line {
   __m512 slope, intercept, last;
   Line(const float* a, const float* b, float n)

@@ -17,7 +17,7 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm51
 }  // namespace bitbranch::dot_avx512_vnni
 
 namespace bitbranch {
-extern const DotSet kDotAvx512Vnni = DOT_SET(dot_avx512_vnni, "avx512_vnni", true, dot_avx512_vnni::nothing,
+extern const DotSet kDotAvx512Vnni = DOT_SET(dot_avx512_vnni, "avx512_vnni", true, false, dot_avx512_vnni::nothing,
                                              dot_avx512_vnni::nothing, dot_avx512_vnni::dot_run);
 }
 #endif

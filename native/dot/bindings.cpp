@@ -107,7 +107,8 @@ class DotPlan {
 void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
                      const HeldDotView& source, Pair stride, Array<int64_t> outputs,
                      const std::vector<std::pair<Array<int32_t>, Array<uint8_t>>>& lists, Array<int32_t> start,
-                     Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, Memory scratch, int scratch_chunks) {
+                     Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, Memory scratch, int scratch_chunks, int piece,
+                     Memory gather_scratch, int slots) {
   DotConvolution& s = p.add_chained<DotConvolution>(walk, channels, chain);
   s.source = p.view(source);
   s.stride_y = stride.first;
@@ -123,9 +124,17 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
   for (size_t i = 0; i < outputs.shape(0); ++i) {
     const int64_t* const o = outputs.data() + 4 * i;
     const size_t list = static_cast<size_t>(o[2]);
-    s.outputs.push_back({static_cast<int>(o[0]), static_cast<int>(o[1]), static_cast<int>(lists.at(list).first.size()),
-                         held[list].first, held[list].second, all + o[3], starts + 32 * i});
+    const auto& [offsets, quads] = lists.at(list);
+    s.outputs.push_back({static_cast<int>(o[0]), static_cast<int>(o[1]), static_cast<int>(quads.size()),
+                         held[list].first, static_cast<int>(offsets.size()), held[list].second, all + o[3],
+                         starts + 32 * i, static_cast<int>(list)});
   }
+  s.lists = static_cast<int>(lists.size());
+  if (piece == 0) return;
+  s.piece = piece;
+  s.gather_scratch = hold(p.keep_, gather_scratch);
+  s.slots = slots;
+  for (int c = 0; c < s.outputs.at(0).chunks; ++c) s.gathered_offsets.push_back(c * kDotPixels * kDotDepth);
 }
 
 void add_depthwise(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
@@ -274,16 +283,19 @@ void bind_dot(nb::module_& m) {
   nb::class_<HeldDotOp>(m, "DotOp")
       .def_static(
           "requantize",
-          [](Array<int64_t> multiplier, Array<int64_t> shift, Array<int64_t> offset, int32_t lo, int32_t hi) {
+          [](Array<int64_t> multiplier, Array<int64_t> shift, Array<int64_t> offset, int32_t lo, int32_t hi,
+             bool narrow) {
             HeldDotOp op = operation(DotOp::Kind::requantize, nullptr);
             op.multiplier = hold(op.keep, multiplier);
             op.shift = hold(op.keep, shift);
             op.offset = hold(op.keep, offset);
+            op.narrow = narrow;
             op.lo = lo;
             op.hi = hi;
             return op;
           },
-          "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a)
+          "multiplier"_a.noconvert(), "shift"_a.noconvert(), "offset"_a.noconvert(), "lo"_a, "hi"_a,
+          "narrow"_a)
       .def_static(
           "add",
           [](const HeldDotView& other, int32_t lo, int32_t hi) {
@@ -346,7 +358,8 @@ void bind_dot(nb::module_& m) {
       .def("__len__", [](const DotPlan& p) { return p.plan_.size(); })
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
-           "tables"_a.noconvert().none(), "scratch"_a, "scratch_chunks"_a)
+           "tables"_a.noconvert().none(), "scratch"_a, "scratch_chunks"_a,
+           "piece"_a = 0, "gather_scratch"_a.none() = nb::none(), "slots"_a = 0)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
@@ -387,6 +400,7 @@ void bind_dot(nb::module_& m) {
       },
       "machine"_a, "chunks"_a, "repeat"_a,
       "Seconds and multiply-accumulates of a tile whose data stay in the first cache.");
+  m.def("dot_wants_whole_rows", [](const Machine& machine) { return machine.isa->dot->whole_rows; }, "machine"_a);
   m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 

@@ -50,6 +50,22 @@ static void depthwise(const DotDepthwise& d) {
   }
 }
 
+template <int Piece>
+static void gather_pieces(const DotGather& g) {
+  constexpr int in_chunk = kDotDepth / Piece;
+  for (int i = 0; i < g.count; ++i) {
+    uint8_t* const row = g.out + g.row[i] * kDotDepth;
+    for (int k = 0; k < g.pieces; ++k)
+      std::memcpy(row + k / in_chunk * (kDotPixels * kDotDepth) + k % in_chunk * Piece, g.x[i] + g.offsets[k], Piece);
+  }
+}
+
+static void gather(const DotGather& g) {
+  if (g.piece == 16) gather_pieces<16>(g);
+  else if (g.piece == 32) gather_pieces<32>(g);
+  else gather_pieces<64>(g);
+}
+
 template <int Bits>
 static void expand_bits(const int8_t* tables, const uint8_t* __restrict packed, int vectors, int8_t* __restrict out) {
   constexpr int fields = 4 / Bits, bytes = sizeof(Vector);
@@ -77,7 +93,8 @@ static void expand(int bits, const int8_t* tables, const uint8_t* packed, int ve
 constexpr int kParts = kDotOutputs / kLanes;
 
 static void requantize(const DotRows& rows, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
-                       int32_t lo, int32_t hi) {
+                       int32_t lo, int32_t hi, bool narrow) {
+  if (narrow && requantize_narrow(rows, multiplier, shift, offset, lo, hi)) return;
   for (int i = 0; i < rows.count; ++i)
     requantize_row(rows.sums + rows.row[i] * kDotOutputs, multiplier, shift, offset, lo, hi);
 }
@@ -258,9 +275,9 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
     words[i] = a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
 }
 
-#define DOT_SET(space, name, fast, begin, end, run)                                                                       \
+#define DOT_SET(space, name, fast, whole_rows, begin, end, run)                                                                       \
   {                                                                                                                 \
-    name, fast, begin, end, run, space::depthwise, space::expand, space::requantize, space::add, space::store_sums,       \
+    name, fast, whole_rows, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_bytes, space::sum_sums, space::interleave4                                                       \
   }

@@ -40,6 +40,17 @@ struct DotDepthwise {
   int pixels;
 };
 
+// Puts the bytes that a tile's pixels are multiplied by side by side: [chunks][32 pixels][64 bytes].
+struct DotGather {
+  const uint8_t* const* x;  // [count] pixels
+  const uint8_t* row;       // [count] which of the 32 each is
+  int count;
+  const int32_t* offsets;   // [pieces] bytes from a pixel
+  int pieces;
+  int piece;                // bytes of each: 16, 32 or 64
+  uint8_t* out;
+};
+
 // The rows of a tile that are pixels of the image.
 struct DotRows {
   int32_t* sums;       // [32][32]
@@ -56,16 +67,19 @@ struct DotCode {
 struct DotSet {
   const char* name;
   bool fast;        // products of bytes are instructions; else the path is for what no other can run
+  bool whole_rows;  // `run` reads whole chunks of pixels, which should not lie in two cache lines
   void (*begin)();  // around what a thread does
   void (*end)();
   void (*run)(const DotTile&);
   void (*depthwise)(const DotDepthwise&);
+  void (*gather)(const DotGather&);
   // Weights of 1, 2 or 4 bits to bytes: `packed` vectors of 64 bytes to 8 / bits rows each. `tables` [4 / bits][16] are
   // the values of a nibble's fields.
   void (*expand)(int bits, const int8_t* tables, const uint8_t* packed, int vectors, int8_t* out);
 
+  // `narrow`: shifts are at most 32, and what is shifted fits int32 before it is saturated.
   void (*requantize)(const DotRows&, const int64_t* multiplier, const int64_t* shift, const int64_t* offset, int32_t lo,
-                     int32_t hi);
+                     int32_t hi, bool narrow);
   // Integers in memory are int32 or, `narrow`, int16; 32 channels of a row are read even where fewer exist.
   void (*add)(const DotRows&, const void* const* other, bool narrow, int32_t lo, int32_t hi);
   void (*store)(const DotRows&, bool narrow, void* const* target);

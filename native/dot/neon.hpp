@@ -55,6 +55,11 @@ static inline void requantize_row(int32_t* v, const int64_t* multiplier, const i
   }
 }
 
+// Nothing is gained here where numbers are narrow.
+static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64_t*, const int64_t*, int32_t, int32_t) {
+  return false;
+}
+
 struct Line {
   float32x4_t slope, intercept, last;
   Line(const float* a, const float* b, float n) : slope(vld1q_f32(a)), intercept(vld1q_f32(b)), last(vdupq_n_f32(n)) {}

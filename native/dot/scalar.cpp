@@ -105,6 +105,11 @@ static inline void requantize_row(int32_t* v, const int64_t* multiplier, const i
   }
 }
 
+// Nothing is gained here where numbers are narrow.
+static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64_t*, const int64_t*, int32_t, int32_t) {
+  return false;
+}
+
 struct Line {
   const float *slope, *intercept;
   float last;
@@ -129,5 +134,5 @@ static void nothing() {}
 
 namespace bitbranch {
 extern const DotSet kDotScalar =
-    DOT_SET(dot_scalar, "scalar", false, dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
+    DOT_SET(dot_scalar, "scalar", false, false, dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
 }

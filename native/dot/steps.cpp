@@ -39,6 +39,7 @@ void DotStep::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t be
   alignas(64) int32_t sums[kDotPixels * kDotOutputs];
   DotBlock pixels;
   pixels.sums = sums;
+  std::fill_n(pixels.gathered, DotBlock::kKept, -1);
   int prepared = -1;
   int64_t described = -1;
   for (int64_t item = begin; item < end; ++item) {
@@ -48,7 +49,7 @@ void DotStep::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t be
     const Span span{tiles.first_run + tile / tiles.per_run, first,
                     static_cast<int>(std::min<int64_t>(kDotPixels, tiles.length - first))};
     if (tile != described) describe(span, pixels);
-    described = tile;
+    described = pixels.tile = tile;
     if (pixels.count == 0) continue;
     if (whole && prepared < 0)
       for (int b = 0; b < blocks(); ++b) prepare(b, part);
@@ -125,7 +126,7 @@ void DotStep::finish(const Run& run, int block, const DotBand& band, DotBlock& p
     switch (op.kind) {
       case DotOp::Kind::requantize:
         set->requantize(rows, op.multiplier + block * kDotOutputs, op.shift + block * kDotOutputs,
-                        op.offset + block * kDotOutputs, op.lo, op.hi);
+                        op.offset + block * kDotOutputs, op.lo, op.hi, op.narrow);
         break;
       case DotOp::Kind::add: set->add(rows, targets, op.view.narrow, op.lo, op.hi); break;
       case DotOp::Kind::store: set->store(rows, op.view.narrow, targets); break;
@@ -175,6 +176,11 @@ void DotConvolution::fill(int block, int part, const Span& span, const DotBand&,
       break;
   }
   t.offsets = o.offsets;
+  if (piece != 0) {
+    t.x = gather(o, part, pixels);
+    t.step = kDotDepth;
+    t.offsets = gathered_offsets.data();
+  }
   t.quads = o.quads;
   t.chunks = o.chunks;
   t.start = o.start;
@@ -194,6 +200,22 @@ void DotConvolution::fill(int block, int part, const Span& span, const DotBand&,
     t.start = pixels.sums;
     t.start_step = kDotOutputs;
   }
+}
+
+const uint8_t* DotConvolution::gather(const Outputs& o, int part, DotBlock& pixels) const {
+  const int64_t wanted = pixels.tile * lists + o.list, slot = wanted % slots;
+  uint8_t* const out = gather_scratch + (part * slots + slot) * o.chunks * (kDotPixels * kDotDepth);
+  if (pixels.gathered[slot] == wanted) return out;
+  pixels.gathered[slot] = wanted;
+  const uint8_t* x[kDotPixels];
+  int n = 0;
+  for (int k = 0; k < pixels.segments; ++k) {
+    const DotBlock::Segment& s = pixels.segment[k];
+    const uint8_t* at = source.at(s.image, int64_t{s.y} * stride_y, int64_t{s.x} * stride_x);
+    for (int i = 0; i < s.count; ++i, at += source.step * stride_x) x[n++] = at;
+  }
+  set->gather({x, pixels.row, n, o.offsets, o.pieces, piece, out});
+  return out;
 }
 
 void DotDepthwiseConvolution::fill(int block, int, const Span& span, const DotBand&, DotBlock& pixels) const {

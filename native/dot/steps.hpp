@@ -45,8 +45,11 @@ struct DotBlock {
     int64_t image;     // the first one's pixel in the walk
     int y, x;
   };
+  static constexpr int kKept = 16;
   int32_t* sums;
   int count, segments;
+  int64_t tile;           // which
+  int64_t gathered[kKept];  // what lies in each slot of DotConvolution::gather_scratch: tile * lists + list
   uint8_t row[kDotPixels];
   Segment segment[kDotPixels];
 };
@@ -60,6 +63,7 @@ struct DotOp {
   const int64_t* multiplier = nullptr;  // [blocks][32], also shift, offset
   const int64_t* shift = nullptr;
   const int64_t* offset = nullptr;
+  bool narrow = false;                  // see DotSet::requantize
   const int32_t* limits = nullptr;      // [blocks][count][32]
   int count = 0;
   const uint8_t* table = nullptr;       // [count + 1]
@@ -120,18 +124,26 @@ class DotConvolution : public DotStep {
   // Outputs that are summed together.
   struct Outputs {
     int first, channels, chunks;
-    const int32_t* offsets;  // [chunks]
+    const int32_t* offsets;  // [chunks], or [pieces]
+    int pieces;
     const uint8_t* quads;    // [chunks]
     const uint8_t* weights;
     const int32_t* start;    // [32]
+    int list;                // of offsets, which outputs share
   };
   std::vector<Outputs> outputs;
+  int lists = 1;
   DotView source;
   int stride_y = 1, stride_x = 1;
   int bits = 8;                    // of the weights in memory; below 8 they are expanded into scratch
   const int8_t* tables = nullptr;  // see DotSet::expand
   int8_t* scratch = nullptr;       // [threads][scratch_chunks][kDotChunk]
   int scratch_chunks = 0;
+  // Where pixels do not lie as `run` wants them, pieces of them are put together first; offsets are then of the pieces.
+  int piece = 0;                     // 16, 32 or 64 bytes; 0: read in place
+  uint8_t* gather_scratch = nullptr;  // [threads][slots][chunks][32 pixels][64]
+  std::vector<int32_t> gathered_offsets;  // [chunks] in that scratch
+  int slots = 0;                     // tiles that are kept, up to DotBlock::kKept
 
  protected:
   int blocks() const override { return static_cast<int>(outputs.size()); }
@@ -150,6 +162,7 @@ class DotConvolution : public DotStep {
     return scratch + (int64_t{part} * scratch_chunks + before) * kDotChunk;
   }
   void expand(const Outputs& o, int first, int chunks, int8_t* out) const;
+  const uint8_t* gather(const Outputs& o, int part, DotBlock& pixels) const;
 };
 
 class DotDepthwiseConvolution : public DotStep {

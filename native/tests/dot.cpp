@@ -13,7 +13,7 @@ extern const DotSet kDotScalar;
 namespace bitbranch::testing {
 
 namespace {
-static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 17,
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 18,
               "every function of DotSet needs a case in this file");
 
 constexpr int kTile = kDotPixels * kDotOutputs;
@@ -118,6 +118,30 @@ Bytes expand(const DotSet* set, Random& random) {
   return bytes;
 }
 
+Bytes gather(const DotSet* set, Random& random) {
+  const int piece = 16 << random.between(0, 2), pieces = small(random, 9), chunks = (pieces * piece + 63) / 64;
+  Lines<uint8_t> x(random, 4096, 0, 255), out(size_t{1} * chunks * kDotPixels * kDotDepth);
+  std::vector<const uint8_t*> from;
+  std::vector<uint8_t> row;
+  for (int p = 0; p < kDotPixels; ++p) {
+    if (random.between(0, 3) == 0) continue;
+    row.push_back(static_cast<uint8_t>(p));
+    from.push_back(x.data() + random.between(0, 2000));
+  }
+  std::vector<int32_t> offsets;
+  for (int k = 0; k < pieces; ++k) offsets.push_back(static_cast<int32_t>(random.between(0, 2000)));
+  if (set) {
+    set->gather({from.data(), row.data(), static_cast<int>(row.size()), offsets.data(), pieces, piece, out.data()});
+  } else {
+    for (size_t i = 0; i < row.size(); ++i)
+      for (int at = 0; at < pieces * piece; ++at)
+        out.data()[(at / 64 * kDotPixels + row[i]) * 64 + at % 64] = from[i][offsets[at / piece] + at % piece];
+  }
+  Bytes bytes;
+  append(bytes, out.data(), size_t{1} * chunks * kDotPixels * kDotDepth);
+  return bytes;
+}
+
 // What is done to the rows of a tile: sums, and a target of up to 32 numbers of 4 bytes for each row.
 struct Chain {
   Lines<int32_t> sums;
@@ -151,8 +175,16 @@ Bytes requantize(const DotSet* set, Random& random) {
   Lines<int64_t> multiplier(random, kDotOutputs, -(1 << 30), 1 << 30), shift(random, kDotOutputs, 0, 40);
   Lines<int64_t> offset(random, kDotOutputs, -(int64_t{1} << 60), int64_t{1} << 60);
   const auto lo = static_cast<int32_t>(random.between(-1000000, 0)), hi = static_cast<int32_t>(random.between(0, 1000000));
+  const bool narrow = random.between(0, 1);
+  if (narrow)
+    for (int o = 0; o < kDotOutputs; ++o) {  // at most 2^29, and 2^26 for the offset
+      shift.data()[o] = std::min<int64_t>(shift.data()[o], 32);
+      multiplier.data()[o] >>= 30 - std::min<int64_t>(30, shift.data()[o]);
+      offset.data()[o] >>= 63 - 29 - std::min<int64_t>(30, shift.data()[o]);
+      for (const uint8_t r : c.row) c.sums.data()[r * kDotOutputs + o] >>= 1;
+    }
   if (set) {
-    set->requantize(c.rows, multiplier.data(), shift.data(), offset.data(), lo, hi);
+    set->requantize(c.rows, multiplier.data(), shift.data(), offset.data(), lo, hi, narrow);
   } else {
     for (const uint8_t r : c.row)
       for (int o = 0; o < kDotOutputs; ++o) {
@@ -336,7 +368,7 @@ void test_dot(const InstructionSet& set) {
   // Against plain loops.
   using Plain = Bytes (*)(const DotSet*, Random&);
   const std::pair<const char*, Plain> plain[] = {
-      {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"requantize", requantize}, {"compare", compare}};
+      {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"gather", gather}, {"requantize", requantize}, {"compare", compare}};
   for (const auto& [name, run] : plain) {
     const Plain f = run;
     repeat(name, [&](Random& r) { return f(set.dot, r); }, [&](Random& r) { return f(nullptr, r); });

@@ -6,7 +6,7 @@ and taps. NumPy only. The layouts are those of ``native/dot/kernels.hpp``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ PIXELS = 32
 """Pixels of a tile."""
 DEPTH = 64
 """Bytes of a chunk."""
+PIECES = (64, 32, 16)
+"""Bytes of the pieces of which chunks are put together."""
 FEW = 3
 """Up to so many thresholds are compared one by one; more are first tried as a line."""
 
@@ -98,9 +100,11 @@ class Chunks:
     quads: npt.NDArray[np.uint8]
     columns: Ints
     """``[channels, taps]``: which byte of the depth each weight meets."""
+    piece: int = 0
+    """If not 0, the depth is put together from pieces of so many bytes, and ``offsets`` are theirs."""
 
 
-def chunks(positions: list[Tap], channels: int, step: int, pitch: int) -> Chunks:
+def chunks(positions: list[Tap], channels: int, step: int, pitch: int, gathered: bool = False) -> Chunks:
     """Pieces that hold all taps; neighbours of a row are taken together where that needs fewer.
 
     Args:
@@ -108,6 +112,7 @@ def chunks(positions: list[Tap], channels: int, step: int, pitch: int) -> Chunks
         channels: of the input that are read.
         step: bytes from pixel to pixel.
         pitch: pixels from row to row.
+        gathered: whether pieces are put together before they are multiplied.
     """
     order = sorted(range(len(positions)), key=lambda k: (positions[k].y, positions[k].x))
     together: list[list[int]] = []
@@ -117,11 +122,14 @@ def chunks(positions: list[Tap], channels: int, step: int, pitch: int) -> Chunks
             together[-1].append(k)
         else:
             together.append([k])
-    options = [_chunks(positions, groups, channels, step, pitch) for groups in (together, [[k] for k in order])]
-    return min(options, key=lambda c: len(c.offsets))
+    alone = [[k] for k in order]
+    sizes = PIECES if gathered else (DEPTH,)
+    options = [_chunks(positions, g, channels, step, pitch, size) for size in sizes for g in (together, alone)]
+    best = min(options, key=lambda c: (len(c.quads), len(c.offsets)))
+    return best if gathered else replace(best, piece=0)
 
 
-def _chunks(positions: list[Tap], groups: list[list[int]], channels: int, step: int, pitch: int) -> Chunks:
+def _chunks(positions: list[Tap], groups: list[list[int]], channels: int, step: int, pitch: int, piece: int) -> Chunks:
     offsets: list[int] = []
     quads: list[int] = []
     columns = np.zeros((channels, len(positions)), np.int64)
@@ -129,11 +137,14 @@ def _chunks(positions: list[Tap], groups: list[list[int]], channels: int, step: 
         first = positions[group[0]]
         start, length = (first.y * pitch + first.x) * step, (len(group) - 1) * step + channels
         for k, tap in enumerate(group):
-            columns[:, tap] = len(offsets) * DEPTH + k * step + np.arange(channels)
-        for done in range(0, length, DEPTH):
+            columns[:, tap] = len(offsets) * piece + k * step + np.arange(channels)
+        for done in range(0, length, piece):
+            before = len(offsets) * piece % DEPTH
+            if before == 0:
+                quads.append(0)
+            quads[-1] = -(-(before + min(piece, length - done)) // 4)
             offsets.append(start + done)
-            quads.append(-(-min(DEPTH, length - done) // 4))
-    return Chunks(np.asarray(offsets, np.int32), np.asarray(quads, np.uint8), columns)
+    return Chunks(np.asarray(offsets, np.int32), np.asarray(quads, np.uint8), columns, piece)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +164,13 @@ class PackedWeights:
     """``[4 / bits, 16]``, see ``DotSet::expand``; weights of 8 bits are what they are."""
     sums: Ints
     """``[O]`` of the weights."""
+    piece: int
+    """See :class:`Chunks`."""
 
 
-def pack(core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: int, pitch: int) -> PackedWeights:
+def pack(
+    core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: int, pitch: int, gathered: bool
+) -> PackedWeights:
     """Pack the weights at some kernel positions, in as few bits as their values need.
 
     Args:
@@ -164,6 +179,7 @@ def pack(core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: in
         positions: the taps.
         step: bytes from pixel to pixel of the input.
         pitch: pixels from row to row.
+        gathered: see :func:`chunks`.
     """
     codes = op.weight.reshape(*op.weight.shape[:2], -1)
     if isinstance(op, p.ConvTranspose):
@@ -174,8 +190,8 @@ def pack(core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: in
     # Small groups are computed together, with zeros between them.
     most = min(op.groups, max(1, OUTPUTS // per_group))
     together = next(m for m in range(most, 0, -1) if op.groups % m == 0)
-    pieces = chunks(positions, together * depth, step, pitch)
-    size = len(pieces.offsets) * DEPTH
+    pieces = chunks(positions, together * depth, step, pitch, gathered)
+    size = len(pieces.quads) * DEPTH
 
     lists: list[npt.NDArray[np.int32]] = []
     blocks: list[tuple[int, int]] = []
@@ -212,7 +228,9 @@ def pack(core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: in
         op.weight_type.decode(kept).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
     )  # fmt: skip
     outputs = [(first, n, k, b * block_bytes) for b, ((first, n), k) in enumerate(zip(blocks, which, strict=True))]
-    return PackedWeights(blocks, lists, pieces.quads, np.asarray(outputs, np.int64), data, bits, tables, sums)
+    return PackedWeights(
+        blocks, lists, pieces.quads, np.asarray(outputs, np.int64), data, bits, tables, sums, pieces.piece
+    )
 
 
 @dataclass(frozen=True, eq=False)

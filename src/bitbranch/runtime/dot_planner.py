@@ -23,8 +23,17 @@ from .planner import StepInfo
 
 BAND = 384 << 10
 """Bytes of sums that a convolution and the pool behind it keep in the second cache."""
+GATHERED, GATHERED_TILES = 512 << 10, 16
+"""Most bytes and tiles of pixels that are kept for the blocks of outputs to come; at least one tile is."""
+ROW = 0.6
+"""Share of half a tile that the pixels of a row of a strided convolution fill at least, if they are not gathered."""
 SCRATCH_CHUNKS = 128
 """Chunks of weights that are expanded at once: 256 KiB, which the second cache holds."""
+
+
+def gathers(core: Any, machine: Any) -> bool:
+    """Whether products read whole chunks, so that it pays to put them together where a pixel's are not aligned."""
+    return bool(core.dot_wants_whole_rows(machine))
 
 
 @dataclass(eq=False)
@@ -82,6 +91,7 @@ class DotPlanner:
         self.reach: dict[int, p.Pair] = {}  # by root: furthest row and column that a tap is from its output pixel
         self._measure()
         self.scratch = self.core.Buffer(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS)
+        self.gather_scratch: Any = None
 
     def build(self) -> None:
         """Append every step to the plan.
@@ -331,7 +341,12 @@ class DotPlanner:
         multiplier, shifts, offset = (
             self._by_block(a, blocks) for a in (op.multiplier.astype(np.int64), shift, op.offset + half)
         )
-        return self.core.DotOp.requantize(multiplier, shifts, offset, op.lo, op.hi)
+        v = self.values[op.inputs[0]]
+        assert isinstance(v, p.Integers)
+        ends = [(int(a) * op.multiplier.astype(np.int64) + op.offset + half) >> shift for a in (v.lo, v.hi)]
+        fits = all(-(2**31) <= int(e.min()) and int(e.max()) < 2**31 for e in ends)
+        narrow = fits and int(shift.max()) <= 32
+        return self.core.DotOp.requantize(multiplier, shifts, offset, op.lo, op.hi, narrow)
 
     def _threshold(self, i: int, blocks: Sequence[tuple[int, int]], pooled: int | None = None) -> Any:
         """The codes of operation ``i``, written as the value ``pooled`` where a pool was taken first."""
@@ -502,13 +517,17 @@ class DotPlanner:
         """A dense or grouped convolution: the output pixels ``step * (y, x) + first``, ``size`` of them."""
         source = self._place(op.inputs[0])
         key = (i, f"dot {first}")
+        pixel = isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows
+        gathered = not pixel and gathers(self.core, self.machine) and self._gathered(source.step, stride, size[1])
         if key not in self.packed:
-            self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch)
+            self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch, gathered)
         packed: dot.PackedWeights = self.packed[key]
         shift = -dot.zero(self._code_type(op.inputs[0]))
         start = self._by_block(self._int32(shift * packed.sums), packed.blocks)
-        if isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows:
+        if pixel:
             walk = self.core.DotWalk("images", 1, 1, 1, 1)
+        elif gathered and not by_rows:
+            walk = self.core.DotWalk("flat", size[0], size[1], size[0], size[1], step, first)
         elif stride == (1, 1) and not by_rows:
             walk = self.core.DotWalk("flat", size[0], size[1], source.rows, source.pitch, step, first)
         else:
@@ -526,13 +545,28 @@ class DotPlanner:
             walk=walk, channels=len(packed.sums), chain=chain, source=source.view, stride=stride,
             outputs=packed.outputs, lists=[(offsets, packed.quads) for offsets in packed.lists], start=start,
             weights=packed.data, bits=packed.bits,
-            tables=packed.tables, scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS,
+            tables=packed.tables, scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS, **self._gathering(packed),
         )  # fmt: skip
         if last:
             self._finished(i)
         macs = int(op.macs(self.values[op.inputs[0]]))
         share = macs * len(positions) // max(1, op.weight.shape[2] * op.weight.shape[3])
         self._add(i, "dot", complete, share, what)
+
+    @staticmethod
+    def _gathered(step: int, stride: p.Pair, width: int) -> bool:
+        """Whether pixels lie across cache lines, or so few are in a row that those of several should share a tile."""
+        return step % DEPTH != 0 or (stride != (1, 1) and width <= ROW * round_up(width, PIXELS // 2))
+
+    def _gathering(self, packed: dot.PackedWeights) -> dict[str, Any]:
+        """Room for the chunks of as many tiles as the second cache may hold."""
+        if packed.piece == 0 or len(packed.quads) == 0:
+            return {}
+        size = len(packed.quads) * DEPTH * PIXELS
+        slots = max(1, min(GATHERED // size, GATHERED_TILES))
+        if self.gather_scratch is None or self.gather_scratch.size < self.threads * slots * size:
+            self.gather_scratch = self._buffer(self.threads * slots * size)
+        return {"piece": packed.piece, "gather_scratch": self.gather_scratch, "slots": slots}
 
     def _code_type(self, value: int) -> Any:
         v = self.values[value]
