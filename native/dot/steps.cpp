@@ -6,6 +6,9 @@
 namespace bitbranch {
 
 namespace {
+// Tiles of a deep convolution that are summed together, and the chunks of weights that are expanded for few and for
+// many of them: sums and weights share the first cache.
+constexpr int kTogether = 8, kFewTiles = 4, kSlabOfFew = 8, kSlab = 16;
 constexpr int64_t kWorth = 2048;  // what waking a thread is worth, in the unit of DotStep::cost
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,30 +35,27 @@ void DotStep::run_rows(const Run& run, int part, int64_t first, int64_t count, c
   run_tiles(run, part, tiles, 0, tiles.count * blocks(), band);
 }
 
-// Where the weights of all blocks fit the cache, the blocks of a tile follow one another, so that its pixels are read
-// and written whole; else channels are outside and pixels inside, and a block's weights stay while the pixels go by.
+DotStep::Span DotStep::span_of(const Tiles& tiles, int64_t tile) {
+  const int64_t first = tile % tiles.per_run * kDotPixels;
+  return {tile, tiles.first_run + tile / tiles.per_run, first,
+          static_cast<int>(std::min<int64_t>(kDotPixels, tiles.length - first))};
+}
+
+// The blocks of a tile follow one another, so that its pixels are read and written whole.
 void DotStep::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
                         const DotBand& band) const {
   alignas(64) int32_t sums[kDotPixels * kDotOutputs];
+  Gathered gathered;
   DotBlock pixels;
   pixels.sums = sums;
-  std::fill_n(pixels.gathered, DotBlock::kKept, -1);
-  int prepared = -1;
   int64_t described = -1;
   for (int64_t item = begin; item < end; ++item) {
-    const bool whole = blocks_together();
-    const int block = static_cast<int>(whole ? item % blocks() : item / tiles.count);
-    const int64_t tile = whole ? item / blocks() : item % tiles.count, first = tile % tiles.per_run * kDotPixels;
-    const Span span{tiles.first_run + tile / tiles.per_run, first,
-                    static_cast<int>(std::min<int64_t>(kDotPixels, tiles.length - first))};
-    if (tile != described) describe(span, pixels);
-    described = pixels.tile = tile;
+    const int block = static_cast<int>(item % blocks());
+    const Span span = span_of(tiles, item / blocks());
+    if (span.tile != described) describe(span, pixels);
+    described = span.tile;
     if (pixels.count == 0) continue;
-    if (whole && prepared < 0)
-      for (int b = 0; b < blocks(); ++b) prepare(b, part);
-    else if (!whole && block != prepared) prepare(block, part);
-    prepared = block;
-    fill(block, part, span, band, pixels);
+    fill(block, part, span, band, gathered, pixels);
     finish(run, block, band, pixels);
   }
 }
@@ -153,13 +153,63 @@ void DotConvolution::expand(const Outputs& o, int first, int chunks, int8_t* out
   set->expand(bits, tables, o.weights + first * packed, static_cast<int>(chunks * packed / 64), out);
 }
 
-void DotConvolution::prepare(int block, int part) const {
-  const Outputs& o = outputs[block];
-  if (bits < 8 && o.chunks <= scratch_chunks) expand(o, 0, o.chunks, expanded(block, part));
+// Where the weights of all blocks do not fit the second cache, channels are outside and pixels inside; and the depth is
+// cut, so that a piece of a block's weights is expanded once in the first cache for several tiles.
+void DotConvolution::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
+                               const DotBand& band) const {
+  if (blocks_together()) {
+    for (int b = 0; b < blocks() && bits < 8 && begin < end; ++b) expand(outputs[b], 0, outputs[b].chunks, expanded(b, part));
+    return DotStep::run_tiles(run, part, tiles, begin, end, band);
+  }
+  alignas(64) int32_t sums[kTogether][kDotPixels * kDotOutputs];
+  Gathered gathered;
+  DotBlock pixels[kTogether];
+  Span spans[kTogether];
+  const int most = piece != 0 ? std::min(kTogether, slots) : kTogether;
+  int64_t first = -1;
+  int count = 0;
+  for (int64_t item = begin; item < end; item += count) {
+    const int block = static_cast<int>(item / tiles.count);
+    const int64_t tile = item % tiles.count;
+    const int here = static_cast<int>(std::min({int64_t{most}, tiles.count - tile, end - item}));
+    if (tile != first || here != count)
+      for (int i = 0; i < here; ++i) {
+        spans[i] = span_of(tiles, tile + i);
+        pixels[i].sums = sums[i];
+        describe(spans[i], pixels[i]);
+      }
+    first = tile;
+    count = here;
+    const Outputs& o = outputs[block];
+    const int slab = count <= kFewTiles ? kSlabOfFew : kSlab;
+    DotTile each[kTogether];
+    for (int i = 0; i < count; ++i) {
+      each[i] = place(o, part, spans[i], gathered, pixels[i]);
+      each[i].chunks = 0;
+    }
+    int8_t* const slab_weights = scratch + int64_t{part} * scratch_chunks * kDotChunk;
+    for (int done = 0; done < o.chunks || done == 0; done += slab) {
+      const int chunks = std::min(slab, o.chunks - done);
+      if (bits < 8) expand(o, done, chunks, slab_weights);
+      for (int i = 0; i < count; ++i) {
+        if (pixels[i].count == 0) continue;
+        DotTile& t = each[i];
+        t.offsets += t.chunks;
+        t.quads += t.chunks;
+        t.chunks = chunks;
+        t.weights = bits < 8 ? slab_weights : reinterpret_cast<const int8_t*>(o.weights) + int64_t{done} * kDotChunk;
+        set->run(t);
+        t.start = pixels[i].sums;
+        t.start_step = kDotOutputs;
+      }
+    }
+    for (int i = 0; i < count; ++i)
+      if (pixels[i].count != 0) finish(run, block, band, pixels[i]);
+  }
 }
 
-void DotConvolution::fill(int block, int part, const Span& span, const DotBand&, DotBlock& pixels) const {
-  const Outputs& o = outputs[block];
+DotTile DotConvolution::place(const Outputs& o, int part, const Span& span, Gathered& gathered,
+                              const DotBlock& pixels) const {
   DotTile t{};
   switch (walk.kind) {
     case DotWalk::Kind::flat:
@@ -177,7 +227,7 @@ void DotConvolution::fill(int block, int part, const Span& span, const DotBand&,
   }
   t.offsets = o.offsets;
   if (piece != 0) {
-    t.x = gather(o, part, pixels);
+    t.x = gather(o, part, span, gathered, pixels);
     t.step = kDotDepth;
     t.offsets = gathered_offsets.data();
   }
@@ -186,27 +236,23 @@ void DotConvolution::fill(int block, int part, const Span& span, const DotBand&,
   t.start = o.start;
   t.sums = pixels.sums;
   t.pixels = span.count;
-  if (bits == 8 || o.chunks <= scratch_chunks) {
-    t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(block, part);
-    return set->run(t);
-  }
-  for (int done = 0; done < o.chunks; done += scratch_chunks) {  // too many for the scratch: piece by piece
-    t.chunks = std::min(scratch_chunks, o.chunks - done);
-    expand(o, done, t.chunks, expanded(0, part));
-    t.weights = expanded(0, part);
-    set->run(t);
-    t.offsets += t.chunks;
-    t.quads += t.chunks;
-    t.start = pixels.sums;
-    t.start_step = kDotOutputs;
-  }
+  return t;
 }
 
-const uint8_t* DotConvolution::gather(const Outputs& o, int part, DotBlock& pixels) const {
-  const int64_t wanted = pixels.tile * lists + o.list, slot = wanted % slots;
+void DotConvolution::fill(int block, int part, const Span& span, const DotBand&, Gathered& gathered,
+                          DotBlock& pixels) const {
+  const Outputs& o = outputs[block];
+  DotTile t = place(o, part, span, gathered, pixels);
+  t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(block, part);
+  set->run(t);
+}
+
+const uint8_t* DotConvolution::gather(const Outputs& o, int part, const Span& span, Gathered& gathered,
+                                      const DotBlock& pixels) const {
+  const int64_t wanted = span.tile * lists + o.list, slot = span.tile % slots;
   uint8_t* const out = gather_scratch + (part * slots + slot) * o.chunks * (kDotPixels * kDotDepth);
-  if (pixels.gathered[slot] == wanted) return out;
-  pixels.gathered[slot] = wanted;
+  if (gathered.at[slot] == wanted) return out;
+  gathered.at[slot] = wanted;
   const uint8_t* x[kDotPixels];
   int n = 0;
   for (int k = 0; k < pixels.segments; ++k) {
@@ -218,7 +264,7 @@ const uint8_t* DotConvolution::gather(const Outputs& o, int part, DotBlock& pixe
   return out;
 }
 
-void DotDepthwiseConvolution::fill(int block, int, const Span& span, const DotBand&, DotBlock& pixels) const {
+void DotDepthwiseConvolution::fill(int block, int, const Span& span, const DotBand&, Gathered&, DotBlock& pixels) const {
   DotDepthwise d{};
   const bool flat = walk.kind == DotWalk::Kind::flat;
   d.x = flat ? source.base + span.first * source.step
@@ -239,7 +285,7 @@ void DotWindow::add(const void* const* from, int count, int multiplier, int32_t*
   else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
-void DotWindow::fill(int block, int, const Span&, const DotBand& band, DotBlock& pixels) const {
+void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&, DotBlock& pixels) const {
   constexpr int together = 64;
   const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
   const void* from[together];

@@ -1,6 +1,7 @@
 // Steps of the dot-product path: something that fills tiles of 32 pixels by 32 channels with sums, and a chain of
 // operations that takes them on, block by block, to where the next layers want them.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -45,11 +46,8 @@ struct DotBlock {
     int64_t image;     // the first one's pixel in the walk
     int y, x;
   };
-  static constexpr int kKept = 16;
   int32_t* sums;
   int count, segments;
-  int64_t tile;           // which
-  int64_t gathered[kKept];  // what lies in each slot of DotConvolution::gather_scratch: tile * lists + list
   uint8_t row[kDotPixels];
   Segment segment[kDotPixels];
 };
@@ -97,23 +95,29 @@ class DotStep : public Step {
 
  protected:
   struct Span {
+    int64_t tile;        // which
     int64_t run, first;  // pixels first .. first + count of a run of the walk
     int count;
+  };
+  struct Tiles {
+    int64_t first_run, per_run, length, count;
+  };
+  // What lies in each slot of DotConvolution::gather_scratch: tile * lists + list.
+  struct Gathered {
+    static constexpr int kSlots = 16;
+    int64_t at[kSlots];
+    Gathered() { std::fill_n(at, kSlots, -1); }
   };
   virtual int blocks() const { return (channels + kDotOutputs - 1) / kDotOutputs; }
   virtual int first_channel(int block) const { return block * kDotOutputs; }
   virtual int block_channels(int block) const;
   virtual int64_t cost() const { return 64; }  // of a tile, in about thousands of multiply-accumulates
-  virtual void prepare(int, int) const {}
-  virtual bool blocks_together() const { return true; }
   virtual bool is_window() const { return false; }  // reads a band, else stores to it
-  virtual void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const = 0;
-
- private:
-  struct Tiles {
-    int64_t first_run, per_run, length, count;
-  };
-  void run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end, const DotBand& band) const;
+  virtual void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const = 0;
+  // All tiles by all blocks are `tiles.count * blocks()` items; this does some.
+  virtual void run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
+                         const DotBand& band) const;
+  static Span span_of(const Tiles& tiles, int64_t tile);
   void describe(const Span& span, DotBlock& block) const;
   void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
 };
@@ -143,26 +147,26 @@ class DotConvolution : public DotStep {
   int piece = 0;                     // 16, 32 or 64 bytes; 0: read in place
   uint8_t* gather_scratch = nullptr;  // [threads][slots][chunks][32 pixels][64]
   std::vector<int32_t> gathered_offsets;  // [chunks] in that scratch
-  int slots = 0;                     // tiles that are kept, up to DotBlock::kKept
+  int slots = 0;                     // tiles that are kept, up to Gathered::kSlots
 
  protected:
   int blocks() const override { return static_cast<int>(outputs.size()); }
   int first_channel(int block) const override { return outputs[block].first; }
   int block_channels(int block) const override { return outputs[block].channels; }
-  bool blocks_together() const override {
-    return static_cast<int64_t>(outputs.size()) * outputs[0].chunks <= scratch_chunks;
-  }
   int64_t cost() const override { return 64 + 64 * outputs[0].chunks; }
-  void prepare(int block, int part) const override;
-  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
+  void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
+  void run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
+                 const DotBand& band) const override;
 
  private:
+  // Whether the weights of all blocks fit the scratch.
+  bool blocks_together() const { return static_cast<int64_t>(outputs.size()) * outputs[0].chunks <= scratch_chunks; }
   int8_t* expanded(int block, int part) const {
-    const int64_t before = blocks_together() ? int64_t{block} * outputs[0].chunks : 0;
-    return scratch + (int64_t{part} * scratch_chunks + before) * kDotChunk;
+    return scratch + (int64_t{part} * scratch_chunks + int64_t{block} * outputs[0].chunks) * kDotChunk;
   }
   void expand(const Outputs& o, int first, int chunks, int8_t* out) const;
-  const uint8_t* gather(const Outputs& o, int part, DotBlock& pixels) const;
+  DotTile place(const Outputs& o, int part, const Span& span, Gathered& gathered, const DotBlock& pixels) const;
+  const uint8_t* gather(const Outputs& o, int part, const Span& span, Gathered& gathered, const DotBlock& pixels) const;
 };
 
 class DotDepthwiseConvolution : public DotStep {
@@ -175,7 +179,7 @@ class DotDepthwiseConvolution : public DotStep {
   const int32_t* start = nullptr;    // [blocks][32]
 
  protected:
-  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
+  void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 };
 
 // Sums or the largest of a window of the source, an interpolation, or the source itself.
@@ -192,7 +196,7 @@ class DotWindow : public DotStep {
 
  protected:
   bool is_window() const override { return true; }
-  void fill(int block, int part, const Span& span, const DotBand& band, DotBlock& pixels) const override;
+  void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 
  private:
   void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
