@@ -27,6 +27,8 @@ scalar   4.3 1.9                   22       3
 DICTIONARIES = ("dictionary", "sextets", "sextets64")
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
+DEPTHWISE = True
+"""Whether depthwise convolutions take their own kernels."""
 LINEAR_BATCH = 16
 """From this batch on, a dictionary with images as lanes beats a linear kernel with outputs as lanes."""
 

@@ -428,7 +428,7 @@ class DotPlanner:
         self.plan.band(rows=rows, scratch=self._array(self.threads * size), scratch_bytes=size)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
-            StepInfo(i, convolution.name, convolution.family, convolution.macs, True, window.values)
+            StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)
         )  # fmt: skip
         self.made.discard(i)
 

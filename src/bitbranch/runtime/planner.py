@@ -297,9 +297,9 @@ class Planner:
     def _release(self) -> None:
         """Give back the memory of integers that no later operation reads."""
         for value in self.made & set(self.stored):
-            if isinstance(self.values[value], p.Integers) and self.homes.get(value) not in self.placed:
-                if self._is_read(value):
-                    self.workspace.give_back(self.stored[value][0], value)
+            owner = isinstance(self.values[value], p.Integers) and self.homes.get(value) not in self.placed
+            if owner and self._is_read(value):
+                self.workspace.give_back(self.stored[value][0], value)
 
     def _is_read(self, value: int) -> bool:
         """Whether no later operation reads a value, or a part that lies in it."""
@@ -383,9 +383,7 @@ class Planner:
         for value in fused.codes + fused.stream_codes:
             self._copies(value)
 
-    def _tiled(
-        self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None
-    ) -> None:
+    def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
         if form.sextets:
             # A wide tile is a little faster; a narrow one loses less at the end of a small image.
@@ -600,10 +598,12 @@ class Planner:
     def _concat(self, i: int, op: p.Concat) -> None:
         codes = isinstance(self.values[i], p.Codes)
         target = self._first_copy(i) if codes else self._new_integers(i)
-        parts, pieces, first = [], [], 0
+        parts: list[Any] = []
+        pieces: list[concat.Piece] = []
+        first = 0
         for j in op.inputs:
             channels = self.values[j].shape[0]
-            if self.homes[j] != (i, first) if j in self.homes else True:
+            if self.homes.get(j) != (i, first):
                 pieces += concat.pieces(target.form, len(parts), channels, first)
                 parts.append(self._find(j, target.form).view)
             first += channels
