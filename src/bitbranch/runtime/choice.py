@@ -99,6 +99,8 @@ def _family(
 ) -> tuple[str, Form, tuple[int, ...], int]:
     """The family, the form that it reads, its dictionary's digits, and its taps whose sums fit int16."""
     ranks, largest = code_type.count - 1, max(-op.weight_type.lo, op.weight_type.hi)
+    if DEPTHWISE and tiles.is_depthwise(op) and top <= INT16_MAX and op.weight_type.hi <= 127:
+        return "depthwise", Form.ranks(code_type), (), layout.round_up(op.kernel[0] * op.kernel[1], 2)
     if code_type.bits <= DICTIONARY_BITS[isa] and top <= ACCUMULATOR_MAX:
         form = replace(Form.planes(code_type), sextets=sextets)
         digits = tiles.dictionary_digits(op, form.channels_per_unit)

@@ -20,10 +20,13 @@ from ..errors import FormatError
 from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
 from .choice import DICTIONARIES, Choice, choose
-from .layout import CHUNK, Form, Geometry, Ints, Taps
+from .layout import CHUNK, LINE, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
 from .workspace import Stored, Workspace
+
+PAD_MOST = 1.1
+"""A copy may have so many times the pixels that its readers want, to have them where a convolution's sums are."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,13 @@ class Planner:
             elif isinstance(op, p.ConvTranspose):
                 parts = transposed.phases(op, self.values[op.inputs[0]].shape[1:], out)
                 self.phases[i] = [(part, self._choose(i, part.conv, part.size, True)) for part in parts]
+        self.neighbours = self._neighbours()
+        self.pads: dict[int, p.Pair] = dict.fromkeys(self.neighbours, (0, 0))  # the most that a reader wants
+        for value, first in enumerate(self.neighbours):
+            for (_, stride), g in self._wanted(value).items() if isinstance(self.values[value], p.Codes) else ():
+                rows, columns = self.pads[first]
+                if stride == (1, 1):
+                    self.pads[first] = max(rows, g.pad_rows), max(columns, g.pad_columns)
 
     def _choose(self, i: int, op: p.Conv, out: p.Pair, phase: bool = False) -> Choice:
         source, sextets = self._codes(op.inputs[0]), self._sextets(op.inputs[0])
@@ -251,11 +261,34 @@ class Planner:
     def _geometry(self, value: int, form: Form) -> Geometry:
         """Of a copy without a stride, for its readers and those of the parts that are written in it."""
         geometry = self._wanted(value).get((form, (1, 1)), Geometry(*self.values[value].shape[1:]))
+        geometry = self._like_neighbours(value, geometry)
         if isinstance(self.operations[value], p.Concat) and form == self._main_form(value):
             for part in self.operations[value].inputs:
                 if self.homes.get(part, (None,))[0] == value:
                     geometry = geometry.merge(self._geometry(part, form))
         return geometry
+
+    def _like_neighbours(self, value: int, geometry: Geometry) -> Geometry:
+        """With the pads of all values that convolutions of stride 1 lead to or come from, if that costs little.
+
+        Where a convolution reads and writes the same geometry, its epilogue writes codes in place.
+        """
+        pads = self.pads[self.neighbours[value]]
+        padded = geometry.merge(replace(geometry, pad_rows=pads[0], pad_columns=pads[1]))
+        pixels = [layout.round_up(self.capacity * g.rows * g.pitch, LINE) for g in (geometry, padded)]
+        return padded if pixels[1] <= PAD_MOST * pixels[0] else geometry
+
+    def _neighbours(self) -> list[int]:
+        """For every value the first one of those that lead to each other with the same height and width."""
+        first = list(range(len(self.operations)))
+        for i, op in enumerate(self.operations):
+            alike = isinstance(op, (p.Threshold, p.Requantize, p.Add, p.Concat))
+            alike = alike or (isinstance(op, p.Conv) and op.stride == (1, 1))
+            for j in op.inputs:
+                if alike and self.values[i].shape[1:] == self.values[j].shape[1:] and first[i] != first[j]:
+                    old, new = max(first[i], first[j]), min(first[i], first[j])
+                    first = [new if k == old else k for k in first]
+        return first
 
     def _copy(self, value: int, form: Form) -> Stored:
         """Room for a copy without a stride: in the concatenation that the value is a part of, if that has the form."""
@@ -385,10 +418,11 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
-        if form.sextets:
-            # A wide tile is a little faster; a narrow one loses less at the end of a small image.
-            pixels = taps.geometry.rows * taps.geometry.pitch
-            rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
+        if form.sextets or choice.family == "depthwise":
+            # A wide tile is a little faster; a narrow one loses less at the end of a small image. The weights' form must
+            # not depend on the capacity.
+            pixels = stored.geometry.rows * stored.geometry.pitch
+            rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits or 8)]
             kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
         elif choice.family == "dictionary":
             kernel = self._kernel("dictionary", form.bits)
@@ -400,6 +434,8 @@ class Planner:
             self.packed[i, name] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
+                else tiles.pack_depthwise(op)
+                if choice.family == "depthwise"
                 else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
             )
         packed: tiles.PackedWeights = self.packed[i, name]
@@ -410,6 +446,8 @@ class Planner:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
                 lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
+                if choice.family == "depthwise" and len(lists[units]) % 2:
+                    lists[units] = np.append(lists[units], lists[units][-1:])
         levels = 2**form.bits - 1 if choice.family in DICTIONARIES else 0
         self.plan.convolution(
             kernel=kernel,
@@ -472,7 +510,8 @@ class Planner:
             assert isinstance(out, p.Integers)
             shape, source = out.shape, Geometry(*out.shape[1:])
         like = None if phase else source
-        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide, phase=phase) for j in fused.codes]
+        bounds = sums.bounds(out.lo, out.hi)
+        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide, bounds, phase) for j in fused.codes]
         if fused.kept:
             target = self._view(self._new_integers(fused.accumulators, like), phase)
             outputs.append(self.core.Output(target=target, channels=shape[0]))
@@ -482,7 +521,7 @@ class Planner:
             if fused.stream_kept:
                 target = self._view(self._new_integers(fused.stream, like), phase)
                 outputs.append(self.core.Output(target=target, channels=shape[0], of_stream=True))
-            outputs += [self._output(j, self._bars(j), True, of_stream=True, phase=phase) for j in fused.stream_codes]
+            outputs += [self._output(j, self._bars(j), True, None, phase, fused.stream) for j in fused.stream_codes]
         after = self._core_epilogue(outputs, choice.wide, shape, source, stream=stream, **arguments)
         if pool is None:
             return {"epilogue": after}
@@ -508,16 +547,26 @@ class Planner:
         return op.thresholds.astype(np.int64)
 
     def _output(
-        self, threshold: int, bars: Ints, wide: bool, of_stream: bool = False, phase: Phase | None = None
+        self,
+        threshold: int,
+        bars: Ints,
+        wide: bool,
+        bounds: tuple[Ints, Ints] | None = None,
+        phase: Phase | None = None,
+        stream: int | None = None,
     ) -> Any:
-        """The first copy of a threshold's codes, for ``bars`` as they apply to what is compared."""
+        """The first copy of a threshold's codes, for ``bars`` and ``bounds`` as they apply to what is compared."""
         op, channels = self.operations[threshold], self.values[threshold].shape[0]
         target = self._first_copy(threshold)
         assert isinstance(op, p.Threshold) and target.form is not None
-        arguments = epilogue.to_codes(op, bars, channels, wide, target.form)
+        if bounds is None:
+            source = self.values[op.inputs[0]]
+            assert isinstance(source, p.Integers)
+            bounds = np.asarray([source.lo]), np.asarray([source.hi])
+        arguments = epilogue.to_codes(op, bars, channels, wide, target.form, bounds)
         form = self._form(arguments.pop("form"))
         view = self._view(target, phase)
-        return self.core.Output(target=view, channels=channels, of_stream=of_stream, form=form, **arguments)
+        return self.core.Output(target=view, channels=channels, of_stream=stream is not None, form=form, **arguments)
 
     def _rescale(
         self, i: int, acc: p.Integers, add: int | None = None, other: int | None = None, phase: Phase | None = None

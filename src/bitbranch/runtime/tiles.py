@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import program as p
+from .dot import fit_lines
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
 SEXTET_WORDS = 32
@@ -170,6 +171,23 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     return _packed(packed, units, 4 * outputs, bias)
 
 
+def is_depthwise(op: p.Conv) -> bool:
+    """Whether every output channel reads one input channel of its own."""
+    return op.groups > 1 and op.groups == op.weight.shape[0] and op.weight.shape[1] == 1
+
+
+def pack_depthwise(op: p.Conv) -> PackedWeights:
+    """Weights of a depthwise convolution as pairs of taps: ``[pair of channels][pair of taps][2 channels][2]``."""
+    channels, taps = op.weight.shape[0], op.kernel[0] * op.kernel[1]
+    padded = round_up(channels, CHUNK)
+    dense = np.zeros((padded, round_up(taps, 2)), np.int8)
+    dense[:channels, :taps] = op.values().reshape(channels, taps)
+    words = dense.reshape(padded // 2, 2, -1, 2).transpose(0, 2, 1, 3).reshape(padded // CHUNK, -1)
+    units = [range(first, first + 1) for first in range(0, padded // 2, CHUNK // 2)]
+    bias = np.zeros(padded, np.int64)
+    return _packed([np.ascontiguousarray(w).view(np.uint8) for w in words], units, 2 * CHUNK, bias)
+
+
 def _packed(
     packed: list[npt.NDArray[np.uint8]],
     units: list[range],
@@ -229,12 +247,20 @@ def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.
     return out.astype(np.uint32).view(np.int32) if not wide else out.astype(np.int32)
 
 
-def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The same for codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
+def byte_limits(
+    thresholds: Ints, channels: int, bounds: tuple[Ints, Ints]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The same for many thresholds of codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
+
+    Args:
+        thresholds: ``[C, n]``; a sum passes where ``sum >= threshold``.
+        channels: C.
+        bounds: least and greatest sum, ``[C or 1]`` each.
 
     Returns:
-        The limits, and ``[C rounded up, 2]`` low and scale of a guess: if scale is positive, then
-        ``int((limit - low) * scale + 0.5)`` in float32 is ``k`` for the ``k``-th of all limits.
+        The limits, and ``[C rounded up, 2]`` low and scale of a guess. Positive scale: ``int((limit - low) * scale +
+        0.5)`` in float32 is ``k`` for the ``k``-th of all limits. Negative scale: ``int(sum * -scale + low)``, clamped
+        to the ranks, is a sum's rank.
     """
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
@@ -248,4 +274,9 @@ def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32],
         scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
         found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
     guess[:, 1] = np.where((found == np.arange(out.shape[1])).all(axis=1), scale, 0)
+    if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
+        lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
+        if lines is not None:
+            good = (lines.off == 0) & (lines.slope > 0)
+            guess[:channels][good] = np.stack([lines.intercept, -lines.slope], axis=1)[good]
     return out, guess
