@@ -1,8 +1,8 @@
-"""Depthwise layers of MobileNetV2: time and multiply-accumulates per second of the engine's planar steps, one thread.
+"""Depthwise layers of MobileNetV2 by every family of planar kernels that is exact for them, on one thread.
 
-Each layer stands between two pointwise convolutions, as it does in the network, so that the form of its input and
-output are those of the network. Its own kernels and the general ones run turn by turn in one process; printed are
-medians, and the share of the thresholds: the same layer with accumulators for codes.
+Each layer stands between two pointwise convolutions, as it does in the network, so that the forms of its input and
+output are those of the network. The families run turn by turn in one process; printed are medians: microseconds of the
+layer with its repacking, its 10^9 multiply-accumulates per second, and microseconds of the call.
 
     python benchmarks/depthwise.py [--isa avx2] [--rounds 60]
 """
@@ -10,17 +10,13 @@ medians, and the share of the thresholds: the same layer with accumulators for c
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
 from bitbranch.contract import CodeType
-from bitbranch.runtime import choice
 from bitbranch.runtime import program as p
+from bitbranch.runtime.choice import candidates_of
 from bitbranch.runtime.engine import Engine, instruction_sets
 
 LAYERS = [(96, 112, 2), (144, 56, 1), (192, 28, 1), (384, 14, 1), (576, 14, 1), (960, 7, 1)]
@@ -64,49 +60,32 @@ def network(channels: int, size: int, stride: int, weights: str, activations: st
     return p.Program(tuple(operations), (values[-1].shape,))
 
 
-@contextmanager
-def depthwise(allowed: bool) -> Iterator[None]:
-    """Whether plans may take depthwise kernels."""
-    before = choice.DEPTHWISE
-    choice.DEPTHWISE = allowed
-    try:
-        yield
-    finally:
-        choice.DEPTHWISE = before
-
-
 def main() -> None:
     """Print one line for each layer and scheme."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", default=next(i for i in instruction_sets() if "vnni" not in i and i != "amx"))
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    print(f"{platform.processor() or platform.machine()}, {arguments.isa}, medians of {arguments.rounds}; us, GMAC/s")
+    print(
+        f"{platform.processor() or platform.machine()}, {arguments.isa}, medians of {arguments.rounds}; us GMAC/s (us)"
+    )
     for weights, activations in SCHEMES:
         for channels, size, stride in LAYERS:
             program = network(channels, size, stride, weights, activations)
             x = np.random.default_rng(1).normal(size=(1, 8, size, size)).astype(np.float32)
-            engines = []
-            for allowed in (False, True):
-                with depthwise(allowed):
-                    engines.append(Engine(program, isa=arguments.isa))
-                    engines[-1](x)
-            times: list[list[float]] = [[], []]
-            families = ["", ""]
-            end = time.perf_counter() + 20
+            found = candidates_of(program, next(i for i, op in enumerate(program.operations) if op.name == "depthwise"))
+            engines = {f: Engine(program, isa=arguments.isa, families={"depthwise": f}, threads=1) for f in found}
+            times: dict[str, list[tuple[float, float]]] = {family: [] for family in found}
             for _ in range(arguments.rounds):
-                for k, engine in enumerate(engines):
-                    rows = [r for r in engine.profile(x, repeat=1).rows if r.name in WHAT]
-                    times[k].append(sum(r.seconds for r in rows))
-                    families[k] = "+".join(r.family for r in rows)
-                if time.perf_counter() > end:
-                    break
+                for family, engine in engines.items():
+                    profile = engine.profile(x, repeat=1)
+                    layer = sum(r.seconds for r in profile.rows if r.name in WHAT)
+                    times[family].append((layer, profile.seconds))
             macs = channels * 9 * (-(-size // stride)) ** 2
             line = f"{weights:>2} x {activations} {channels:4}@{size:<3} s{stride}"
-            for seconds, family in zip(times, families, strict=True):
-                median = float(np.median(seconds))
-                line += f"  {family:24} {median * 1e6:8.1f} {macs / median / 1e9:6.1f}"
+            for family, seconds in times.items():
+                layer, call = np.median(seconds, axis=0)
+                line += f"  {family:13} {layer * 1e6:7.1f} {macs / layer / 1e9:5.1f} ({call * 1e6:7.1f})"
             print(line, flush=True)
 
 

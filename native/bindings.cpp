@@ -8,14 +8,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "buffer.hpp"
+#include "ceiling.hpp"
 #include "concat.hpp"
 #include "convolution.hpp"
 #include "encode.hpp"
@@ -49,25 +48,6 @@ template <class T>
 const T* hold(Keep& keep, const MaybeArray<T>& array) {
   return array ? hold(keep, *array) : nullptr;
 }
-
-// Zeroed memory that starts on a cache line.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : size_((bytes + 63) / 64 * 64), data_(static_cast<uint8_t*>(std::aligned_alloc(64, size_))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, size_);
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_;
-  uint8_t* data_;
-};
 
 struct HeldView : View {
   std::shared_ptr<Buffer> buffer;
@@ -356,10 +336,18 @@ NB_MODULE(_core, m) {
   nb::class_<Machine>(m, "Machine").def(
       "__init__",
       [](Machine* self, const std::string& isa, int threads) { new (self) Machine(find_instruction_set(isa), threads); },
-      "isa"_a, "threads"_a);
+      "isa"_a, "threads"_a)
+      .def(
+          "kernel_rate",
+          [](const Machine&, const Kernel& kernel, int taps, int repeat) {
+            const Rate rate = measure_kernel(kernel, taps, repeat);
+            return std::make_pair(rate.seconds, rate.macs);
+          },
+          "kernel"_a, "taps"_a, "repeat"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Seconds and multiply-accumulates of a kernel, run on one tile of so many taps that stays in the first cache.");
 
   nb::class_<Buffer>(m, "Buffer")
-      .def(nb::init<size_t>(), "bytes"_a)
+      .def(nb::init<size_t, uint8_t>(), "bytes"_a, "fill"_a = 0)
       .def_prop_ro("size", &Buffer::size)
       .def(
           "array",
@@ -510,4 +498,9 @@ NB_MODULE(_core, m) {
              int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_dot(m);
+
+#ifdef BITBRANCH_COUNT_ALLOCATIONS
+  m.def("allocations", [] { return std::pair(allocations.load(), allocations_in_runs.load()); },
+        "How often memory was allocated since the first run, and while plans ran.");
+#endif
 }

@@ -16,7 +16,7 @@ struct Tile {
   const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form
-  int taps;                   // linear: depth / 2
+  int taps;                   // linear: depth / 2; depthwise: even
   const uint8_t* dictionary;  // [words][16], [words][64] for sextets
   int flush;                  // taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images

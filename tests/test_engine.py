@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import examples
 
 from bitbranch import contract
 from bitbranch.contract import ACCUMULATOR_MAX, CodeType
@@ -43,13 +44,18 @@ def dictionary_bits(most: int | None) -> Iterator[None]:
         choice.DICTIONARY_BITS.update(before)
 
 
-def assert_equal(program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2)) -> None:
-    """Every materialised value and the output, on all instruction sets and thread counts."""
+def assert_equal(
+    program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2), family: str = ""
+) -> None:
+    """Every materialised value and the output, on all instruction sets and thread counts.
+
+    ``family`` is forced where it is exact.
+    """
     expected = dict(reference.trace(program, x))
     output = reference.run(program, x)
     for isa in isas:
         for n in threads:
-            engine = p.Program.engine(program, threads=n, isa=isa)
+            engine = engine_module.Engine(program, threads=n, isa=isa, families={"*": family} if family else {})
             got = engine(x)
             assert got.dtype == np.float32 and got.shape == output.shape
             for number, value in engine.trace(x):
@@ -155,6 +161,36 @@ def convolutions(draw, channels: int = 70, size: int = 40, wide: bool = True):
 
 
 @st.composite
+def depthwise_networks(draw):
+    """A depthwise convolution behind its input or another layer, and all that may follow it."""
+    channels, kernel = draw(st.integers(2, 40)), draw(st.sampled_from([3, 5, 7, 2, 1]))
+    b = Builder((channels, draw(st.integers(1, 30)), draw(st.integers(1, 30))), draw(activations), 0)
+    b.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    v = 0
+    if draw(st.booleans()):
+        v = b.threshold(b.conv(v, channels, CodeType.parse("t")), draw(activations))
+    where = {
+        "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "padding": tuple(draw(st.integers(0, kernel)) for _ in range(4)),
+        "dilation": (draw(st.integers(1, 3)), draw(st.integers(1, 2))),
+    }
+    try:
+        v = b.conv(v, channels, draw(weights), (kernel, draw(st.sampled_from([kernel, 3]))), channels, **where)
+    except FormatError:
+        assume(False)  # the window does not fit
+    if draw(st.booleans()) and min(b.values[v].shape[1:]) > 1:
+        v = b.add(p.MaxPool("pool", (v,), (2, 2), (2, 2)))
+    if draw(st.booleans()):
+        v = b.requantize(v)
+    v = b.threshold(v, draw(activations), draw(st.booleans()))
+    if draw(st.booleans()):
+        v = b.conv(v, draw(st.integers(1, 9)), CodeType.parse("s4"))
+    else:
+        v = b.conv(v, channels, draw(weights), (1, 1), channels)
+    return b.program(v), b.batch(draw(st.integers(1, 5)), draw(st.booleans()))
+
+
+@st.composite
 def networks(draw):
     """A few convolutions, pools and a residual sum, and a linear layer behind them."""
     b = Builder(
@@ -237,10 +273,6 @@ def residual_networks(draw):
     return b.program(tail), b.batch(draw(st.integers(1, 5)))
 
 
-def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
-
-
 @examples(300)
 @given(convolutions(channels=24, size=14), kinds)
 def test_convolution(case, most: int | None) -> None:
@@ -253,6 +285,13 @@ def test_convolution(case, most: int | None) -> None:
 def test_larger_convolution(case, most: int | None) -> None:
     with dictionary_bits(most):
         assert_equal(*case)
+
+
+@examples(300)
+@given(depthwise_networks(), st.sampled_from(["depthwise", "dictionary", "byte16", "byte"]))
+def test_depthwise(case, family: str) -> None:
+    with dictionary_bits(4):
+        assert_equal(*case, family=family)
 
 
 @examples(250)
@@ -281,7 +320,7 @@ def test_many(case, most: int | None) -> None:
 
 core = engine_module._core()
 # The others have the kernels of one of these, for what their dot products do not take (tests/test_dot.py).
-PLANAR = [isa for isa in ISAS if isa not in ("amx", "avx512_vnni", "avx_vnni")]
+PLANAR = [isa for isa in ISAS if not core.has_fast_dot(core.Machine(isa, 1))]
 KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in PLANAR for k in core.kernels(isa)]
 
 
@@ -311,14 +350,19 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         groups = 10 if outputs == 2 else 1
         v = b.conv(0, 10 if groups > 1 else outputs + extra, t("t" if family == "byte16" else "s8"), (1, 1), groups)
         n = 1
+    elif family == "depthwise":
+        b = Builder((9, 1, pixels + extra), t("u8"), 4)
+        v = b.conv(0, 9, t("t"), (1, 3), 9, padding=(0, 0, 1, 1))
+        n = 1
     else:
         b = Builder((7, 3, 1), t("u8"), 3)
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
     program = b.program(b.conv(v, 3, t("s4")) if family in choice.DICTIONARIES else v)
     with dictionary_bits(4):
-        assert_equal(program, b.batch(n), [isa], (1,))
-        engine = program.engine(isa=isa)
+        forced = family if family.startswith("byte") else ""
+        assert_equal(program, b.batch(n), [isa], (1,), forced)
+        engine = engine_module.Engine(program, isa=isa, families={"*": forced} if forced else {})
         engine(b.batch(n))
     taken = {s.family for plan in engine._plans.values() for s in plan.steps}
     assert ("linear" if family.startswith("linear") else family) in taken
@@ -344,6 +388,22 @@ def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
     for most in (4, 0):
         with dictionary_bits(most):
             assert_equal(program, x, threads=(1,))
+
+
+@pytest.mark.parametrize(("code_type", "magnitude"), [("u8", 128), ("u5", 1057), ("b5", 1057), ("s4", 2184)])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_depthwise_at_the_16_bit_bound(code_type: str, magnitude: int, extra: int) -> None:
+    """The largest sum of ranks just within int16, or beyond; accumulators of signed codes differ from it."""
+    weight_type = CodeType.parse("s8")
+    b = Builder((9, 6, 13), CodeType.parse(code_type), 12)
+    v = b.conv(0, 9, weight_type, (5, 5), 9, padding=(2, 2, 2, 2))
+    for channel in range(9):
+        size = magnitude + (extra if channel == 5 else 0)
+        shares = size // 25 + (np.arange(25) < size % 25)
+        b.operations[v].weight[channel] = weight_type.encode((-1) ** channel * shares).reshape(1, 5, 5)
+    program = b.program(v)
+    assert_equal(program, np.concatenate([np.full((1, 9, 6, 13), s, np.float32) for s in (100, -100)]))
+    assert ("depthwise" in choice.candidates_of(program, 1)) == (extra == 0)
 
 
 def test_thresholds_that_always_or_never_pass() -> None:

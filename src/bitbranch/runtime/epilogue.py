@@ -46,7 +46,8 @@ class Sums:
     def constant(self) -> Ints:
         """``value = multiplier * number + add``, and the stored padding 0 means ``add``: what that adds, per output."""
         total = np.zeros(len(self.bias), np.int64)
-        total[: self.out[0]] = self.op.sums()[0]
+        if self.choice.form.add:
+            total[: self.out[0]] = self.op.sums()[0]
         return self.choice.form.add * total - self.choice.form.multiplier * self.bias
 
     def bars(self, thresholds: Ints) -> Ints:

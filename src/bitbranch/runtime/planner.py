@@ -10,6 +10,7 @@ already; and the codes of that stream's thresholds. What nothing else reads is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from .choice import DICTIONARIES, Choice, choose
 from .layout import CHUNK, LINE, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
+from .tuning import Rates
 from .workspace import Stored, Workspace
 
 PAD_MOST = 1.1
@@ -41,6 +43,8 @@ class StepInfo:
     """Multiply-accumulates of one image."""
     completes: tuple[int, ...]
     """The operations whose values are there after this step."""
+    bits: int = 0
+    """Of the codes that a convolution reads as bit-planes; 0: bytes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Planner:
         program: what to run.
         capacity: largest batch.
         packed: packed weights by (operation, family), shared by the plans of an engine.
+        families: family to force, by number of the operation.
+        rates: this machine's, for the instruction set; see :mod:`bitbranch.runtime.tuning`.
     """
 
     core: Any
@@ -91,6 +97,8 @@ class Planner:
     program: p.Program
     capacity: int
     packed: dict[tuple[int, str], Any]
+    families: Mapping[int, str] = field(default_factory=dict)
+    rates: Rates = field(default_factory=dict)
     steps: list[StepInfo] = field(default_factory=list)
     stored: dict[int, list[Stored]] = field(default_factory=dict)
     made: set[int] = field(default_factory=set)
@@ -125,7 +133,10 @@ class Planner:
 
     def _choose(self, i: int, op: p.Conv, out: p.Pair, phase: bool = False) -> Choice:
         source, sextets = self._codes(op.inputs[0]), self._sextets(op.inputs[0])
-        return choose(op, source, out, self._fused(i), self.isa, self.capacity, sextets, phase)
+        family = self.families.get(self.origin[i])
+        return choose(
+            op, source, out, self._fused(i), self.isa, self.capacity, sextets, phase, family, self.rates
+        )  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -330,8 +341,8 @@ class Planner:
     def _release(self) -> None:
         """Give back the memory of integers that no later operation reads."""
         for value in self.made & set(self.stored):
-            owner = isinstance(self.values[value], p.Integers) and self.homes.get(value) not in self.placed
-            if owner and self._is_read(value):
+            free = isinstance(self.values[value], p.Integers) and self.homes.get(value) not in self.placed
+            if free and self._is_read(value):
                 self.workspace.give_back(self.stored[value][0], value)
 
     def _is_read(self, value: int) -> bool:
@@ -372,13 +383,19 @@ class Planner:
         return next((s for s in copies if s.form == self._main_form(target)), copies[0])
 
     def _add(
-        self, operation: int, family: str, macs: int = 0, completes: tuple[int, ...] | None = None, what: str = ""
+        self,
+        operation: int,
+        family: str,
+        macs: int = 0,
+        completes: tuple[int, ...] | None = None,
+        what: str = "",
+        bits: int = 0,
     ) -> None:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         values = (operation,) if completes is None else completes
         done = tuple(self.origin[value] for value in values if self.origin[value] >= 0)
-        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
+        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done, bits))
 
     def _form(self, form: Form) -> Any:
         return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add, form.sextets)
@@ -397,7 +414,8 @@ class Planner:
             self._linear(i, op, fused)
         else:
             self._tiled(i, op, choice, choice.taps, fused)
-        self._add(i, choice.family, op.macs(self.values[op.inputs[0]]), completes=fused.stored)
+        macs = op.macs(self.values[op.inputs[0]])
+        self._add(i, choice.family, macs, completes=fused.stored, bits=choice.form.bits)
         self._made(i, fused)
 
     def _transposed(self, i: int) -> None:
@@ -407,7 +425,7 @@ class Planner:
             assert choice.taps is not None
             self._tiled(i, phase.conv, choice, choice.taps, fused, phase)
             what = f" (phase {k + 1} of {len(parts)})"
-            self._add(i, choice.family, phase.macs, fused.stored if k + 1 == len(parts) else (), what)
+            self._add(i, choice.family, phase.macs, fused.stored if k + 1 == len(parts) else (), what, choice.form.bits)
         self._made(i, fused)
 
     def _made(self, i: int, fused: Fused) -> None:
@@ -419,8 +437,8 @@ class Planner:
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
         if form.sextets or choice.family == "depthwise":
-            # A wide tile is a little faster; a narrow one loses less at the end of a small image. The weights' form must
-            # not depend on the capacity.
+            # A wide tile is a little faster; a narrow one loses less at the end of a small image. Not of a whole batch:
+            # the form of the weights must not depend on the capacity.
             pixels = stored.geometry.rows * stored.geometry.pitch
             rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits or 8)]
             kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
