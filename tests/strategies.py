@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from bitbranch.contract import CodeType, Kind
 from bitbranch.runtime import program as p
 
-
 CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
 
 code_types = st.sampled_from(CODE_TYPES)
