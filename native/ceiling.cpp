@@ -14,12 +14,11 @@ constexpr int kAlign = 64;
 constexpr int kTapBytes = 4 * kMaxPixels;  // room for four channels in bytes
 constexpr int kTableEntries = 16 * 256;
 
-// Products of one output and pixel that a tap adds up.
+// Channels of one output and pixel that a tap adds up.
 int channels_per_tap(const Kernel& kernel) {
   const std::string family = kernel.family;
   if (family == "dictionary") return kernel.bits == 1 ? 8 : 4;
   if (family == "sextets" || family == "sextets64") return 6 / kernel.bits;
-  if (family == "depthwise") return 1;
   if (family == "byte16" || family == "byte_unsigned" || family == "byte_signed") return 2;
   if (family == "linear8" || family == "linear16") return 2;
   throw std::invalid_argument("no micro-benchmark of kernel family " + family);
@@ -35,8 +34,6 @@ Rate measure_kernel(const Kernel& kernel, int taps, int repeat) {
   if (taps < 1 || repeat < 1) throw std::invalid_argument("taps and repeat must be at least 1");
   const int channels = channels_per_tap(kernel);
   const bool linear = std::strncmp(kernel.family, "linear", 6) == 0;
-  const bool depthwise = std::strcmp(kernel.family, "depthwise") == 0;
-  if (depthwise) taps += taps % 2;
 
   // Small numbers everywhere: no sum of any family can overflow.
   const int64_t plane = int64_t{taps} * kTapBytes + kTapBytes;
@@ -49,7 +46,7 @@ Rate measure_kernel(const Kernel& kernel, int taps, int repeat) {
 
   const int flush = 255 / 4 / (kernel.bits == 1 ? 2 : 1);  // of ternary words
   Tile tile{aligned(activations), offsets.data(), aligned(weights), taps, aligned(dictionary), flush,
-            linear ? static_cast<ptrdiff_t>(taps) * 4 : depthwise ? 0 : static_cast<ptrdiff_t>(plane), aligned(sums),
+            linear ? static_cast<ptrdiff_t>(taps) * 4 : static_cast<ptrdiff_t>(plane), aligned(sums),
             linear ? kernel.outputs : kernel.pixels};
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < repeat; ++i) kernel.run(tile);

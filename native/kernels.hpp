@@ -16,7 +16,7 @@ struct Tile {
   const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form
-  int taps;                   // linear: depth / 2; depthwise: even
+  int taps;                   // linear: depth / 2
   const uint8_t* dictionary;  // [words][16], [words][64] for sextets
   int flush;                  // taps whose table entries sum to at most 255
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
@@ -30,8 +30,6 @@ struct Tile {
 //                  up to 32 words, stored times 8
 //   sextets64      the same, up to 256 words
 //   byte16         channel pairs of unsigned bytes x int8 weight pairs, lanes are pixels, int16 sums
-//   depthwise      the same, one channel each and 8 outputs: [pair of channels][pair of taps] of int8, the two taps of
-//                  the first channel and of the second; offsets of the first pair, the next `second` bytes further
 //   byte_unsigned  channel pairs of bytes x int16 weight pairs, lanes are pixels, int32 sums
 //   byte_signed    the same for signed bytes
 //   linear8        int16 activations x int8 weights, lanes are outputs, `pixels` counts images, int32 sums

@@ -43,13 +43,11 @@ KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers 
   const std::string family = kernel.family;
   linear_ = family == "linear8" || family == "linear16";
   dictionary_ = family == "dictionary" || family == "sextets" || family == "sextets64";
-  depthwise_ = family == "depthwise";
-  narrow_ = dictionary_ || depthwise_ || family == "byte16";
+  narrow_ = dictionary_ || family == "byte16";
   signed_ = family == "byte_signed";
   if (!linear_ && !narrow_ && !signed_ && family != "byte_unsigned")
     throw std::invalid_argument("native/self_check.cpp has no plain loops for kernels of the family " + family);
   Random random(seed);
-  if (depthwise_) taps += taps % 2;
   tile_.taps = taps;
   tile_.stride = linear_ ? kernel.outputs + 3 : kMaxPixels;
 
@@ -59,7 +57,7 @@ KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers 
     tile_.second = static_cast<ptrdiff_t>(taps) * 4;
   } else {
     for (int t = 0; t < taps; ++t) offsets_.push_back(static_cast<int32_t>(random.between(0, kReach)));
-    fill<uint8_t>(activations_, (depthwise_ ? kChunk / 2 : 2) * plane, random, numbers == Numbers::smallest ? Numbers::random : numbers, 0, 255);
+    fill<uint8_t>(activations_, 2 * plane, random, numbers == Numbers::smallest ? Numbers::random : numbers, 0, 255);
     tile_.second = plane;
     if (kernel.bits == 3 && family == "dictionary")
       for (int i = plane; i < 2 * plane; ++i) activations_[i] &= 15;
@@ -76,7 +74,6 @@ KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers 
 void KernelTrial::make_weights(Random& random, Numbers numbers) {
   const std::string family = kernel_.family;
   const size_t count = size_t{1} * tile_.taps * kernel_.outputs;
-  const int products = (depthwise_ ? 1 : 2) * tile_.taps;  // that a sum has
   if (dictionary_) {
     const int words_per_tap = family == "dictionary" && kernel_.bits == 1 ? 2 : 1;
     bits_of_entry_ = family == "dictionary" ? 4 : 6;
@@ -88,13 +85,12 @@ void KernelTrial::make_weights(Random& random, Numbers numbers) {
     fill<uint8_t>(weights_, count * words_per_tap, random, Numbers::random, 0, words - 1);
     if (family == "sextets")
       for (uint8_t& word : weights_) word *= 8;
-  } else if (narrow_) {
+  } else if (family == "byte16") {
     // Neither a pair nor the sum may pass int16.
     int largest = 1 << random.between(0, 8);
-    while (largest > 1 && products * (largest - 1) > 32767) largest /= 2;
+    while (largest > 1 && 2 * tile_.taps * (largest - 1) > 32767) largest /= 2;
     for (uint8_t& x : activations_) x = static_cast<uint8_t>(x % largest);
-    const int most = std::min(127, 32767 / std::max(1, products * (largest - 1)));
-    if (depthwise_) return fill<int8_t>(weights_, count, random, numbers, -most, most);
+    const int most = std::min(127, 32767 / std::max(1, 2 * tile_.taps * (largest - 1)));
     std::vector<uint8_t> pairs;
     fill<int8_t>(pairs, 2 * count, random, numbers, -most, most);
     for (size_t i = 0; i < count; ++i)
@@ -115,12 +111,6 @@ int32_t KernelTrial::activation(int tap, int channel, int pixel) const {
 
 int32_t KernelTrial::plain_sum(int output, int pixel) const {
   uint32_t sum = 0;
-  for (int tap = 0; depthwise_ && tap < tile_.taps; ++tap) {
-    const uint8_t byte = activations_[output / 2 * tile_.second + offsets_[tap] + 2 * pixel + output % 2];
-    const size_t word = size_t{1} * (output / 2 * tile_.taps + tap) / 2;
-    sum += static_cast<uint32_t>(byte * at<int8_t>(weights_, 4 * word + output % 2 * 2 + tap % 2));
-  }
-  if (depthwise_) return static_cast<int32_t>(sum);
   for (int tap = 0; tap < tile_.taps; ++tap) {
     const size_t place = size_t{1} * tap * kernel_.outputs + output;
     if (bits_of_entry_ == 6) {

@@ -59,18 +59,6 @@ static inline Vector widen_unsigned(const uint8_t* p) {
 static inline Vector multiply_bytes(Vector a, Vector b) { return _mm256_maddubs_epi16(a, b); }
 static inline Vector multiply_pairs(Vector a, Vector b) { return _mm256_madd_epi16(a, b); }
 
-// Bytes of a and b in turn, from the lower and the upper halves of 16-byte parts; the even and the odd one of each two
-// int16, of the first and then the second vector of such parts.
-static inline Vector interleave_low8(Vector a, Vector b) { return _mm256_unpacklo_epi8(a, b); }
-static inline Vector interleave_high8(Vector a, Vector b) { return _mm256_unpackhi_epi8(a, b); }
-static inline Vector even_halves(Vector a, Vector b) {
-  return _mm256_packs_epi32(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16),
-                            _mm256_srai_epi32(_mm256_slli_epi32(b, 16), 16));
-}
-static inline Vector odd_halves(Vector a, Vector b) {
-  return _mm256_packs_epi32(_mm256_srai_epi32(a, 16), _mm256_srai_epi32(b, 16));
-}
-
 #include "generic.inc"
 
 static const Kernel kernels[] = {
@@ -80,8 +68,6 @@ static const Kernel kernels[] = {
     {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
     {"byte16", 8, 4, kBytes, bytes16<4, 2>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
-    {"depthwise", 8, 8, kBytes, depthwise<2>},
-    {"depthwise", 8, 8, 2 * kBytes, depthwise<4>},
     {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},

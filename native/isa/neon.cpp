@@ -63,13 +63,6 @@ static inline Vector multiply_pairs(Vector a, Vector b) {
                              vmull_high_s16(halves(a), halves(b))));
 }
 
-// Bytes of a and b in turn, from the lower and the upper half; the even and the odd one of each two int16, of the first
-// and then the second vector.
-static inline Vector interleave_low8(Vector a, Vector b) { return vzip1q_u8(a, b); }
-static inline Vector interleave_high8(Vector a, Vector b) { return vzip2q_u8(a, b); }
-static inline Vector even_halves(Vector a, Vector b) { return bytes_of(vuzp1q_s16(halves(a), halves(b))); }
-static inline Vector odd_halves(Vector a, Vector b) { return bytes_of(vuzp2q_s16(halves(a), halves(b))); }
-
 #include "generic.inc"
 
 static const Kernel kernels[] = {
@@ -79,8 +72,6 @@ static const Kernel kernels[] = {
     {"dictionary", 4, 2, 2 * kBytes, dictionary<4, 2, 2>},
     {"byte16", 8, 4, 2 * kBytes, bytes16<4, 4>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
-    {"depthwise", 8, 8, kBytes, depthwise<2>},
-    {"depthwise", 8, 8, 2 * kBytes, depthwise<4>},
     {"byte_unsigned", 8, 4, kBytes, bytes<false, 4, 4>},
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes, bytes<true, 4, 4>},

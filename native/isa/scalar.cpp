@@ -92,23 +92,6 @@ static inline Vector multiply_pairs(Vector a, Vector b) {
   return (Vector)(((low & 0xffff) | (high << 16)) + ((low >> 16) | (high & 0xffff0000)));
 }
 
-// Bytes of a and b in turn, from the lower and the upper half; the even and the odd one of each two int16, of the first
-// and then the second vector.
-static inline Vector interleave_low8(Vector a, Vector b) {
-  Vector v;
-  for (int i = 0; i < 8; ++i) v[2 * i] = a[i], v[2 * i + 1] = b[i];
-  return v;
-}
-static inline Vector interleave_high8(Vector a, Vector b) {
-  Vector v;
-  for (int i = 0; i < 8; ++i) v[2 * i] = a[8 + i], v[2 * i + 1] = b[8 + i];
-  return v;
-}
-static inline Vector even_halves(Vector a, Vector b) { return narrow32(a, b); }
-static inline Vector odd_halves(Vector a, Vector b) {
-  return narrow32((Vector)((UnsignedWords)a >> 16), (Vector)((UnsignedWords)b >> 16));
-}
-
 #include "generic.inc"
 
 static const Kernel kernels[] = {
@@ -118,8 +101,6 @@ static const Kernel kernels[] = {
     {"dictionary", 4, 2, kBytes, dictionary<4, 2, 1>},
     {"byte16", 8, 4, kBytes, bytes16<4, 2>},
     {"byte16", 8, 2, 2 * kBytes, bytes16<2, 4>},
-    {"depthwise", 8, 8, kBytes, depthwise<2>},
-    {"depthwise", 8, 8, 2 * kBytes, depthwise<4>},
     {"byte_unsigned", 8, 4, kBytes / 2, bytes<false, 4, 2>},
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},

@@ -33,6 +33,12 @@ scalar   4.3 1.9                   22       3
 NEON is not measured, for want of an ARM processor. Its row follows from the multiply-accumulates per instruction of the
 compiled inner loops: dictionary 18, 9, 6, 4 for 1 to 4 bits, ``byte16`` 2.6.
 """
+SPARSE_BITS = {isa: 3 if isa.startswith("neon") else 1 for isa in DICTIONARY_BITS}
+"""The same for sparse layers; one bit more where repacking for a stride, or sextets, favour bit-planes.
+
+A tile of dictionary words wastes more of its products on channels that an output does not read. Measured by
+``benchmarks/depthwise.py``; for NEON it follows from the products that are wasted.
+"""
 DICTIONARIES = ("dictionary", "sextets", "sextets64")
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
@@ -40,7 +46,7 @@ LINEAR_BATCH = 16
 """From this batch on, a dictionary with images as lanes beats a linear kernel with outputs as lanes."""
 DICTIONARY_MOST = 4
 """Most bits of activations that the dictionary kernels take."""
-KERNEL_FAMILIES = ("dictionary", "depthwise", "byte16", "byte", "byte_signed", "byte_unsigned", "linear")
+KERNEL_FAMILIES = ("dictionary", "byte16", "byte", "byte_signed", "byte_unsigned", "linear")
 """Families that can be forced; ``byte`` is the one of the two that fits the codes' sign."""
 LARGE = 400
 """Output pixels from which on the ends of rows and tiles hardly count."""
@@ -107,7 +113,7 @@ def choose(
     found = candidates(op, source, out, top, sextets, phase)
     shape = _shape(op, out, capacity)
     name = family if family in found else tuning.fastest(rates, shape, code_type.bits, op.weight_type.bits, found)
-    candidate = found[name or _rule(found, code_type, isa, capacity)]
+    candidate = found[name or _rule(op, found, code_type, isa, capacity)]
     form, span = candidate.form, candidate.span
     if candidate.family == "linear":
         return Choice("linear", form, folded=fused)
@@ -165,9 +171,6 @@ def candidates(
     code_type, size = source.code_type, source.shape[1:]
     ranks, largest = code_type.count - 1, max(-op.weight_type.lo, op.weight_type.hi)
     found = {}
-    if tiles.is_depthwise(op) and top <= INT16_MAX and op.weight_type.hi <= 127:
-        taps = layout.round_up(op.kernel[0] * op.kernel[1], 2)
-        found["depthwise"] = Candidate("depthwise", Form.ranks(code_type), (), taps)
     if code_type.bits <= DICTIONARY_MOST and top <= ACCUMULATOR_MAX:
         form = replace(Form.planes(code_type), sextets=sextets)
         digits = tiles.dictionary_digits(op, form.channels_per_unit)
@@ -179,7 +182,7 @@ def candidates(
             else:
                 most *= 2**form.bits - 1
             found["dictionary"] = Candidate(family, form, digits, flush * (INT16_MAX // most))
-    span = INT16_MAX // (2 * ranks * largest)
+    span = INT16_MAX if top <= INT16_MAX else INT16_MAX // (2 * ranks * largest)
     if span >= 1 and op.weight_type.hi <= 127 and top <= ACCUMULATOR_MAX:
         found["byte16"] = Candidate("byte16", Form.ranks(code_type), (), span)
     form = Form.bytes(code_type)
@@ -195,11 +198,13 @@ def _top(magnitude: Ints, code_type: CodeType) -> int:
     return (2**code_type.bits - 1) * int(magnitude.max())
 
 
-def _rule(found: dict[str, Candidate], code_type: CodeType, isa: str, capacity: int) -> str:
+def _rule(op: p.Conv, found: dict[str, Candidate], code_type: CodeType, isa: str, capacity: int) -> str:
     """The family that the built-in rules prefer."""
-    if "depthwise" in found:
-        return "depthwise"
-    dictionary = "dictionary" in found and code_type.bits <= DICTIONARY_BITS[isa]
+    most = DICTIONARY_BITS[isa]
+    if tiles.is_sparse(op) and "byte16" in found:
+        sextets = "dictionary" in found and found["dictionary"].form.sextets
+        most = min(most, SPARSE_BITS[isa] + (sextets or op.stride != (1, 1)))
+    dictionary = "dictionary" in found and code_type.bits <= most
     if "linear" in found and (not dictionary or capacity < LINEAR_BATCH):
         return "linear"
     if dictionary:

@@ -402,10 +402,9 @@ class Planner:
 
     # ---- convolutions -------------------------------------------------------------------------------------------
 
-    def _kernel(self, family: str, bits: int, outputs: int = 0) -> Any:
-        """The kernel of a family with the widest tile, or with the tile of so many outputs."""
-        rows = [k for k in self.kernels if k.family == family and k.bits == bits]
-        return next(k for k in rows if k.outputs == outputs) if outputs else max(rows, key=lambda k: k.outputs)
+    def _kernel(self, family: str, bits: int) -> Any:
+        """The kernel of a family with the tile of most outputs."""
+        return max((k for k in self.kernels if k.family == family and k.bits == bits), key=lambda k: k.outputs)
 
     def _convolution(self, i: int, op: p.Conv) -> None:
         """One step for operation ``i`` and for what it makes of its accumulators."""
@@ -436,24 +435,22 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
-        if form.sextets or choice.family == "depthwise":
-            # A wide tile is a little faster; a narrow one loses less at the end of a small image. Not of a whole batch:
-            # the form of the weights must not depend on the capacity.
-            pixels = stored.geometry.rows * stored.geometry.pitch
-            rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits or 8)]
-            kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
+        # A wide tile is a little faster; a narrow one loses less at the end of a small image. Not of a whole batch: the
+        # form of the weights must not depend on the capacity.
+        pixels = stored.geometry.rows * stored.geometry.pitch
+        if form.sextets:
+            rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
+            kernel = _least_loss(rows, pixels)
         elif choice.family == "dictionary":
             kernel = self._kernel("dictionary", form.bits)
         else:
-            sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
-            kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
+            rows = [k for k in self.kernels if k.family == choice.family]
+            kernel = _least_loss([k for k in rows if (k.outputs == 2) == tiles.is_sparse(op)], pixels)
         name = f"{choice.family} {phase.first}" if phase else choice.family
         if (i, name) not in self.packed:
             self.packed[i, name] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
-                else tiles.pack_depthwise(op)
-                if choice.family == "depthwise"
                 else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
             )
         packed: tiles.PackedWeights = self.packed[i, name]
@@ -464,8 +461,6 @@ class Planner:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
                 lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
-                if choice.family == "depthwise" and len(lists[units]) % 2:
-                    lists[units] = np.append(lists[units], lists[units][-1:])
         levels = 2**form.bits - 1 if choice.family in DICTIONARIES else 0
         self.plan.convolution(
             kernel=kernel,
@@ -735,3 +730,8 @@ class Planner:
             scale=np.ascontiguousarray(op.scale), bias=np.ascontiguousarray(op.bias),
         )  # fmt: skip
         self._add(i, "scale")
+
+
+def _least_loss(kernels: list[Any], pixels: int) -> Any:
+    """The kernel whose tiles cover so many pixels fastest."""
+    return min(kernels, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))

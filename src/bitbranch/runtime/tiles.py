@@ -159,6 +159,11 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
 
+def is_sparse(op: p.Conv) -> bool:
+    """Whether most channels that a chunk of outputs reads are none of a single output's: depthwise and the like."""
+    return op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
+
+
 def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     """Weights as pairs of channels in 4 bytes: ``[unit, kernel position][outputs][2]``.
 
@@ -176,23 +181,6 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
         units += tile_units
     bias = np.zeros(round_up(op.weight.shape[0], CHUNK), np.int64)
     return _packed(packed, units, 4 * outputs, bias)
-
-
-def is_depthwise(op: p.Conv) -> bool:
-    """Whether every output channel reads one input channel of its own."""
-    return op.groups > 1 and op.groups == op.weight.shape[0] and op.weight.shape[1] == 1
-
-
-def pack_depthwise(op: p.Conv) -> PackedWeights:
-    """Weights of a depthwise convolution as pairs of taps: ``[pair of channels][pair of taps][2 channels][2]``."""
-    channels, taps = op.weight.shape[0], op.kernel[0] * op.kernel[1]
-    padded = round_up(channels, CHUNK)
-    dense = np.zeros((padded, round_up(taps, 2)), np.int8)
-    dense[:channels, :taps] = op.values().reshape(channels, taps)
-    words = dense.reshape(padded // 2, 2, -1, 2).transpose(0, 2, 1, 3).reshape(padded // CHUNK, -1)
-    units = [range(first, first + 1) for first in range(0, padded // 2, CHUNK // 2)]
-    bias = np.zeros(padded, np.int64)
-    return _packed([np.ascontiguousarray(w).view(np.uint8) for w in words], units, 2 * CHUNK, bias)
 
 
 def _packed(

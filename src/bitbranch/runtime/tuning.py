@@ -25,7 +25,7 @@ from ..errors import FormatError
 FORMAT = "bitbranch cost table 1"
 VARIABLE = "BITBRANCH_TUNING"
 """Environment variable: ``off``, or the path of a table to use in place of the user's."""
-FAMILIES = ("dictionary", "depthwise", "byte16", "byte", "linear")
+FAMILIES = ("dictionary", "byte16", "byte", "linear")
 """Families as tables name them; both byte families with 32-bit sums count as one."""
 SHAPES = ("large", "small", "grouped", "pixel", "pixel-batch")
 """Kinds of layers: by output size, in many groups, and of one output pixel, for one image or many."""
