@@ -160,7 +160,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
 
 
 def is_sparse(op: p.Conv) -> bool:
-    """Whether most channels that a chunk of outputs reads are none of a single output's: depthwise and the like."""
+    """Whether an output reads few of the channels that its chunk of outputs reads: depthwise and similar."""
     return op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
 
 
