@@ -122,7 +122,7 @@ void Epilogue::write_by_table(const Output& output, int chunk, const void* value
   codes.pixels = block.pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
-  codes.guess = output.guess + int64_t{chunk} * kChunk * 2;
+  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
   codes.multiplier = 1;
   codes.packed = reinterpret_cast<uint8_t*>(pairs);
   codes.packed_stride = sizeof pairs[0];
@@ -153,7 +153,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   const Form& form = output.form;
   const int group = chunk / form.chunks_per_group(), third = chunk % form.chunks_per_group();
   const int first_plane = group * form.planes_per_group();
-  const bool in_place = whole && form.bits != 0 && flat(target);
+  const bool in_place = whole && flat(target);
   alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
   Codes codes{};
   codes.sums = values;

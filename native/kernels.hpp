@@ -51,14 +51,16 @@ struct Codes {
   const void* sums;       // [8][stride] int16 or int32
   int stride;             // elements
   int pixels;             // written in whole vectors, up to kMaxPixels
-  const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. int16 sums: both halves equal.
-  int thresholds;         // bytes: padded to 2^n - 1 with limits that no sum passes
-  const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
-                          // k for the k-th limit; scale 0: limits are too uneven for that
-  int multiplier, add;    // bytes: stored byte = multiplier * rank + add
+  const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. int16 sums, where there is no
+                          // guess: both halves equal.
+  int thresholds;         // with a guess: padded to 2^n - 1 with limits that no sum passes
+  const float* guess;     // bytes of many limits: [8][2] low and scale. Scale above 0: with x clamped to the limits,
+                          // int((x - low) * scale + 0.5) is k for the k-th limit. Below 0: int(x * -scale + low),
+                          // clamped to 0 .. thresholds, is the rank. 0: limits are too uneven for that.
+  int multiplier, add;    // bytes: stored byte = multiplier * rank + add; multiplier 1 or 2
   uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
   ptrdiff_t packed_stride;  // bytes from plane to plane
-  const uint8_t* exists;  // [pixels] 0xff, or 0 for a pixel whose bytes become 0; null: all exist. Not for bytes.
+  const uint8_t* exists;  // [pixels] 0xff, or 0 for a pixel whose bytes become 0; null: all exist
   int third;              // sextets: which 8 of the 24 channels; they are added to planes that the ones before began
 };
 

@@ -17,14 +17,14 @@ code_types = st.sampled_from(CODE_TYPES)
 seeds = st.integers(0, 2**32 - 1)
 
 SHARE = float(os.environ.get("BITBRANCH_EXAMPLES", "1"))
-"""Share of the examples, for slow machines (tools/test_arm.py)."""
+"""Share of the examples, for emulated processors (tools/test_arm.py)."""
 MOST_EXAMPLES = int(os.environ.get("BITBRANCH_MOST_EXAMPLES", 10**9))
 """Cap for slow builds of the core (tools/sanitize.sh)."""
 
 
 def examples(count: int) -> settings:
     """How many examples a property is tried on, each for as long as it takes."""
-    most = min(max(1, round(SHARE * count)), MOST_EXAMPLES)
+    most = min(max(1, round(count * SHARE)), MOST_EXAMPLES)
     return settings(max_examples=most, deadline=None, suppress_health_check=list(HealthCheck))
 
 

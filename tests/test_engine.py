@@ -46,13 +46,18 @@ def preferred(family: str | None) -> Iterator[None]:
         del os.environ["BITBRANCH_FAMILY"]
 
 
-def assert_equal(program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2)) -> None:
-    """Every materialised value and the output, on all instruction sets and thread counts."""
+def assert_equal(
+    program: p.Program, x: np.ndarray, isas: list[str] = ISAS, threads: tuple[int, ...] = (1, 2), family: str = ""
+) -> None:
+    """Every materialised value and the output, on all instruction sets and thread counts.
+
+    ``family`` is forced where it is exact.
+    """
     expected = dict(reference.trace(program, x))
     output = reference.run(program, x)
     for isa in isas:
         for n in threads:
-            engine = p.Program.engine(program, threads=n, isa=isa)
+            engine = engine_module.Engine(program, threads=n, isa=isa, families={"*": family} if family else {})
             got = engine(x)
             assert got.dtype == np.float32 and got.shape == output.shape
             for number, value in engine.trace(x):
@@ -158,6 +163,36 @@ def convolutions(draw, channels: int = 70, size: int = 40, wide: bool = True):
 
 
 @st.composite
+def depthwise_networks(draw):
+    """A depthwise convolution behind its input or another layer, and all that may follow it."""
+    channels, kernel = draw(st.integers(2, 40)), draw(st.sampled_from([3, 5, 7, 2, 1]))
+    b = Builder((channels, draw(st.integers(1, 30)), draw(st.integers(1, 30))), draw(activations), 0)
+    b.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    v = 0
+    if draw(st.booleans()):
+        v = b.threshold(b.conv(v, channels, CodeType.parse("t")), draw(activations))
+    where = {
+        "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "padding": tuple(draw(st.integers(0, kernel)) for _ in range(4)),
+        "dilation": (draw(st.integers(1, 3)), draw(st.integers(1, 2))),
+    }
+    try:
+        v = b.conv(v, channels, draw(weights), (kernel, draw(st.sampled_from([kernel, 3]))), channels, **where)
+    except FormatError:
+        assume(False)  # the window does not fit
+    if draw(st.booleans()) and min(b.values[v].shape[1:]) > 1:
+        v = b.add(p.MaxPool("pool", (v,), (2, 2), (2, 2)))
+    if draw(st.booleans()):
+        v = b.requantize(v)
+    v = b.threshold(v, draw(activations), draw(st.booleans()))
+    if draw(st.booleans()):
+        v = b.conv(v, draw(st.integers(1, 9)), CodeType.parse("s4"))
+    else:
+        v = b.conv(v, channels, draw(weights), (1, 1), channels)
+    return b.program(v), b.batch(draw(st.integers(1, 5)), draw(st.booleans()))
+
+
+@st.composite
 def networks(draw):
     """A few convolutions, pools and a residual sum, and a linear layer behind them."""
     b = Builder(
@@ -254,6 +289,12 @@ def test_larger_convolution(case, family: str | None) -> None:
         assert_equal(*case)
 
 
+@examples(300)
+@given(depthwise_networks(), st.sampled_from(["", "dictionary", "byte16", "byte"]))
+def test_depthwise(case, family: str) -> None:
+    assert_equal(*case, family=family)
+
+
 @examples(250)
 @given(networks(), kinds)
 def test_network(case, family: str | None) -> None:
@@ -320,9 +361,10 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
         n = pixels + 1 + extra
     program = b.program(b.conv(v, 3, t("s4")) if family in choice.BIASED else v)
-    with preferred(
-        "dictionary" if family in choice.DICTIONARIES else family.split("_")[0] if family in choice.BIASED else None
-    ):
+    forced = (
+        "dictionary" if family in choice.DICTIONARIES else family if family.startswith("byte") else family.split("_")[0]
+    )
+    with preferred(None if family.startswith("linear") else forced):
         assert_equal(program, b.batch(n), [isa], (1,))
         engine = program.engine(isa=isa)
         engine(b.batch(n))
@@ -350,6 +392,23 @@ def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
     for family in ("dictionary", "xnor", "byte16"):
         with preferred(family):
             assert_equal(program, x, threads=(1,))
+
+
+@pytest.mark.parametrize(("code_type", "magnitude"), [("u8", 128), ("u5", 1057), ("b5", 1057), ("s4", 2184)])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_depthwise_at_the_16_bit_bound(code_type: str, magnitude: int, extra: int) -> None:
+    """The largest sum of ranks just within int16, or beyond; accumulators of signed codes differ from it."""
+    weight_type = CodeType.parse("s8")
+    b = Builder((9, 6, 13), CodeType.parse(code_type), 12)
+    v = b.conv(0, 9, weight_type, (5, 5), 9, padding=(2, 2, 2, 2))
+    for channel in range(9):
+        size = magnitude + (extra if channel == 5 else 0)
+        shares = size // 25 + (np.arange(25) < size % 25)
+        b.operations[v].weight[channel] = weight_type.encode((-1) ** channel * shares).reshape(1, 5, 5)
+    program = b.program(v)
+    assert_equal(program, np.concatenate([np.full((1, 9, 6, 13), s, np.float32) for s in (100, -100)]))
+    found = choice.candidates_of(program, 1)
+    assert ("byte16" in found and found["byte16"].span > 25) == (extra == 0)
 
 
 def test_thresholds_that_always_or_never_pass() -> None:

@@ -148,26 +148,70 @@ static void rank_any(const Sum* __restrict sums, const int32_t* __restrict limit
   for (int p = 0; p < count; ++p) out[p] = static_cast<uint8_t>(multiplier * rank[p] + add);
 }
 
+// Limits along a line that counts them.
+template <class Sum>
+static void rank_line(const Sum* __restrict sums, float slope, float intercept, int last, int multiplier, int add,
+                      uint8_t* __restrict out, int count) {
+  const float top = static_cast<float>(last);
+  for (int p = 0; p < count; ++p) {
+    float y = static_cast<float>(sums[p]) * slope + intercept;
+    y = y > 0 ? y : 0;
+    y = y < top ? y : top;
+    out[p] = static_cast<uint8_t>(multiplier * static_cast<int>(y) + add);
+  }
+}
+
 template <class Sum>
 static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
   const Sum* const sums = static_cast<const Sum*>(c.sums) + channel * c.stride;
   const int32_t* const limits = c.limits + channel * c.thresholds;
   const float* const guess = c.guess + 2 * channel;
-  if (guess[1] > 0) rank_even(sums, limits, c.thresholds - 1, guess, c.multiplier, c.add, out, c.pixels);
+  if (guess[1] < 0) rank_line(sums, -guess[1], guess[0], c.thresholds, c.multiplier, c.add, out, c.pixels);
+  else if (guess[1] > 0) rank_even(sums, limits, c.thresholds - 1, guess, c.multiplier, c.add, out, c.pixels);
   else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
+}
+
+// Few limits: compare with each, a pair of channels in the bytes of 16-bit lanes.
+template <class Sum>
+static void pack_few(const Codes& c) {
+  const Vector summand = broadcast32((c.add & 255) * 0x01010101);
+  for (int pair = 0; pair < kChunk / 2; ++pair) {
+    const Sum* const sums = static_cast<const Sum*>(c.sums) + 2 * pair * c.stride;
+    const int32_t* const limits = c.limits + 2 * pair * c.thresholds;
+    uint8_t* const out = c.packed + pair * c.packed_stride;
+    for (int p = 0; p < c.pixels; p += kBytes) {
+      Vector even[2], odd[2];
+      ranks(sums + p, limits, c.thresholds, even[0], even[1]);
+      ranks(sums + c.stride + p, limits + c.thresholds, c.thresholds, odd[0], odd[1]);
+      for (int half = 0; half < 2 && p + half * kHalf < c.pixels; ++half) {
+        Vector v = or_(even[half], shift_left16<8>(odd[half]));
+        if (c.multiplier == 2) v = add8(v, v);
+        v = add8(v, summand);
+        if (c.exists) v = and_(v, widen_signed(c.exists + p + half * kHalf));
+        store(out + 2 * p + half * kBytes, v);
+      }
+    }
+  }
 }
 
 template <class Sum>
 static void pack_bytes(const Codes& c) {
+  if (!c.guess) return pack_few<Sum>(c);
   uint8_t even[kMaxPixels], odd[kMaxPixels];
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     rank_bytes<Sum>(c, 2 * pair, even);
     rank_bytes<Sum>(c, 2 * pair + 1, odd);
     uint8_t* __restrict const out = c.packed + pair * c.packed_stride;
-    for (int p = 0; p < c.pixels; ++p) {
-      out[2 * p] = even[p];
-      out[2 * p + 1] = odd[p];
-    }
+    if (c.exists)
+      for (int p = 0; p < c.pixels; ++p) {
+        out[2 * p] = even[p] & c.exists[p];
+        out[2 * p + 1] = odd[p] & c.exists[p];
+      }
+    else
+      for (int p = 0; p < c.pixels; ++p) {
+        out[2 * p] = even[p];
+        out[2 * p + 1] = odd[p];
+      }
   }
 }
 

@@ -19,13 +19,25 @@ static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max(), kLeast32 = std::numeric_limits<int32_t>::min();
 
+// The last sum that a line counts less than `rank` limits for. The least sum must be one.
+template <class Sum>
+int32_t last_below(const float* line, int rank) {
+  int64_t passes = int64_t{std::numeric_limits<Sum>::max()} + 1, below = std::numeric_limits<Sum>::min();
+  while (passes - below > 1) {
+    const int64_t middle = below + (passes - below) / 2;
+    const float y = static_cast<float>(static_cast<Sum>(middle)) * -line[1] + line[0];
+    (y >= static_cast<float>(rank) ? passes : below) = middle;
+  }
+  return static_cast<int32_t>(below);
+}
+
 template <class Sum>
 Bytes codes(const InstructionSet* set, Random& random, int packing) {
   constexpr bool narrow = sizeof(Sum) == 2;
   constexpr int64_t most = std::numeric_limits<Sum>::max(), least = std::numeric_limits<Sum>::min();
-  const bool sextets = packing > Form::kSextets, bytes = packing == 0;
-  const int bits = sextets ? packing - Form::kSextets : bytes ? static_cast<int>(random.between(1, 8)) : packing;
-  const int thresholds = (1 << bits) - 1, pixels = static_cast<int>(random.between(1, kMaxPixels));
+  const bool sextets = packing > Form::kSextets, bytes = packing == 0, few = bytes && random.between(0, 1);
+  const int bits = sextets ? packing - Form::kSextets : bytes ? static_cast<int>(random.between(1, few ? 5 : 8)) : packing;
+  const int thresholds = few ? static_cast<int>(random.between(1, 31)) : (1 << bits) - 1, pixels = static_cast<int>(random.between(1, kMaxPixels));
   const int64_t spread = int64_t{1} << random.between(1, narrow ? 14 : 30);
   const auto sums = numbers<Sum>(random, kChunk * kMaxPixels, random.between(0, 3) ? -spread : least,
                                  random.between(0, 3) ? spread : most);
@@ -33,21 +45,26 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
   std::vector<float> guess(2 * kChunk);
   for (int r = 0; r < kChunk; ++r) {
     int32_t* const row = &limits[r * thresholds];
-    const bool even = bytes && random.between(0, 1);
+    const bool even = bytes && !few && random.between(0, 1);
     const int64_t step = 1 + spread / (thresholds + 1);
     for (int k = 0; k < thresholds; ++k)
       row[k] = static_cast<int32_t>(even ? k * step - spread / 2 : random.between(-spread, spread));
     if (!even && random.between(0, 2) == 0) row[0] = static_cast<int32_t>(most);  // which no sum passes
     std::sort(row, row + thresholds);
-    if (!even || thresholds == 1) continue;
     float* const g = &guess[2 * r];
+    if (bytes && !few && !even && random.between(0, 1)) {
+      g[1] = -static_cast<float>(thresholds + 1) / static_cast<float>(spread) * static_cast<float>(random.between(1, 9));
+      g[0] = static_cast<float>(random.between(-300, 0)) / 3;
+      for (int k = 0; k < thresholds; ++k) row[k] = last_below<Sum>(g, k + 1);
+    }
+    if (!even || thresholds == 1) continue;
     g[0] = static_cast<float>(row[0]);
     g[1] = static_cast<float>(thresholds - 1) / (static_cast<float>(row[thresholds - 1]) - g[0]);
     for (int k = 0; k < thresholds; ++k)
       if (static_cast<int>((static_cast<float>(row[k]) - g[0]) * g[1] + 0.5f) != k) g[1] = 0;
   }
   plain = limits;
-  if (narrow && !bytes)
+  if (narrow && (!bytes || few))
     for (int32_t& limit : limits) limit = static_cast<int32_t>((static_cast<uint32_t>(limit) & 0xffff) * 0x10001u);
 
   Codes c{};
@@ -56,13 +73,13 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
   c.pixels = pixels;
   c.limits = limits.data();
   c.thresholds = thresholds;
-  c.guess = guess.data();
+  c.guess = few ? nullptr : guess.data();
   c.multiplier = static_cast<int>(random.between(1, 2));
   c.add = static_cast<int>(random.between(-128, 0));
   c.third = sextets ? static_cast<int>(random.between(0, 2)) : 0;
   auto exists = numbers<uint8_t>(random, kMaxPixels, 0, 1);
   for (uint8_t& e : exists) e = e ? 0xff : 0;
-  c.exists = !bytes && random.between(0, 1) ? exists.data() : nullptr;
+  c.exists = random.between(0, 1) ? exists.data() : nullptr;
   const int per_unit = sextets ? 6 / bits : bits == 1 ? 8 : 4, size = bytes ? 2 : 1;
   const int first = c.third * kChunk;
   const int planes = bytes ? 4 : sextets ? 24 / per_unit : bits == 1 ? 1 : bits == 2 ? 2 : 4;
@@ -84,7 +101,7 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
         for (int k = 0; k < thresholds; ++k) rank += sums[r * kMaxPixels + p] > plain[r * thresholds + k];
         const int channel = first + r;
         if (bytes) {
-          byte(r / 2, 2 * p + r % 2) = static_cast<uint8_t>(c.multiplier * rank + c.add);
+          byte(r / 2, 2 * p + r % 2) = static_cast<uint8_t>(there(p) ? c.multiplier * rank + c.add : 0);
         } else if (sextets) {
           uint8_t& b = byte(channel / per_unit, p);
           b = static_cast<uint8_t>((channel % per_unit ? b : 0) | rank << channel % per_unit * bits);

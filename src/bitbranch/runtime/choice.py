@@ -48,6 +48,12 @@ avx2     378 194 93                     158 78
 scalar   61 30 15                       29 14
 ======== ============================== =========================
 """
+SPARSE_BITS = {isa: 3 if isa.startswith("neon") else 1 for isa in DICTIONARY_BITS}
+"""The same for sparse layers; one bit more where repacking for a stride, or sextets, favour bit-planes.
+
+A tile of dictionary words wastes more of its products on channels that an output does not read. Measured by
+``benchmarks/depthwise.py``; for NEON it follows from the products that are wasted.
+"""
 DICTIONARIES = ("dictionary", "sextets", "sextets64")
 BIASED = (*DICTIONARIES, "xnor", "xnor_ternary")
 """Kernel families whose sums are higher by the magnitudes of the negative weights, times the greatest rank."""
@@ -197,7 +203,7 @@ def candidates(
             if family and not sextets and (form.bits in (2, 4) or (form.bits == 1 and family == "xnor")):
                 most = tiles.XNOR_GROUP * form.channels_per_unit * (2**form.bits - 1)
                 found["xnor"] = Candidate(family, form, digits, tiles.XNOR_GROUP * (INT16_MAX // most))
-    span = INT16_MAX // (2 * ranks * largest)
+    span = INT16_MAX if top <= INT16_MAX else INT16_MAX // (2 * ranks * largest)
     if span >= 1 and op.weight_type.hi <= 127 and top <= ACCUMULATOR_MAX:
         found["byte16"] = Candidate("byte16", Form.ranks(code_type), (), span)
     form = Form.bytes(code_type)
@@ -215,12 +221,14 @@ def _top(magnitude: Ints, code_type: CodeType) -> int:
 
 def _rule(found: dict[str, Candidate], op: p.Conv, code_type: CodeType, isa: str, capacity: int) -> str:
     """The family that the built-in rules prefer."""
-    dictionary = "dictionary" in found and code_type.bits <= DICTIONARY_BITS[isa]
-    xnor = "xnor" in found and isa in XNOR_TAPS
+    most, xnor = DICTIONARY_BITS[isa], "xnor" in found and isa in XNOR_TAPS
+    if tiles.is_sparse(op) and "byte16" in found:
+        sextets = "dictionary" in found and found["dictionary"].form.sextets
+        most = min(most, SPARSE_BITS[isa] + (sextets or op.stride != (1, 1)))
+    dictionary = "dictionary" in found and code_type.bits <= most
     if xnor:
-        per_unit, channels = found["xnor"].form.channels_per_unit, op.weight.shape[1]
-        taps = -(-channels // per_unit) * op.kernel[0] * op.kernel[1]
-        xnor = taps >= XNOR_TAPS[isa][code_type.bits > 1]
+        units = -(-op.weight.shape[1] // found["xnor"].form.channels_per_unit)
+        xnor = units * op.kernel[0] * op.kernel[1] >= XNOR_TAPS[isa][code_type.bits > 1]
     if "linear" in found and (not (dictionary or xnor) or capacity < LINEAR_BATCH):
         return "linear"
     if xnor:

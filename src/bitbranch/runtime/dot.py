@@ -239,11 +239,15 @@ class Lines:
 
     slope: npt.NDArray[np.float32]
     intercept: npt.NDArray[np.float32]
-    exact: bool
-    """Else it is at most one off."""
+    off: Ints
+    """How far the count is off at most."""
+
+    @property
+    def exact(self) -> bool:
+        return not self.off.any()
 
 
-def fit_lines(thresholds: Ints, lo: int, hi: int) -> Lines | None:
+def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints) -> Lines | None:
     """Lines that count the thresholds, or come near.
 
     The product and the sum are rounded to float32 as the kernels do it. The function is monotone in ``v``, so it is
@@ -251,7 +255,7 @@ def fit_lines(thresholds: Ints, lo: int, hi: int) -> Lines | None:
 
     Args:
         thresholds: ``[channels, n]``, ascending.
-        lo, hi: bounds of ``v``.
+        lo, hi: bounds of ``v``, of all channels or ``[channels or 1, 1]``.
 
     Returns:
         ``None`` where in some channel no line comes near.
@@ -284,8 +288,8 @@ def fit_lines(thresholds: Ints, lo: int, hi: int) -> Lines | None:
             middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
         b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
         got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
-        off = int(np.abs(got - counts).max())
-        return Lines(a, b, off == 0), off
+        off = np.abs(got - counts).max(axis=1)
+        return Lines(a, b, off), int(off.max())
 
     # Through the first and the last threshold that matter: mostly that will do.
     inside = ~(passed | never)

@@ -18,6 +18,9 @@ from . import program as p
 from .choice import Choice
 from .layout import CHUNK, Form, Geometry, Ints
 
+FEW, FEW_WIDE = 31, 15
+"""Up to so many thresholds, sums of 16 and of 32 bits are compared with each of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sums:
@@ -53,6 +56,13 @@ class Sums:
             return thresholds
         return -((self.constant[: self.out[0], None] - thresholds) // self.choice.form.multiplier)
 
+    def bounds(self, lo: int, hi: int) -> tuple[Ints, Ints]:
+        """What is compared where accumulators are within ``lo .. hi``, ``[O or 1]`` each."""
+        if not self.choice.folded:
+            return np.asarray([lo]), np.asarray([hi])
+        constant, multiplier = self.constant[: self.out[0]], self.choice.form.multiplier
+        return -((constant - lo) // multiplier), (hi - constant) // multiplier
+
     def arguments(self) -> dict[str, Any]:
         """What makes accumulators of the sums, if that is wanted."""
         if self.choice.folded:
@@ -73,7 +83,9 @@ class Sums:
         return arguments
 
 
-def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: Form) -> dict[str, Any]:
+def to_codes(
+    op: p.Threshold, bars: Ints, channels: int, wide: bool, target: Form, bounds: tuple[Ints, Ints]
+) -> dict[str, Any]:
     """Arguments for writing codes.
 
     Args:
@@ -82,21 +94,23 @@ def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: For
         channels: number of channels.
         wide: whether int32 is compared, else int16.
         target: form of the codes.
+        bounds: of what is compared, ``[channels or 1]`` each.
     """
-    table = np.broadcast_to(bars, (channels, bars.shape[1]))
+    count = bars.shape[1]
+    table = np.broadcast_to(bars, (channels, count))
     # The epilogue's own form: how a rank becomes the stored number.
     multiplier, add = target.stored(op.code_type)
-    form = Form(target.bits, target.is_signed, multiplier, add, target.sextets)
+    arguments: dict[str, Any] = {"form": Form(target.bits, target.is_signed, multiplier, add, target.sextets)}
     if op.table is not None:
         stored = np.zeros(256, np.uint8)
         stored[: len(op.table)] = multiplier * op.table.astype(np.int64) + add
-        limits, guess = tiles.byte_limits(table, channels)
-        return {"form": form, "limits": limits, "thresholds": limits.shape[1], "guess": guess, "table": stored}
-    if target.bits:
+        arguments["table"] = stored
+    planes = target.bits > 0 and op.table is None
+    if planes or count <= (FEW_WIDE if wide else FEW):
         limits = tiles.plane_limits(table, channels, wide)
-        return {"form": form, "limits": limits, "thresholds": limits.shape[1]}
-    limits, guess = tiles.byte_limits(table, channels)
-    return {"form": form, "limits": limits, "thresholds": limits.shape[1], "guess": guess}
+    else:
+        limits, arguments["guess"] = tiles.byte_limits(table, channels, bounds)
+    return arguments | {"limits": limits, "thresholds": limits.shape[1]}
 
 
 def _int32(x: Ints) -> npt.NDArray[np.int32]:

@@ -21,11 +21,14 @@ from ..errors import FormatError
 from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
 from .choice import BIASED, DICTIONARIES, Choice, choose
-from .layout import CHUNK, Form, Geometry, Ints, Taps
+from .layout import CHUNK, LINE, Form, Geometry, Ints, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
 from .tuning import Rates
 from .workspace import Stored, Workspace
+
+PAD_MOST = 1.1
+"""A copy may have so many times the pixels that its readers want, to have them where a convolution's sums are."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,13 @@ class Planner:
             elif isinstance(op, p.ConvTranspose):
                 parts = transposed.phases(op, self.values[op.inputs[0]].shape[1:], out)
                 self.phases[i] = [(part, self._choose(i, part.conv, part.size, True)) for part in parts]
+        self.neighbours = self._neighbours()
+        self.pads: dict[int, p.Pair] = dict.fromkeys(self.neighbours, (0, 0))  # the most that a reader wants
+        for value, first in enumerate(self.neighbours):
+            for (_, stride), g in self._wanted(value).items() if isinstance(self.values[value], p.Codes) else ():
+                rows, columns = self.pads[first]
+                if stride == (1, 1):
+                    self.pads[first] = max(rows, g.pad_rows), max(columns, g.pad_columns)
 
     def _choose(self, i: int, op: p.Conv, out: p.Pair, phase: bool = False) -> Choice:
         source, sextets = self._codes(op.inputs[0]), self._sextets(op.inputs[0])
@@ -264,11 +274,34 @@ class Planner:
     def _geometry(self, value: int, form: Form) -> Geometry:
         """Of a copy without a stride, for its readers and those of the parts that are written in it."""
         geometry = self._wanted(value).get((form, (1, 1)), Geometry(*self.values[value].shape[1:]))
+        geometry = self._like_neighbours(value, geometry)
         if isinstance(self.operations[value], p.Concat) and form == self._main_form(value):
             for part in self.operations[value].inputs:
                 if self.homes.get(part, (None,))[0] == value:
                     geometry = geometry.merge(self._geometry(part, form))
         return geometry
+
+    def _like_neighbours(self, value: int, geometry: Geometry) -> Geometry:
+        """With the pads of all values that convolutions of stride 1 lead to or come from, if that costs little.
+
+        Where a convolution reads and writes the same geometry, its epilogue writes codes in place.
+        """
+        pads = self.pads[self.neighbours[value]]
+        padded = geometry.merge(replace(geometry, pad_rows=pads[0], pad_columns=pads[1]))
+        pixels = [layout.round_up(self.capacity * g.rows * g.pitch, LINE) for g in (geometry, padded)]
+        return padded if pixels[1] <= PAD_MOST * pixels[0] else geometry
+
+    def _neighbours(self) -> list[int]:
+        """For every value the first one of those that lead to each other with the same height and width."""
+        first = list(range(len(self.operations)))
+        for i, op in enumerate(self.operations):
+            alike = isinstance(op, (p.Threshold, p.Requantize, p.Add, p.Concat))
+            alike = alike or (isinstance(op, p.Conv) and op.stride == (1, 1))
+            for j in op.inputs:
+                if alike and self.values[i].shape[1:] == self.values[j].shape[1:] and first[i] != first[j]:
+                    old, new = max(first[i], first[j]), min(first[i], first[j])
+                    first = [new if k == old else k for k in first]
+        return first
 
     def _copy(self, value: int, form: Form) -> Stored:
         """Room for a copy without a stride: in the concatenation that the value is a part of, if that has the form."""
@@ -371,10 +404,9 @@ class Planner:
 
     # ---- convolutions -------------------------------------------------------------------------------------------
 
-    def _kernel(self, family: str, bits: int, outputs: int = 0) -> Any:
-        """The kernel of a family with the widest tile, or with the tile of so many outputs."""
-        rows = [k for k in self.kernels if k.family == family and k.bits == bits]
-        return next(k for k in rows if k.outputs == outputs) if outputs else max(rows, key=lambda k: k.outputs)
+    def _kernel(self, family: str, bits: int) -> Any:
+        """The kernel of a family with the tile of most outputs."""
+        return max((k for k in self.kernels if k.family == family and k.bits == bits), key=lambda k: k.outputs)
 
     def _convolution(self, i: int, op: p.Conv) -> None:
         """One step for operation ``i`` and for what it makes of its accumulators."""
@@ -405,16 +437,17 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
+        # A wide tile is a little faster; a narrow one loses less at the end of a small image. Not of a whole batch: the
+        # form of the weights must not depend on the capacity.
+        pixels = stored.geometry.rows * stored.geometry.pitch
         if form.sextets:
-            # A wide tile is a little faster; a narrow one loses less at the end of a small image.
-            pixels = taps.geometry.rows * taps.geometry.pitch
             rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
-            kernel = min(rows, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))
+            kernel = _least_loss(rows, pixels)
         elif choice.family in BIASED:
             kernel = self._kernel(choice.family, form.bits)
         else:
-            sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
-            kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
+            rows = [k for k in self.kernels if k.family == choice.family]
+            kernel = _least_loss([k for k in rows if (k.outputs == 2) == tiles.is_sparse(op)], pixels)
         name = f"{choice.family} {phase.first}" if phase else choice.family
         if (i, name) not in self.packed:
             self.packed[i, name] = (
@@ -494,7 +527,8 @@ class Planner:
             assert isinstance(out, p.Integers)
             shape, source = out.shape, Geometry(*out.shape[1:])
         like = None if phase else source
-        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide, phase=phase) for j in fused.codes]
+        bounds = sums.bounds(out.lo, out.hi)
+        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide, bounds, phase) for j in fused.codes]
         if fused.kept:
             target = self._view(self._new_integers(fused.accumulators, like), phase)
             outputs.append(self.core.Output(target=target, channels=shape[0]))
@@ -504,7 +538,7 @@ class Planner:
             if fused.stream_kept:
                 target = self._view(self._new_integers(fused.stream, like), phase)
                 outputs.append(self.core.Output(target=target, channels=shape[0], of_stream=True))
-            outputs += [self._output(j, self._bars(j), True, of_stream=True, phase=phase) for j in fused.stream_codes]
+            outputs += [self._output(j, self._bars(j), True, None, phase, fused.stream) for j in fused.stream_codes]
         after = self._core_epilogue(outputs, choice.wide, shape, source, stream=stream, **arguments)
         if pool is None:
             return {"epilogue": after}
@@ -530,16 +564,26 @@ class Planner:
         return op.thresholds.astype(np.int64)
 
     def _output(
-        self, threshold: int, bars: Ints, wide: bool, of_stream: bool = False, phase: Phase | None = None
+        self,
+        threshold: int,
+        bars: Ints,
+        wide: bool,
+        bounds: tuple[Ints, Ints] | None = None,
+        phase: Phase | None = None,
+        stream: int | None = None,
     ) -> Any:
-        """The first copy of a threshold's codes, for ``bars`` as they apply to what is compared."""
+        """The first copy of a threshold's codes, for ``bars`` and ``bounds`` as they apply to what is compared."""
         op, channels = self.operations[threshold], self.values[threshold].shape[0]
         target = self._first_copy(threshold)
         assert isinstance(op, p.Threshold) and target.form is not None
-        arguments = epilogue.to_codes(op, bars, channels, wide, target.form)
+        if bounds is None:
+            source = self.values[op.inputs[0]]
+            assert isinstance(source, p.Integers)
+            bounds = np.asarray([source.lo]), np.asarray([source.hi])
+        arguments = epilogue.to_codes(op, bars, channels, wide, target.form, bounds)
         form = self._form(arguments.pop("form"))
         view = self._view(target, phase)
-        return self.core.Output(target=view, channels=channels, of_stream=of_stream, form=form, **arguments)
+        return self.core.Output(target=view, channels=channels, of_stream=stream is not None, form=form, **arguments)
 
     def _rescale(
         self, i: int, acc: p.Integers, add: int | None = None, other: int | None = None, phase: Phase | None = None
@@ -621,7 +665,7 @@ class Planner:
         codes = isinstance(self.values[i], p.Codes)
         target = self._first_copy(i) if codes else self._new_integers(i)
         parts: list[Any] = []
-        pieces: list[Any] = []
+        pieces: list[concat.Piece] = []
         first = 0
         for j in op.inputs:
             channels = self.values[j].shape[0]
@@ -690,3 +734,8 @@ class Planner:
             scale=np.ascontiguousarray(op.scale), bias=np.ascontiguousarray(op.bias),
         )  # fmt: skip
         self._add(i, "scale")
+
+
+def _least_loss(kernels: list[Any], pixels: int) -> Any:
+    """The kernel whose tiles cover so many pixels fastest."""
+    return min(kernels, key=lambda k: layout.round_up(pixels, k.pixels) * (1 + 4 / k.pixels))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import program as p
+from .dot import fit_lines
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
 PACKED_TOGETHER = 64
@@ -160,6 +161,11 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
 
+def is_sparse(op: p.Conv) -> bool:
+    """Whether an output reads few of the channels that its chunk of outputs reads: depthwise and similar."""
+    return op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
+
+
 @lru_cache(maxsize=4)
 def xnor_table(ternary: bool, bits: int) -> npt.NDArray[np.uint8]:
     """What each word of weights does to a byte of activations; word 0 changes nothing that is not there.
@@ -279,12 +285,20 @@ def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.
     return out.astype(np.uint32).view(np.int32) if not wide else out.astype(np.int32)
 
 
-def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The same for codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
+def byte_limits(
+    thresholds: Ints, channels: int, bounds: tuple[Ints, Ints]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The same for many thresholds of codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
+
+    Args:
+        thresholds: ``[C, n]``; a sum passes where ``sum >= threshold``.
+        channels: C.
+        bounds: least and greatest sum, ``[C or 1]`` each.
 
     Returns:
-        The limits, and ``[C rounded up, 2]`` low and scale of a guess: if scale is positive, then
-        ``int((limit - low) * scale + 0.5)`` in float32 is ``k`` for the ``k``-th of all limits.
+        The limits, and ``[C rounded up, 2]`` low and scale of a guess. Positive scale: ``int((limit - low) * scale +
+        0.5)`` in float32 is ``k`` for the ``k``-th of all limits. Negative scale: ``int(sum * -scale + low)``, clamped
+        to the ranks, is a sum's rank.
     """
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
@@ -298,4 +312,9 @@ def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32],
         scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
         found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
     guess[:, 1] = np.where((found == np.arange(out.shape[1])).all(axis=1), scale, 0)
+    if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
+        lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
+        if lines is not None:
+            good = (lines.off == 0) & (lines.slope > 0)
+            guess[:channels][good] = np.stack([lines.intercept, -lines.slope], axis=1)[good]
     return out, guess
