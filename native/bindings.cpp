@@ -5,6 +5,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
@@ -157,12 +158,26 @@ class HeldPlan {
 };
 
 void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
-                int add, const HeldView& target) {
+                int add, const HeldView& target, std::pair<int, int> size, std::pair<int, int> stride) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
   s.input = input;
   s.channels = channels;
   s.table = hold(p.keep_, table);
   s.target = p.hold_view(target);
+  s.height = size.first;
+  s.width = size.second;
+  s.stride_y = stride.first;
+  s.stride_x = stride.second;
+}
+
+void add_pair(HeldPlan& p, const HeldView& source, const HeldView& target, int64_t head,
+              const std::vector<std::tuple<int, int, int64_t>>& planes) {
+  PairUp& s = p.add(std::make_unique<PairUp>());
+  s.isa = p.isa();
+  s.source = p.hold_view(source);
+  s.target = p.hold_view(target);
+  s.head = head;
+  for (const auto& [first, second, distance] : planes) s.planes.push_back({first, second, distance});
 }
 
 void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Array<int32_t> offsets,
@@ -444,7 +459,8 @@ NB_MODULE(_core, m) {
       .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
       .def("__len__", [](const HeldPlan& p) { return p.plan_.size(); })
       .def("encode", add_encode, nb::kw_only(), "input"_a, "channels"_a, "thresholds"_a, "table"_a.noconvert().none(),
-           "multiplier"_a, "add"_a, "target"_a)
+           "multiplier"_a, "add"_a, "target"_a, "size"_a, "stride"_a)
+      .def("pair", add_pair, nb::kw_only(), "source"_a, "target"_a, "head"_a, "planes"_a)
       .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
            "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
            "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a,

@@ -18,7 +18,7 @@ constexpr int kLinearBlock = 64;
 
 void Convolution::sum_tile(int tile, const uint8_t* x, void* sums, int stride) const {
   Tile t{x, offsets + first_tap[tile], weights + weights_at[tile], taps[tile], dictionary, flush, second, sums,
-         stride};
+         stride, span == 0 && !epilogue.wide};
   if (span == 0) return kernel.run(t);
   alignas(64) int16_t part[kChunk * kMaxPixels];
   t.sums = part;
@@ -160,7 +160,7 @@ void Linear::run(const Run& run) const {
       for (int i = 0; i < count;) {
         const Kernel& kernel = count - i >= several.pixels ? several : single;
         kernel.run({activations + (first + i) * depth, nullptr, weights + column * column_bytes, depth / 2, nullptr, 0,
-                    static_cast<ptrdiff_t>(depth) * 2, rows, lanes});
+                    static_cast<ptrdiff_t>(depth) * 2, rows, lanes, false});
         for (int k = 0; k < kernel.pixels; ++k)
           for (int lane = 0; lane < lanes; ++lane) sums[lane * kMaxPixels + i + k] = rows[k * lanes + lane];
         i += kernel.pixels;

@@ -55,6 +55,7 @@ struct Epilogue {
     int pixels = 0, segments = 0, border_pixels = 0;
     Segment segment[kMaxPixels];
     BorderPixel border[kMaxPixels];
+    bool complete = false;  // all of them exist
     alignas(64) uint8_t exists[kMaxPixels];
   };
 

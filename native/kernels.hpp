@@ -22,6 +22,7 @@ struct Tile {
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
   int stride;                 // elements
+  bool narrow;                // byte_unsigned, byte_signed: sums are int16, saturated
 };
 
 // A row of the table. Families:
@@ -47,8 +48,9 @@ struct Codes {
   const void* sums;       // [8][stride] int16 or int32
   int stride;             // elements
   int pixels;             // written in whole vectors, up to kMaxPixels
-  const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. int16 sums: both halves equal.
-  int thresholds;         // bytes: padded to 2^n - 1 with limits that no sum passes
+  const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. Planes of int16 sums: both
+                          // halves equal.
+  int thresholds;         // padded to 2^n - 1 with limits that no sum passes
   const float* guess;     // bytes: [8][2] low and scale; with x clamped to the limits, int((x - low) * scale + 0.5) is
                           // k for the k-th limit; scale 0: limits are too uneven for that
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add

@@ -93,12 +93,27 @@ void Repack::convert_row(int chunk, int64_t first, const View& out, int64_t at, 
   }
 }
 
+// Phases of one pixel: a plane of the target is one pixel of every image.
+void Repack::gather_pixels(const Run& run, int plane_count) const {
+  const auto pick = source.pixel_bytes == 1 ? isa->pick1 : isa->pick2;
+  const int64_t phase_count = static_cast<int64_t>(phases.size());
+  const int step = static_cast<int>(source.image_pixels());
+  run.pool.parallel(plane_count * phase_count, plain_grain(run.images), [&](int, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Phase& phase = phases[item % phase_count];
+      if (phase.y < source.height && phase.x < source.width)
+        pick(source.at(item / phase_count, source.pixel(0, phase.y, phase.x)), target.at(item, 0), step, run.images);
+    }
+  });
+}
+
 void Repack::run(const Run& run) const {
   const int64_t phase_count = static_cast<int64_t>(phases.size());
   const int planes = from.planes_per_group();
   const bool same = from.bits == to.bits && from.sextets == to.sextets && from.multiplier == to.multiplier && from.add == to.add;
   const int all_chunks = (channels + kChunk - 1) / kChunk;
   const int chunks = same ? from.groups(all_chunks) : all_chunks;  // or groups of them, where whole planes are copied
+  if (same && target.image_pixels() == 1) return gather_pixels(run, chunks * planes);
   const int64_t work = int64_t{target.height} * target.width * kChunk;
   run.pool.parallel(run.images * chunks * phase_count, plain_grain(work), [&](int, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {

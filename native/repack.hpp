@@ -24,6 +24,7 @@ class Repack final : public Step {
   void run(const Run& run) const override;
 
  private:
+  void gather_pixels(const Run& run, int plane_count) const;
   void copy_row(int plane, int64_t first, const View& out, int64_t at, int count) const;
   void convert_row(int chunk, int64_t first, const View& out, int64_t at, int count) const;
 };

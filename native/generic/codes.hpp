@@ -3,6 +3,8 @@
 // Included inside the namespace of an instruction set, after its vector wrapper.
 
 constexpr int kHalf = kBytes / 2;
+// So many limits are compared one by one; more are searched.
+constexpr int kFewLimits = 15;
 
 // Ranks of kBytes pixels of one channel, in 16-bit lanes, pixels in order.
 static inline void ranks(const int16_t* sums, const int32_t* limits, int thresholds, Vector& low, Vector& high) {
@@ -46,12 +48,50 @@ static inline void add_channel(Vector rank, Vector plane[2]) {
   if constexpr (Bits >= 4) plane[1] = or_(plane[1], move_bit<3, 4 + J>(rank));
 }
 
+// The same from the sums themselves: the rank's bits from the top one down, as in a binary search.
+template <int Bits, int J>
+static inline void add_ranked(Vector x, const int32_t* limits, Vector plane[2]) {
+  const auto bit = [](int place) { return broadcast32((1 << place) * 0x10001); };
+  const auto pick = [&](Vector above, int yes, int no) {
+    return where_greater16(x, above, broadcast32(limits[yes]), broadcast32(limits[no]));
+  };
+  constexpr int middle = (1 << Bits) / 2 - 1, half = (middle + 1) / 2, quarter = half / 2;
+  const Vector top = broadcast32(limits[middle]);
+  const Vector next = pick(top, middle + half, middle - half);
+  if constexpr (Bits == 2) {
+    plane[0] = add_where_greater16(plane[0], x, top, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, next, bit(J));
+    return;
+  }
+  const Vector third = where_greater16(x, next, pick(top, middle + half + quarter, middle - half + quarter),
+                                       pick(top, middle + half - quarter, middle - half - quarter));
+  if constexpr (Bits == 3) {
+    plane[1] = add_where_greater16(plane[1], x, top, bit(J));
+    plane[0] = add_where_greater16(plane[0], x, next, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, third, bit(J));
+  } else {
+    const Vector last = where_greater16(x, third, where_greater16(x, next, pick(top, 14, 6), pick(top, 10, 2)),
+                                        where_greater16(x, next, pick(top, 12, 4), pick(top, 8, 0)));
+    plane[1] = add_where_greater16(plane[1], x, top, bit(4 + J));
+    plane[1] = add_where_greater16(plane[1], x, next, bit(J));
+    plane[0] = add_where_greater16(plane[0], x, third, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, last, bit(J));
+  }
+}
+
 template <int Bits, int J, class Sum>
 static inline void pack_channel(const Codes& c, const Sum* sums, int channel, Vector low[2], Vector high[2]) {
-  Vector a, b;
-  ranks(sums + (channel + J) * c.stride, c.limits + (channel + J) * c.thresholds, c.thresholds, a, b);
-  add_channel<Bits, J>(a, low);
-  add_channel<Bits, J>(b, high);
+  const Sum* const x = sums + (channel + J) * c.stride;
+  const int32_t* const limits = c.limits + (channel + J) * c.thresholds;
+  if constexpr (sizeof(Sum) == 2) {
+    add_ranked<Bits, J>(load(x), limits, low);
+    add_ranked<Bits, J>(load(x + kHalf), limits, high);
+  } else {
+    Vector a, b;
+    ranks(x, limits, c.thresholds, a, b);
+    add_channel<Bits, J>(a, low);
+    add_channel<Bits, J>(b, high);
+  }
 }
 
 // Writes kBytes pixels of a plane; those that do not exist become 0.
@@ -157,8 +197,35 @@ static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
   else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
 }
 
+// Few limits: every sum is compared with each.
+template <class Sum>
+static void pack_few_bytes(const Codes& c) {
+  const Vector add = broadcast32((c.add & 0xffff) * 0x10001);
+  for (int pair = 0; pair < kChunk / 2; ++pair) {
+    int32_t limits[2][kFewLimits];
+    for (int j = 0; j < 2; ++j)
+      for (int k = 0; k < c.thresholds; ++k) {
+        const int32_t limit = c.limits[(2 * pair + j) * c.thresholds + k];
+        const int32_t within = limit < -32768 ? -32768 : limit > 32767 ? 32767 : limit;
+        limits[j][k] = sizeof(Sum) == 4 ? limit : static_cast<int32_t>((within & 0xffff) * 0x10001u);
+      }
+    const Sum* const sums = static_cast<const Sum*>(c.sums) + 2 * pair * c.stride;
+    for (int p = 0; p < c.pixels; p += kBytes) {
+      Vector rank[2][2];
+      for (int j = 0; j < 2; ++j) {
+        ranks(sums + j * c.stride + p, limits[j], c.thresholds, rank[j][0], rank[j][1]);
+        for (Vector& r : rank[j]) r = add16(c.multiplier == 2 ? add16(r, r) : r, add);
+      }
+      uint8_t* const out = c.packed + pair * c.packed_stride + 2 * p;
+      for (int half = 0; half < 2; ++half)
+        store(out + half * kBytes, or_(even_bytes(rank[0][half]), shift_left16<8>(rank[1][half])));
+    }
+  }
+}
+
 template <class Sum>
 static void pack_bytes(const Codes& c) {
+  if (c.thresholds <= kFewLimits && (c.multiplier == 1 || c.multiplier == 2)) return pack_few_bytes<Sum>(c);
   uint8_t even[kMaxPixels], odd[kMaxPixels];
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     rank_bytes<Sum>(c, 2 * pair, even);

@@ -30,7 +30,7 @@ DICTIONARIES = ("dictionary", "sextets", "sextets64")
 BYTE16_TAPS = 8
 """With fewer taps within int16, adding up in int32 costs more than the 16-bit kernel saves."""
 LINEAR_BATCH = 16
-"""From this batch on, a dictionary with images as lanes beats a linear kernel with outputs as lanes."""
+"""From this batch on, any kernel with images as lanes beats a linear kernel with outputs as lanes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def choose(
     top = (2**code_type.bits - 1) * int(magnitude.max())  # bound of a sum of ranks, biased or not
     family, form, digits, span = _family(op, code_type, top, isa, sextets)
     small = op.groups == 1 and size[0] * size[1] <= 4 * op.kernel[0] * op.kernel[1]
-    if pixel and small and (family not in DICTIONARIES or capacity < LINEAR_BATCH):
+    if pixel and small and capacity < LINEAR_BATCH:
         return Choice("linear", Form(0, False, 1, 0), folded=fused)
     # One output pixel: a stride over the whole image makes every kernel position a phase of one pixel, and the images
     # of the batch become neighbours.

@@ -19,10 +19,14 @@ import numpy.typing as npt
 from ..errors import FormatError
 from . import epilogue, layout, tiles
 from . import program as p
-from .choice import DICTIONARIES, Choice, choose
-from .layout import CHUNK, Form, Geometry, Ints, Taps
+from .choice import DICTIONARIES, INT16_MAX, Choice, choose
+from .layout import CHUNK, Form, Geometry, Ints, TapPairs, Taps
 from .rewrite import pool_first, readers_of
 from .workspace import Stored, Workspace
+
+
+MAX_PHASES = 8
+"""Up to this stride, a first layer's input is split into its phases by the encoder."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Planner:
                     op, source, out, self._fused(i), self.isa, self.capacity, self._sextets(op.inputs[0])
                 )
 
+        self.paired = {i: pairs for i in self.choices if (pairs := self._tap_pairs(i)) is not None}
+
     @property
     def size(self) -> int:
         """Bytes of the buffers."""
@@ -165,6 +171,36 @@ class Planner:
         if not any(k.family == "sextets64" and k.bits == bits for k in self.kernels):
             return False
         return isinstance(self.operations[value], p.Threshold) and v.shape[1:] != (1, 1) and self._take_sextets(value)
+
+    def _tap_pairs(self, i: int) -> TapPairs | None:
+        """How a first layer's taps are paired, if the encoder's bytes have no other reader and it gains by that."""
+        op, choice = self.operations[i], self.choices[i]
+        (source,) = op.inputs
+        if choice.taps is None or choice.form.bits or not isinstance(self.operations[source], p.Encode):
+            return None
+        channels, stride = self.values[source].shape[0], choice.taps.geometry.stride
+        assert isinstance(op, p.Conv)
+        if len(self.readers[source]) > 1 or op.groups > 1 or max(stride) > MAX_PHASES:
+            return None
+        if channels % 2 == 0 and stride == (1, 1):
+            return None
+        return layout.tap_pairs(choice.taps, channels, op.kernel)
+
+    def _narrowed(self, i: int, fused: Fused) -> Choice:
+        """The choice for convolution ``i`` with its sums saturated to int16, if its thresholds see no difference."""
+        choice = self.choices[i]
+        if not choice.folded or choice.span or choice.taps is None or fused.kept or fused.stream is not None:
+            return choice
+        op, out = self.operations[i], self.values[i]
+        assert isinstance(op, p.Conv) and isinstance(out, p.Integers)
+        no_bias = np.zeros(layout.round_up(len(op.weight), CHUNK), np.int64)
+        sums = epilogue.Sums(op, self._codes(op.inputs[0]).shape[1:], out.shape, choice, Geometry(1, 1), no_bias)
+        beyond = 255 * op.sums()[1][:, None]  # no sum of products with bytes exceeds that
+        for j in fused.codes:
+            limits = sums.bars(self._bars(j)) - 1
+            if not ((limits >= -INT16_MAX - 1) & ((limits < INT16_MAX) | (limits >= beyond))).all():
+                return choice
+        return replace(choice, wide=False)
 
     def _take_sextets(self, value: int) -> bool:
         bits = self._codes(value).code_type.bits
@@ -296,7 +332,8 @@ class Planner:
 
     def _convolution(self, i: int, op: p.Conv) -> None:
         """One step for operation ``i`` and for what it makes of its accumulators."""
-        choice, fused = self.choices[i], self._fuse(i)
+        fused = self._fuse(i)
+        choice = self.choices[i] = self._narrowed(i, fused)
         macs = op.macs(self.values[op.inputs[0]])
         if choice.taps is None:
             self._linear(i, op, fused)
@@ -328,10 +365,13 @@ class Planner:
             sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
             kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
         if (i, choice.family) not in self.packed:
+            bits = 8 if choice.family == "byte16" else 16
             self.packed[i, choice.family] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
-                else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
+                else tiles.pack_tap_pairs(op, kernel.outputs, bits, self.paired[i].weights)
+                if i in self.paired
+                else tiles.pack_pairs(op, kernel.outputs, bits)
             )
         packed: tiles.PackedWeights = self.packed[i, choice.family]
 
@@ -340,7 +380,11 @@ class Planner:
         for units in packed.units:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
-                lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
+                lists[units] = (
+                    self.paired[i].offsets(stored.plane_stride)
+                    if i in self.paired
+                    else taps.offsets(stored.geometry, form, units, stored.plane_stride)
+                )
         levels = 2**form.bits - 1 if choice.family in DICTIONARIES else 0
         self.plan.convolution(
             kernel=kernel,
@@ -465,7 +509,11 @@ class Planner:
     def _encode(self, i: int, op: p.Encode) -> None:
         # Bytes come out of the encoder, whatever else is wanted.
         form = next((f for f, _ in self._wanted(i) if f.bits == 0), Form.bytes(op.code_type))
-        target = self._first_copy(i, form)
+        pairs = self.paired.get(self.readers[i][0])
+        if pairs is None:
+            target = self._first_copy(i, form)
+        else:
+            target = self.workspace.single(op.shape[0], replace(form, single=True), pairs)
         multiplier, add = form.stored(op.code_type)
         table = None
         if op.table is not None:
@@ -474,11 +522,19 @@ class Planner:
             table = (multiplier * rank[op.table] + add).astype(np.uint8)
         self.plan.encode(
             input=self.program.input_names.index(op.name), channels=op.shape[0], thresholds=op.thresholds.tolist(),
-            table=table, multiplier=multiplier, add=add,
-            target=target.view,
+            table=table, multiplier=multiplier, add=add, target=target.view, size=op.shape[1:],
+            stride=target.geometry.stride,
         )  # fmt: skip
         self._add(i, "encode")
-        self._copies(i)
+        if pairs is None:
+            self._copies(i)
+            return
+        wanted = self._wanted(i)[form, pairs.geometry.stride]
+        copy = self.workspace.pairs(form, pairs, wanted)
+        self.stored[i] = [target, copy]
+        head = wanted.pad_rows * wanted.pitch + wanted.pad_columns
+        self.plan.pair(source=target.view, target=copy.view, head=head, planes=pairs.halves())
+        self._add(i, "pair", completes=(), what=" (pairs)")
 
     def _threshold(self, i: int, op: p.Threshold) -> None:
         shape, stored = self.values[i].shape, self._integers(op.inputs[0])

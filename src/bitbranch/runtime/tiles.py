@@ -168,6 +168,25 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     return _packed(packed, units, 4 * outputs, bias)
 
 
+def pack_tap_pairs(op: p.Conv, outputs: int, bits: int, weights: Ints) -> PackedWeights:
+    """The same for other pairs than those of channels: ``[pair][outputs][2]``.
+
+    Args:
+        op: the convolution, one group.
+        outputs: of the kernel's tile.
+        bits: see :func:`pack_pairs`.
+        weights: ``[pairs, 2]`` index into an output's weights, or beyond them for 0.
+    """
+    values = op.values().reshape(len(op.weight), -1)
+    rows = round_up(len(values), CHUNK)
+    padded = np.pad(values, ((0, rows - len(values)), (0, 1)))[:, weights].astype(f"i{bits // 8}")
+    pairs = padded.reshape(-1, outputs, len(weights), 2).transpose(0, 2, 1, 3)
+    if bits == 8:
+        pairs = np.concatenate([pairs, pairs], axis=-1)
+    tiles = np.ascontiguousarray(pairs).reshape(len(pairs), -1).view(np.uint8)
+    return _packed(list(tiles), [range(0)] * len(tiles), 4 * outputs, np.zeros(rows, np.int64))
+
+
 def _packed(
     packed: list[npt.NDArray[np.uint8]],
     units: list[range],
@@ -217,11 +236,12 @@ def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.
         wide: whether sums are int32; else int16, and so are limits, twice in 32 bits.
 
     Returns:
-        ``[C rounded up to chunks, n]``; no sum exceeds the limits of the channels that are not there.
+        ``[C rounded up to chunks, 2^m - 1]``; no sum exceeds the limits of the channels and levels that are not there.
     """
     info = np.iinfo(np.int32 if wide else np.int16)
-    out = np.full((round_up(channels, CHUNK), thresholds.shape[1]), info.max, np.int64)
-    out[:channels] = np.clip(thresholds - 1, info.min, info.max)
+    count = thresholds.shape[1]
+    out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int64)
+    out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
     if not wide:
         out = (out & 0xFFFF) * 0x10001
     return out.astype(np.uint32).view(np.int32) if not wide else out.astype(np.int32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, round_up
+from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, TapPairs, round_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +48,36 @@ class Workspace:
 
     def codes(self, channels: int, form: Form, geometry: Geometry) -> Stored:
         """Room for codes."""
+        return self._planes(form.plane_count(channels) * len(geometry.phases), form, geometry)
+
+    def _planes(self, planes: int, form: Form, geometry: Geometry, reach: int = 0) -> Stored:
+        """``reach``: pixels that are read beyond where the pads would let one read."""
         stride = geometry.plane_stride(self.capacity, form.pixel_bytes)
         head = geometry.head(form.pixel_bytes)
-        planes = form.plane_count(channels) * len(geometry.phases)
         # A kernel reads a vector from any shift of any pixel of the last block.
-        tail = round_up(head + 2 * MAX_PIXELS * form.pixel_bytes, LINE)
+        tail = round_up(head + (2 * MAX_PIXELS + reach) * form.pixel_bytes, LINE)
         buffer = self.buffer(head + planes * stride + tail)
-        view = self.core.View(
-            buffer=buffer, start=head, stride=stride, pixel_bytes=form.pixel_bytes, height=geometry.phase_height,
+        return Stored(self._view(buffer, head, stride, form, geometry), buffer, head, stride, geometry, form)
+
+    def _view(self, buffer: Any, start: int, stride: int, form: Form, geometry: Geometry) -> Any:
+        return self.core.View(
+            buffer=buffer, start=start, stride=stride, pixel_bytes=form.pixel_bytes, height=geometry.phase_height,
             width=geometry.phase_width, rows=geometry.rows, pitch=geometry.pitch,
         )  # fmt: skip
-        return Stored(view, buffer, head, stride, geometry, form)
+
+    def single(self, channels: int, form: Form, pairs: TapPairs) -> Stored:
+        """Room for single bytes from which pairs are made."""
+        reach = max(distance for _, _, distance in pairs.halves())
+        return self._planes(channels * len(pairs.geometry.phases), form, pairs.geometry, reach)
+
+    def pairs(self, form: Form, pairs: TapPairs, like: Geometry) -> Stored:
+        """Room for pairs of taps, whose pads are not 0: every plane has its own. ``like``: what the reader wants."""
+        geometry = pairs.geometry
+        head = geometry.head(form.pixel_bytes)
+        tail = 2 * MAX_PIXELS * form.pixel_bytes
+        stride = geometry.plane_stride(self.capacity, form.pixel_bytes) + 2 * round_up(head, LINE)
+        buffer = self.buffer(head + len(pairs.planes) * stride + head + tail)
+        return Stored(self._view(buffer, head, stride, form, geometry), buffer, head, stride, like, form)
 
     def integers(self, channels: int, geometry: Geometry) -> Stored:
         """Room for int32 planes, in memory that was given back where it fits."""
