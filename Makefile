@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-installed
 INSTALLED := $(VENV)/.bitbranch-installed
+PEERS := $(VENV)/.peers-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(wildcard native/*.* native/*/*.*)
+NATIVE := CMakeLists.txt $(filter-out native/tests/%,$(wildcard native/*.* native/*/*.*))
 
-.PHONY: setup demo test test-long bench lint format clean
+.PHONY: setup demo test test-long test-arm bench bench-full lint format clean fuzz sanitize sanitize-short
 
 setup: $(INSTALLED)
 
@@ -38,8 +39,36 @@ test: setup
 test-long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" $(ARGS)
 
+# On an emulated processor; needs a cross compiler and qemu-user, and says so.
+test-arm: $(TOOLS)
+	$(BIN)/python tools/test_arm.py $(ARGS)
+
+# The quick ones; bench-full measures every figure beside all other engines, goes on where it was interrupted, and
+# prints the table. About 17 minutes.
 bench: setup
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	$(BIN)/python benchmarks/conv_layer.py $(ARGS)
+	$(BIN)/python benchmarks/footprint.py
+
+bench-full: $(PEERS)
+	$(BIN)/python benchmarks/full.py $(ARGS)
+
+$(PEERS): $(INSTALLED)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[peers]"
+	@touch $@
+
+# Random programs and networks on every executor; ARGS="--seconds 600 --seed 1".
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --count 10000 $(ARGS)
+
+# The engine's tests on cores that check memory, undefined behaviour and races as they run.
+ENGINE_TESTS := tests/test_engine.py tests/test_dot.py tests/test_callers.py tests/test_inputs.py
+sanitize: setup
+	tools/sanitize.sh address $(VENV) $(ENGINE_TESTS) tests/test_program.py tests/test_decompose.py $(ARGS)
+	tools/sanitize.sh thread $(VENV) $(ENGINE_TESTS) $(ARGS)
+
+sanitize-short: setup
+	BITBRANCH_MOST_EXAMPLES=5 tools/sanitize.sh address $(VENV) $(ENGINE_TESTS) -k "not processes and not torch" $(ARGS)
+	BITBRANCH_MOST_EXAMPLES=5 tools/sanitize.sh thread $(VENV) tests/test_callers.py -k "four_callers or forked" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

@@ -5,125 +5,76 @@ printed: of the convolution step, which reads packed codes and writes the packed
 included, as it does inside a network; and of the whole call from float32 to float32, which for one layer alone also
 pays for encoding and packing the input. PyTorch's time is of ``conv2d`` alone, the faster of its two memory formats.
 
-    python benchmarks/conv_layer.py [--isa avx2] [--rounds 60]
+    python benchmarks/conv_layer.py [--isa avx2] [--rounds 60] [--all]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from bitbranch.contract import CodeType
-from bitbranch.runtime import program as p
+from bitbranch.bench.layers import Layer, layer_images, layer_program
+from bitbranch.bench.stats import Times, summarize
+from bitbranch.cli.machine import describe_machine, describe_versions
 from bitbranch.runtime.engine import Engine
 
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution with padding of half its kernel, and the types of its weights and activations."""
-
-    channels: int
-    size: int
-    outputs: int
-    kernel: int
-    stride: int
-    weights: str
-    activations: str
-
-    def __str__(self) -> str:
-        window = f"{self.kernel}x{self.kernel}" + (f"/{self.stride}" if self.stride > 1 else "")
-        shape = f"{self.size:2}x{self.size:<2} {self.channels:3} -> {self.outputs:<3}"
-        return f"{shape} {window:5} {self.weights:>2} x {self.activations}"
-
-
+SIZES = [(64, 56), (128, 28), (256, 14), (512, 7)]
+TYPES = [("t", "u2"), ("b1", "b1"), ("b2", "b2"), ("t", "u4"), ("s4", "u4"), ("s8", "u8")]
 LAYERS = [
-    Layer(64, 56, 64, 3, 1, "t", "u2"),
-    Layer(64, 56, 64, 3, 1, "b1", "b1"),
-    Layer(64, 56, 64, 3, 1, "b2", "b2"),
-    Layer(64, 56, 64, 3, 1, "t", "u4"),
-    Layer(64, 56, 64, 3, 1, "s4", "u4"),
-    Layer(64, 56, 64, 3, 1, "s8", "u8"),
-    Layer(128, 28, 128, 3, 1, "t", "u2"),
-    Layer(256, 14, 256, 3, 1, "t", "u2"),
-    Layer(512, 7, 512, 3, 1, "t", "u2"),
+    *(Layer(64, 56, 64, 3, 1, *types) for types in TYPES),
+    *(Layer(channels, size, channels, 3, 1, "t", "u2") for channels, size in SIZES[1:]),
     Layer(64, 56, 128, 3, 2, "t", "u2"),
     Layer(256, 56, 64, 1, 1, "t", "u2"),
+    Layer(144, 56, 144, 3, 1, "t", "u2", groups=144),
+    Layer(144, 56, 144, 3, 1, "s4", "u4", groups=144),
+]
+BITS = [("b1", "u1"), ("b2", "u2"), ("b3", "u3"), *((f"s{bits}", f"u{bits}") for bits in range(4, 9))]
+ALL = [
+    *(Layer(channels, size, channels, 3, 1, *types) for channels, size in SIZES for types in BITS),
+    *(Layer(256, 14, 256, 1, 1, *types) for types in BITS),
+    *(Layer(144, 28, 144, 3, 1, *types, groups=144) for types in BITS),
 ]
 
 
-def layer_program(layer: Layer) -> p.Program:
-    """The layer with thresholds, and a last convolution of one pixel and one output, next to nothing."""
-    rng = np.random.default_rng(0)
-    codes, weights = CodeType.parse(layer.activations), CodeType.parse(layer.weights)
-    count = codes.count - 1
-    shape = (layer.channels, layer.size, layer.size)
-    thresholds = ((np.arange(count) - (count - 1) / 2) * 4 / count).astype(np.float32)
-    weight = rng.integers(0, weights.count, (layer.outputs, layer.channels, layer.kernel, layer.kernel), dtype=np.uint8)
-    conv = p.Conv("conv", (0,), weight, weights, (layer.stride,) * 2, (layer.kernel // 2,) * 4)
-    sums = conv.infer(p.Codes(shape, codes))
-    limits = np.linspace(sums.lo / 8, sums.hi / 8, count).astype(np.int32)
-    last = np.zeros((1, layer.outputs, 1, 1), np.uint8)
-    one = np.ones(1, np.float32)
-    operations = (
-        p.Encode("input", (), shape, codes, thresholds),
-        conv,
-        p.Threshold("codes", (1,), codes, np.tile(limits, (layer.outputs, 1))),
-        p.Conv("last", (2,), last, CodeType.parse("t"), stride=sums.shape[1:]),
-        p.Scale("output", (3,), one, one),
-    )
-    return p.Program(operations, ((1,),))
-
-
-def spread(seconds: list[float]) -> str:
-    """Median, and the tenth and ninetieth percentile, in microseconds."""
-    low, middle, high = np.percentile(np.asarray(seconds) * 1e6, [10, 50, 90])
-    return f"{middle:7.0f} ({low:.0f}..{high:.0f})"
+def spread(times: Times) -> str:
+    """Median and quartiles in microseconds."""
+    return f"{1e6 * times.median:7.0f} ({1e6 * times.low:.0f}..{1e6 * times.high:.0f})"
 
 
 def measure(layer: Layer, isa: str | None, rounds: int) -> str:
     """One line of the table."""
-    program = layer_program(layer)
+    program, x = layer_program(layer), layer_images(layer)
     engine = Engine(program, threads=1, isa=isa)
-    x = np.random.default_rng(1).normal(size=(1, *program.input.shape)).astype(np.float32)
     np.testing.assert_array_equal(engine(x), program.reference(x))
 
-    weight = torch.randn(layer.outputs, layer.channels, layer.kernel, layer.kernel)
+    weight = torch.randn(layer.outputs, layer.channels // layer.groups, layer.kernel, layer.kernel)
     formats = (torch.contiguous_format, torch.channels_last)
     floats = [(torch.from_numpy(x).to(memory_format=f), weight.to(memory_format=f)) for f in formats]
-    torch_times: list[list[float]] = [[], []]
-    step, call = [], []
+    torch_times: list[list[list[float]]] = [[], []]
+    step, call, ceiling = [], [], None
     for _ in range(rounds):
         for times, (image, kernel) in zip(torch_times, floats, strict=True):
             start = time.perf_counter()
-            torch.nn.functional.conv2d(image, kernel, stride=layer.stride, padding=layer.kernel // 2)
-            times.append(time.perf_counter() - start)
+            torch.nn.functional.conv2d(
+                image, kernel, stride=layer.stride, padding=layer.kernel // 2, groups=layer.groups
+            )
+            times.append([time.perf_counter() - start])
         profile = engine.profile(x, repeat=1)
-        step.append(max(profile.rows, key=lambda row: row.macs).seconds)
-        call.append(profile.seconds)
-    best = min(torch_times, key=np.median)
+        row = max(profile.rows, key=lambda row: row.macs)
+        ceiling, family = row.ceiling, row.family
+        step.append([row.seconds])
+        call.append([profile.seconds])
+    best = min(map(summarize, torch_times), key=lambda times: times.median)
+    inside, whole = summarize(step), summarize(call)
     macs = max(op.macs(*(program.values[j] for j in op.inputs)) for op in program.operations)
-    ratio, whole = np.median(best) / np.median(step), np.median(best) / np.median(call)
+    rate = macs / inside.median / 1e9
+    part = f"{100 * rate / ceiling:3.0f} %" if ceiling else ""
     return (
-        f"{layer!s:34} {spread(best):22} {spread(step):20} {macs / np.median(step) / 1e9:5.0f} {ratio:6.1f}x"
-        f"   {spread(call):22} {whole:5.1f}x"
-    )
-
-
-def machine() -> str:
-    """Processor, load and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return (
-        f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, "
-        f"NumPy {np.__version__}, PyTorch {torch.__version__}"
+        f"{layer!s:36} {family:13} {spread(best):22} {spread(inside):20} {rate:6.0f} {part:>6}"
+        f" {best.median / inside.median:6.1f}x   {spread(whole):22} {best.median / whole.median:5.1f}x"
     )
 
 
@@ -132,14 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--isa", help="instruction set to force; default: the widest")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--all", action="store_true", help="all sizes with 1 to 8 bits")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(machine())
+    print(describe_machine(), describe_versions())
     print(f"one thread, instruction set {Engine(layer_program(LAYERS[0]), isa=arguments.isa).isa}; ", end="")
-    print(f"medians (10th..90th percentile) of {arguments.rounds} rounds, microseconds; outputs equal the reference's")
-    print(f"{'layer':34} {'PyTorch float32':22} {'engine, step':20} GMAC/s  ratio   {'engine, whole call':22} ratio")
+    print(f"medians (quartiles) of {arguments.rounds} rounds, microseconds; outputs equal the reference's")
+    head = f"{'layer':36} {'kernel':13} {'PyTorch float32':22} {'engine, step':20} GMAC/s ceiling   ratio"
+    print(f"{head}   {'engine, whole call':22} ratio")
     with torch.inference_mode():
-        for layer in LAYERS:
+        for layer in ALL if arguments.all else LAYERS:
             print(measure(layer, arguments.isa, arguments.rounds), flush=True)
 
 

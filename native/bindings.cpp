@@ -1,6 +1,7 @@
 // The only file that knows Python. Arrays are held, not copied; the planner in Python is trusted with their shapes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -8,13 +9,14 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "buffer.hpp"
+#include "ceiling.hpp"
+#include "concat.hpp"
 #include "convolution.hpp"
 #include "encode.hpp"
 #include "instruction_sets.hpp"
@@ -22,6 +24,7 @@
 #include "repack.hpp"
 #include "run_binding.hpp"
 #include "stream.hpp"
+#include "upsample.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,25 +49,6 @@ template <class T>
 const T* hold(Keep& keep, const MaybeArray<T>& array) {
   return array ? hold(keep, *array) : nullptr;
 }
-
-// Zeroed memory that starts on a cache line.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : size_((bytes + 63) / 64 * 64), data_(static_cast<uint8_t*>(std::aligned_alloc(64, size_))) {
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, size_);
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_;
-  uint8_t* data_;
-};
 
 struct HeldView : View {
   std::shared_ptr<Buffer> buffer;
@@ -157,8 +141,9 @@ class HeldPlan {
   Keep keep_;
 };
 
-void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier,
-                int add, const HeldView& target, std::pair<int, int> size, std::pair<int, int> stride) {
+void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table,
+                int multiplier, int add, const HeldView& target, std::pair<int, int> size,
+                std::pair<int, int> stride) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
   s.input = input;
   s.channels = channels;
@@ -299,6 +284,33 @@ void add_pool_integers(HeldPlan& p, const std::string& kind, const HeldView& sou
   s.reserve(p.plan_.machine().pool.threads());
 }
 
+void add_concat(HeldPlan& p, const HeldView& target, const std::vector<const HeldView*>& parts,
+                const std::vector<std::array<int, 6>>& pieces) {
+  std::vector<View> views;
+  for (const HeldView* part : parts) views.push_back(p.hold_view(*part));
+  std::vector<Concat::Piece> all;
+  for (const auto& [plane, part, part_plane, left, right, mask] : pieces)
+    all.push_back({plane, part, part_plane, left, right, mask});
+  p.add(std::make_unique<Concat>(p.hold_view(target), std::move(views), all));
+}
+
+void add_upsample_nearest(HeldPlan& p, const HeldView& source, const HeldView& target, int planes,
+                          std::pair<int, int> factor) {
+  UpsampleNearest& s = p.add(std::make_unique<UpsampleNearest>());
+  s.source = p.hold_view(source);
+  s.target = p.hold_view(target);
+  s.planes = planes;
+  s.factor_y = factor.first;
+  s.factor_x = factor.second;
+}
+
+void add_upsample_bilinear(HeldPlan& p, const HeldView& source, std::optional<Form> form, const HeldView& target,
+                           int channels, std::pair<int, int> factor) {
+  p.add(std::make_unique<UpsampleBilinear>(p.hold_view(source), form.has_value(), form.value_or(Form{}),
+                                           p.hold_view(target), channels, factor.first, factor.second,
+                                           p.plan_.machine().pool.threads()));
+}
+
 void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
   Scale& s = p.add(std::make_unique<Scale>());
   s.isa = p.isa();
@@ -340,10 +352,18 @@ NB_MODULE(_core, m) {
   nb::class_<Machine>(m, "Machine").def(
       "__init__",
       [](Machine* self, const std::string& isa, int threads) { new (self) Machine(find_instruction_set(isa), threads); },
-      "isa"_a, "threads"_a);
+      "isa"_a, "threads"_a)
+      .def(
+          "kernel_rate",
+          [](const Machine&, const Kernel& kernel, int taps, int repeat) {
+            const Rate rate = measure_kernel(kernel, taps, repeat);
+            return std::make_pair(rate.seconds, rate.macs);
+          },
+          "kernel"_a, "taps"_a, "repeat"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Seconds and multiply-accumulates of a kernel, run on one tile of so many taps that stays in the first cache.");
 
   nb::class_<Buffer>(m, "Buffer")
-      .def(nb::init<size_t>(), "bytes"_a)
+      .def(nb::init<size_t, uint8_t>(), "bytes"_a, "fill"_a = 0)
       .def_prop_ro("size", &Buffer::size)
       .def(
           "array",
@@ -367,7 +387,7 @@ NB_MODULE(_core, m) {
   nb::class_<HeldView>(m, "View").def(
       "__init__",
       [](HeldView* self, std::shared_ptr<Buffer> buffer, int64_t start, int64_t stride, int pixel_bytes, int height,
-         int width, int rows, int pitch) {
+         int width, int rows, int pitch, std::pair<int, int> step) {
         new (self) HeldView;
         self->base = buffer->data() + start;
         self->stride = stride;
@@ -376,15 +396,18 @@ NB_MODULE(_core, m) {
         self->width = width;
         self->rows = rows;
         self->pitch = pitch;
+        self->step_y = step.first;
+        self->step_x = step.second;
         self->buffer = std::move(buffer);
       },
-      nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a);
+      nb::kw_only(), "buffer"_a, "start"_a, "stride"_a, "pixel_bytes"_a, "height"_a, "width"_a, "rows"_a, "pitch"_a,
+      "step"_a = std::pair<int, int>{1, 1});
 
   nb::class_<HeldOutput>(m, "Output", "A copy of the accumulators or of the stream: codes of a form, or integers.")
       .def(
           "__init__",
-          [](HeldOutput* self, const HeldView& target, bool of_stream, std::optional<Form> form,
-             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess) {
+          [](HeldOutput* self, const HeldView& target, int channels, bool of_stream, std::optional<Form> form,
+             MaybeArray<int32_t> limits, int thresholds, MaybeArray<float> guess, MaybeArray<uint8_t> table) {
             new (self) HeldOutput;
             self->keep.push_back(target.buffer);
             self->target = target;
@@ -394,9 +417,12 @@ NB_MODULE(_core, m) {
             self->limits = hold(self->keep, limits);
             self->thresholds = thresholds;
             self->guess = hold(self->keep, guess);
+            self->table = hold(self->keep, table);
+            self->channels = channels;
           },
-          nb::kw_only(), "target"_a, "of_stream"_a = false, "form"_a = nb::none(),
-          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0, "guess"_a.noconvert() = nb::none());
+          nb::kw_only(), "target"_a, "channels"_a, "of_stream"_a = false, "form"_a = nb::none(),
+          "limits"_a.noconvert() = nb::none(), "thresholds"_a = 0, "guess"_a.noconvert() = nb::none(),
+          "table"_a.noconvert() = nb::none());
 
   nb::class_<HeldStream>(m, "Stream", "Accumulators acc_lo .. acc_hi to a stream, and another stream added to it.")
       .def(
@@ -477,11 +503,21 @@ NB_MODULE(_core, m) {
            "window"_a)
       .def("pool_integers", add_pool_integers, nb::kw_only(), "kind"_a, "source"_a, "form"_a, "target"_a, "channels"_a,
            "window"_a)
-      .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(), "bias"_a.noconvert())
+      .def("concat", add_concat, nb::kw_only(), "target"_a, "parts"_a, "pieces"_a)
+      .def("upsample_nearest", add_upsample_nearest, nb::kw_only(), "source"_a, "target"_a, "planes"_a, "factor"_a)
+      .def("upsample_bilinear", add_upsample_bilinear, nb::kw_only(), "source"_a, "form"_a.none(), "target"_a,
+           "channels"_a, "factor"_a)
+      .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(),
+           "bias"_a.noconvert())
       .def(
           "run",
           [](HeldPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
              int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_dot(m);
+
+#ifdef BITBRANCH_COUNT_ALLOCATIONS
+  m.def("allocations", [] { return std::pair(allocations.load(), allocations_in_runs.load()); },
+        "How often memory was allocated since the first run, and while plans ran.");
+#endif
 }

@@ -6,6 +6,25 @@
 
 namespace bitbranch {
 
+namespace {
+
+// Pixels of `size` bytes, `step` of them apart in `to` or in `from`.
+template <class Pixel>
+void copy_pixels(const uint8_t* from, int from_step, uint8_t* to, int to_step, int count) {
+  for (int i = 0; i < count; ++i)
+    std::memcpy(to + ptrdiff_t{i} * to_step * sizeof(Pixel), from + ptrdiff_t{i} * from_step * sizeof(Pixel),
+                sizeof(Pixel));
+}
+
+void copy_pixels(int size, const uint8_t* from, int from_step, uint8_t* to, int to_step, int count) {
+  if (from_step == 1 && to_step == 1) std::memcpy(to, from, static_cast<size_t>(count) * size);
+  else if (size == 1) copy_pixels<uint8_t>(from, from_step, to, to_step, count);
+  else if (size == 2) copy_pixels<uint16_t>(from, from_step, to, to_step, count);
+  else copy_pixels<uint32_t>(from, from_step, to, to_step, count);
+}
+
+}  // namespace
+
 void Epilogue::describe(int64_t first, int count, Block& block) const {
   block.first = first;
   block.pixels = count;
@@ -68,8 +87,8 @@ void Epilogue::scatter(const View& target, const uint8_t* packed, ptrdiff_t pack
     const Segment& segment = block.segment[s];
     const int64_t to = target.pixel(segment.image, segment.y, segment.x);
     for (int plane = 0; plane < planes; ++plane)
-      std::memcpy(target.at(first_plane + plane, to), packed + plane * packed_stride + segment.from * size,
-                  static_cast<size_t>(segment.count) * size);
+      copy_pixels(size, packed + plane * packed_stride + segment.from * size, 1, target.at(first_plane + plane, to),
+                  target.step_x, segment.count);
   }
 }
 
@@ -77,8 +96,8 @@ void Epilogue::scatter(const View& target, const uint8_t* packed, ptrdiff_t pack
 void Epilogue::gather(const View& target, uint8_t* packed, int plane, const Block& block) const {
   for (int s = 0; s < block.segments; ++s) {
     const Segment& segment = block.segment[s];
-    std::memcpy(packed + segment.from, target.at(plane, target.pixel(segment.image, segment.y, segment.x)),
-                static_cast<size_t>(segment.count));
+    copy_pixels(1, target.at(plane, target.pixel(segment.image, segment.y, segment.x)), target.step_x,
+                packed + segment.from, 1, segment.count);
   }
 }
 
@@ -88,7 +107,7 @@ int Epilogue::chunks_per_group() const {
   return chunks;
 }
 
-void Epilogue::write_integers(const View& target, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+void Epilogue::write_integers(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
                               const Block& block) const {
   alignas(64) int32_t widened[kChunk * kMaxPixels];
   if (!are_wide) {
@@ -97,13 +116,47 @@ void Epilogue::write_integers(const View& target, int chunk, const void* values,
     values = widened;
     stride = kMaxPixels;
   }
-  scatter(target, static_cast<const uint8_t*>(values), stride * 4, kChunk, chunk * kChunk, block);
+  const int used = std::min(kChunk, output.channels - chunk * kChunk);
+  scatter(output.target, static_cast<const uint8_t*>(values), stride * 4, used, chunk * kChunk, block);
+}
+
+void Epilogue::write_by_table(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                              const Block& block) const {
+  alignas(64) uint16_t pairs[kChunk / 2][kMaxPixels];
+  Codes codes{};
+  codes.sums = values;
+  codes.stride = static_cast<int>(stride);
+  codes.pixels = block.pixels;
+  codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
+  codes.thresholds = output.thresholds;
+  codes.guess = output.guess + int64_t{chunk} * kChunk * 2;
+  codes.multiplier = 1;
+  codes.packed = reinterpret_cast<uint8_t*>(pairs);
+  codes.packed_stride = sizeof pairs[0];
+  (are_wide ? isa->codes32 : isa->codes16)(0, codes);
+  const int used = std::min(kChunk, output.channels - chunk * kChunk);
+  for (int pair = 0; pair < kChunk / 2; ++pair) {
+    const bool first = 2 * pair < used, second = 2 * pair + 1 < used;
+    uint8_t* const bytes = reinterpret_cast<uint8_t*>(pairs[pair]);
+    for (int p = 0; p < block.pixels; ++p) {
+      bytes[2 * p] = first ? output.table[bytes[2 * p]] : 0;
+      bytes[2 * p + 1] = second ? output.table[bytes[2 * p + 1]] : 0;
+    }
+  }
+  const int bits = output.form.bits, count = output.form.planes_per_group();
+  if (bits == 0)
+    return scatter(output.target, codes.packed, codes.packed_stride, kChunk / 2, chunk * kChunk / 2, block);
+  alignas(64) uint8_t packed[4][kMaxPixels];
+  uint8_t* const planes[4] = {packed[0], packed[1], packed[2], packed[3]};
+  isa->pack_ranks(bits, pairs[0], kMaxPixels, planes, block.pixels);
+  scatter(output.target, packed[0], kMaxPixels, count, chunk * count, block);
 }
 
 void Epilogue::write(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
                      const Block& block) const {
   const View& target = output.target;
-  if (output.integers) return write_integers(target, chunk, values, are_wide, stride, block);
+  if (output.integers) return write_integers(output, chunk, values, are_wide, stride, block);
+  if (output.table) return write_by_table(output, chunk, values, are_wide, stride, block);
   const Form& form = output.form;
   const int group = chunk / form.chunks_per_group(), third = chunk % form.chunks_per_group();
   const int first_plane = group * form.planes_per_group();
@@ -138,7 +191,8 @@ void Epilogue::finish_stream(int chunk, const void* sums, ptrdiff_t stride, cons
   ptrdiff_t values_stride = kMaxPixels;
   const Output* direct = nullptr;  // the copy that is computed where it belongs
   for (const Output& output : outputs)
-    if (whole && output.of_stream && output.integers && flat(output.target)) direct = &output;
+    if (whole && output.of_stream && output.integers && flat(output.target) && (chunk + 1) * kChunk <= output.channels)
+      direct = &output;
   if (direct) {
     values = reinterpret_cast<int32_t*>(direct->target.at(int64_t{chunk} * kChunk, block.first));
     values_stride = direct->target.stride / 4;
@@ -151,9 +205,8 @@ void Epilogue::finish_stream(int chunk, const void* sums, ptrdiff_t stride, cons
     } else if (stream.other.base) {
       for (int s = 0; s < block.segments; ++s) {
         const Segment& segment = block.segment[s];
-        std::memcpy(gathered + segment.from,
-                    stream.other.at(channel, stream.other.pixel(segment.image, segment.y, segment.x)),
-                    static_cast<size_t>(segment.count) * 4);
+        copy_pixels(4, stream.other.at(channel, stream.other.pixel(segment.image, segment.y, segment.x)),
+                    stream.other.step_x, reinterpret_cast<uint8_t*>(gathered + segment.from), 1, segment.count);
       }
       other = gathered;
     }

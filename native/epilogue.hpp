@@ -36,6 +36,8 @@ struct Epilogue {
     const int32_t* limits = nullptr;  // see Codes::limits, [chunks * 8][thresholds]
     int thresholds = 0;
     const float* guess = nullptr;     // see Codes::guess, [chunks * 8][2]
+    const uint8_t* table = nullptr;   // [256] what is stored for a rank: bytes, or for planes another rank; or null
+    int channels = 0;                 // those beyond are not written as integers, and are 0 after a table
     View target;
   };
   std::vector<Output> outputs;
@@ -74,13 +76,17 @@ struct Epilogue {
   void finish_stream(int chunk, const void* sums, ptrdiff_t stride, const Block& block) const;
   void write(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
              const Block& block) const;
-  void write_integers(const View& target, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+  void write_integers(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                      const Block& block) const;
+  void write_by_table(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
                       const Block& block) const;
   void scatter(const View& target, const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
                const Block& block) const;
   void gather(const View& target, uint8_t* packed, int plane, const Block& block) const;
   // Whether a block's pixels lie in the view as they lie in the block.
-  bool flat(const View& view) const { return view.rows == rows && view.pitch == pitch; }
+  bool flat(const View& view) const {
+    return view.rows == rows && view.pitch == pitch && view.step_y == 1 && view.step_x == 1;
+  }
 };
 
 }  // namespace bitbranch

@@ -1,6 +1,9 @@
 #include "instruction_sets.hpp"
 
+#include <cstdio>
+
 #include "dot/kernels.hpp"
+#include "self_check.hpp"
 
 #if defined(BITBRANCH_DOT)
 #include <cpuid.h>
@@ -8,6 +11,11 @@
 #if defined(__linux__) && defined(BITBRANCH_DOT)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(BITBRANCH_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(BITBRANCH_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace bitbranch {
@@ -20,6 +28,10 @@ extern const DotSet kDotAvx2, kDotAvx512;
 #endif
 #if defined(BITBRANCH_DOT)
 extern const DotSet kDotAvxVnni, kDotAvx512Vnni, kDotAmx;
+#endif
+#if defined(BITBRANCH_ARM)
+extern const InstructionSet kNeon;
+extern const DotSet kDotNeon, kDotNeonDotprod;
 #endif
 
 namespace {
@@ -49,14 +61,30 @@ bool tiles_allowed() {
 }
 #endif
 
+#if defined(BITBRANCH_ARM)
+bool has_dot_products() {
+#if defined(__linux__)
+  constexpr unsigned long asimd_dp = 1ul << 20;  // HWCAP_ASIMDDP, which older headers lack
+  return getauxval(AT_HWCAP) & asimd_dp;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#else
+  return false;
+#endif
+}
+#endif
+
 // The sets of this processor, the widest first: planar kernels, and those of the dot-product path under their name.
 std::vector<InstructionSet> usable_sets() {
   std::vector<InstructionSet> usable;
-  const auto add = [&](const char* name, bool runs, const InstructionSet& planar, const DotSet& dot) {
+  [[maybe_unused]] const auto add = [&](const char* name, bool runs, const InstructionSet& planar, const DotSet& dot) {
     if (!runs) return;
-    usable.push_back(planar);
-    usable.back().name = name;
-    usable.back().dot = &dot;
+    InstructionSet set = planar;
+    set.name = name;
+    set.dot = &dot;
+    offer(usable, set);
   };
 #if defined(BITBRANCH_X86)
   // The compiler's test asks the operating system too, whether it saves the wide registers.
@@ -79,10 +107,21 @@ std::vector<InstructionSet> usable_sets() {
 #endif
   add("avx2", avx2, kAvx2, kDotAvx2);
 #endif
-  add("scalar", true, kScalar, kDotScalar);
+#if defined(BITBRANCH_ARM)
+  add("neon_dotprod", has_dot_products(), kNeon, kDotNeonDotprod);
+  add("neon", true, kNeon, kDotNeon);
+#endif
+  usable.push_back(kScalar);  // what the others are checked by is not itself in doubt
+  usable.back().dot = &kDotScalar;
   return usable;
 }
 }  // namespace
+
+void offer(std::vector<InstructionSet>& sets, const InstructionSet& set) {
+  const std::string fault = first_fault(set);
+  if (fault.empty()) sets.push_back(set);
+  else std::fprintf(stderr, "bitbranch: instruction set %s is left out: wrong on this processor: %s\n", set.name, fault.c_str());
+}
 
 const std::vector<const InstructionSet*>& instruction_sets() {
   static const std::vector<InstructionSet> sets = usable_sets();

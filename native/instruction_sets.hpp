@@ -6,7 +6,10 @@
 
 namespace bitbranch {
 
-// Usable instruction sets, the widest first; "scalar" is always among them.
+// Usable instruction sets, the widest first; "scalar" is always among them. Found and checked at the first call.
 const std::vector<const InstructionSet*>& instruction_sets();
+
+// Appends a set to those on offer if it computes right here (see first_fault), and else says on stderr that it does not.
+void offer(std::vector<InstructionSet>& sets, const InstructionSet& set);
 
 }  // namespace bitbranch

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "allocations.hpp"
 #include "step.hpp"
 
 namespace bitbranch {
@@ -16,6 +17,12 @@ namespace bitbranch {
 using InputArray = nanobind::ndarray<nanobind::ro, nanobind::c_contig, nanobind::device::cpu>;
 using OutputArray = nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>;
 using SecondsArray = nanobind::ndarray<double, nanobind::c_contig, nanobind::device::cpu>;
+
+// Whether a signal's handler has raised, as that of Ctrl-C does.
+inline bool interrupted() {
+  nanobind::gil_scoped_acquire locked;
+  return PyErr_CheckSignals() != 0;
+}
 
 inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs,
                      int begin, int end, std::optional<SecondsArray> seconds) {
@@ -29,9 +36,15 @@ inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const st
   std::vector<float*> out;
   for (const OutputArray& y : outputs) out.push_back(y.data());
   const int count = static_cast<int>(inputs[0].shape(0));
+  if (seconds && static_cast<int>(seconds->size()) < end) throw std::invalid_argument("seconds has fewer than `end` steps");
   double* const s = seconds ? seconds->data() : nullptr;
-  nanobind::gil_scoped_release unlocked;
-  plan.run(begin, end, count, images.data(), out.data(), s);
+  bool stopped;
+  {
+    nanobind::gil_scoped_release unlocked;
+    const CountAllocations counted;
+    stopped = plan.run(begin, end, count, images.data(), out.data(), s, interrupted);
+  }
+  if (stopped) throw nanobind::python_error();
 }
 
 }  // namespace bitbranch

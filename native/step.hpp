@@ -3,7 +3,6 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.hpp"
@@ -38,11 +37,10 @@ class Step {
   virtual void run(const Run& run) const = 0;
 };
 
-// An instruction set and threads, shared by the plans of an engine. Plans run one at a time.
+// An instruction set and threads, shared by plans of which one runs at a time.
 struct Machine {
   const InstructionSet* isa;
   ThreadPool pool;
-  std::mutex mutex;
 
   Machine(const InstructionSet* set, int threads) : isa(set), pool(threads) {}
 };
@@ -62,19 +60,24 @@ class Plan {
     return step;
   }
 
-  // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given.
-  void run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds) {
-    std::lock_guard<std::mutex> lock(machine_->mutex);
+  // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given. Every so often
+  // asks `interrupted` between two steps, and returns whether it was: the buffers can be used again either way.
+  bool run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds,
+           bool (*interrupted)()) {
+    using Clock = std::chrono::steady_clock;
+    constexpr std::chrono::milliseconds period{50};
     const Run run{images, inputs, outputs, machine_->pool};
+    Clock::time_point asked = Clock::now(), start = asked;
     for (int i = begin; i < end; ++i) {
-      if (!seconds) {
-        steps_[i]->run(run);
-        continue;
-      }
-      const auto start = std::chrono::steady_clock::now();
       steps_[i]->run(run);
-      seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const Clock::time_point now = Clock::now();
+      if (seconds) seconds[i] += std::chrono::duration<double>(now - start).count();
+      start = now;
+      if (now - asked < period) continue;
+      if (interrupted()) return true;
+      asked = start = Clock::now();
     }
+    return false;
   }
 
  private:

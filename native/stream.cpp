@@ -72,9 +72,10 @@ void Scale::run(const Run& run) const {
   run.pool.parallel(int64_t{run.images} * channels, plain_grain(plane), [&](int, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / channels, c = item % channels;
+      float* const out = run.outputs[output] + item * plane;
       for (int y = 0; y < source.height; ++y)
-        isa->scale(integers(source, c, source.pixel(image, y, 0)), run.outputs[output] + item * plane + int64_t{y} * source.width,
-                   source.width, scale[c], bias[c]);
+        isa->scale(integers(source, c, source.pixel(image, y, 0)), out + int64_t{y} * source.width, source.width,
+                   scale[c], bias[c]);
     }
   });
 }

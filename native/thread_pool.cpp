@@ -1,6 +1,6 @@
 #include "thread_pool.hpp"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <chrono>
@@ -34,13 +34,22 @@ bool spin_until(const Condition& condition) {
   return condition();
 }
 
+// How often this process and its ancestors forked: in a child the threads of its parent do not exist.
+std::atomic<uint64_t> forks{0};
+
+uint64_t count_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  (void)registered;
+  return forks.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
 // A round is one call of `parallel`. Worker p takes part p; the caller takes part 0 and then whatever no worker has
 // begun, so that a worker that the system keeps from running holds nothing up.
 struct ThreadPool::Workers {
   std::vector<std::thread> threads;
-  const pid_t process = getpid();
+  const uint64_t process = count_forks();
 
   std::atomic<uint64_t> round{0};
   std::unique_ptr<std::atomic<uint64_t>[]> taken;  // [threads] last round in which the part was taken
@@ -54,10 +63,18 @@ struct ThreadPool::Workers {
 
   explicit Workers(int count) : taken(new std::atomic<uint64_t>[count + 1]) {
     for (int part = 0; part <= count; ++part) taken[part] = 0;
-    for (int part = 1; part <= count; ++part) threads.emplace_back([this, part] { serve(part); });
+    threads.reserve(count);
+    try {
+      for (int part = 1; part <= count; ++part) threads.emplace_back([this, part] { serve(part); });
+    } catch (...) {  // the system has no more threads
+      end();
+      throw;
+    }
   }
 
-  ~Workers() {
+  ~Workers() { end(); }
+
+  void end() {
     {
       std::lock_guard<std::mutex> lock(mutex);
       stop = true;
@@ -101,12 +118,12 @@ ThreadPool::ThreadPool(int threads) : threads_(threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  if (workers_ && workers_->process != getpid()) workers_.release();  // in a forked child the threads do not exist
+  if (workers_ && workers_->process != forks.load(std::memory_order_relaxed)) workers_.release();  // in a forked child the threads do not exist
 }
 
 void ThreadPool::dispatch(int parts, void* context, void (*job)(void*, int)) {
-  if (workers_->process != getpid()) {
-    workers_.release();
+  if (workers_->process != forks.load(std::memory_order_relaxed)) {
+    workers_.release();  // neither its threads nor, perhaps, its mutex can be had
     workers_ = std::make_unique<Workers>(threads_ - 1);
   }
   Workers& w = *workers_;

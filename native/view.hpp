@@ -20,9 +20,10 @@ struct View {
   int pixel_bytes = 1;
   int height = 0, width = 0;
   int rows = 0, pitch = 0;
+  int step_y = 1, step_x = 1;  // every so many rows and columns; what lies between belongs to other views
 
   int64_t image_pixels() const { return int64_t{rows} * pitch; }
-  int64_t pixel(int64_t image, int64_t y, int64_t x) const { return (image * rows + y) * pitch + x; }
+  int64_t pixel(int64_t image, int64_t y, int64_t x) const { return (image * rows + y * step_y) * pitch + x * step_x; }
   uint8_t* at(int64_t plane, int64_t pixel) const { return base + plane * stride + pixel * pixel_bytes; }
 };
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bitbranch import calibrate, quantize
 
@@ -101,8 +104,123 @@ def resnet(rng: np.random.Generator, activation: type[nn.Module] = nn.ReLU) -> n
     )
 
 
-def quantized(network: nn.Module, scheme: str, x: Tensor, first: str | None = "w8a8") -> nn.Module:
-    """The network quantized, its steps chosen from ``x``, in evaluation."""
-    q = quantize(network.eval(), scheme, first=first).eval()
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid,
+    lambda: nn.LeakyReLU(-0.3), lambda: nn.PReLU(), lambda: nn.Hardtanh(0.0, 1.0), nn.Identity,
+)  # fmt: skip
+"""Everything that a quantizing layer may read exactly."""
+
+
+class Branches(nn.Module):
+    """Values of different scales side by side: convolutions, a pool, the input itself, as in an Inception block."""
+
+    def __init__(self, channels: int, rng: np.random.Generator, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(channels, 4, 1), batch_norm(4, rng), activation())
+        depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.two = nn.Sequential(depthwise, batch_norm(channels, rng), nn.ReLU6(), nn.Conv2d(channels, 6, 1))
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(channels, 2, 1), activation())
+        self.channels = 12 + channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.one(x), x, self.two(x), self.pool(x)], 1)
+
+
+def enlarging(channels: int, rng: np.random.Generator, activation: Callable[[], nn.Module]) -> nn.Module:
+    """A convolution that doubles the size: transposed, or followed by an upsampling of either kind."""
+    kind = int(rng.integers(4))
+    if kind == 0:
+        up = [nn.ConvTranspose2d(channels, 6, 2, 2, bias=False)]
+    elif kind == 1:
+        groups = 2 if channels % 2 == 0 else 1
+        up = [nn.ConvTranspose2d(channels, 6, 3, 2, 1, output_padding=1, groups=groups)]
+    elif kind == 2:
+        return nn.Sequential(nn.Conv2d(channels, 6, 1), batch_norm(6, rng), activation(), nn.Upsample(scale_factor=2))
+    else:
+        up = [nn.Conv2d(channels, 6, 1), nn.Upsample(scale_factor=2, mode="bilinear")]
+    return nn.Sequential(*up, batch_norm(6, rng), activation())
+
+
+class Heads(nn.Module):
+    """Two inputs and several outputs around :class:`Branches` and a U of two levels; no sums, so that all is exact.
+
+    For images [N, 2, 12, 8] and [N, 3, 6, 4].
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()
+        activations = [ACTIVATIONS[int(i)] for i in rng.integers(0, len(ACTIVATIONS), 5)]
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), batch_norm(6, rng), activations[0]())
+        self.side = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), batch_norm(4, rng), activations[1]())
+        self.branches = Branches(6, rng, activations[2])
+        deep = self.branches.channels + 4
+        self.up = enlarging(deep, rng, activations[3])
+        self.norm = batch_norm(12, rng)
+        self.joined = nn.Sequential(nn.Conv2d(12, 8, 3, padding=1), batch_norm(8, rng), activations[4]())
+        self.mask = nn.Conv2d(8, 3, 1)
+        self.boxes = nn.ModuleList([nn.Conv2d(deep, 5, 3, padding=1), nn.Conv2d(8, 5, 3, 2, 1)])
+        self.label = nn.Linear(deep * 6 * 4, 7)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        x = self.stem(x)
+        deep = torch.cat((self.branches(F.max_pool2d(x, 2)), self.side(y)), dim=1)
+        joined = self.joined(F.relu(self.norm(torch.cat([x, self.up(deep)], 1))))
+        boxes = tuple(head(v) for head, v in zip(self.boxes, (deep, joined), strict=True))
+        return {"mask": self.mask(joined), "boxes": boxes, "label": self.label(deep.flatten(1))}
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: widen, depthwise, narrow without an activation, and the sum with the input."""
+
+    def __init__(self, channels: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        wide = 3 * channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels, wide, 1, bias=False), batch_norm(wide, rng), nn.ReLU6(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), batch_norm(wide, rng), nn.ReLU6(),
+            nn.Conv2d(wide, channels, 1, bias=False), batch_norm(channels, rng),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.conv(x))
+
+
+class Pyramid(nn.Module):
+    """Sums of every kind: inverted residuals, a top-down path of upsampled sums, a concat within a sum, averages."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, 1, 1, bias=False), batch_norm(6, rng), nn.ReLU6())
+        self.low = nn.Sequential(InvertedResidual(6, rng), InvertedResidual(6, rng))
+        self.down = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1, bias=False), batch_norm(6, rng))
+        self.high = InvertedResidual(6, rng)
+        self.left, self.right = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 2, 1)
+        self.smooth = nn.Conv2d(6, 5, 3, padding=1)
+        self.classes = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        low = self.low(self.stem(x))
+        high = self.high(self.down(low))
+        merged = low + F.interpolate(high, scale_factor=2)
+        merged = merged + torch.cat([self.left(merged), F.relu(self.right(low))], 1)
+        even = F.interpolate(F.relu(high), scale_factor=(2, 2), mode="bilinear")
+        pooled = torch.cat([merged.mean((2, 3)), even.mean((2, 3))], 1)
+        return [self.smooth(merged), self.smooth(even), self.classes(pooled)]
+
+
+def quantized(
+    network: nn.Module, scheme: str, x: Tensor | tuple[Tensor, ...], first: str | None = "w8a8", **layers: str
+) -> nn.Module:
+    """The network quantized, its steps chosen from ``x``, in evaluation; ``layers`` as ``quantize`` takes them."""
+    q = quantize(network.eval(), scheme, first=first, layers=layers or None).eval()
     calibrate(q, [x])
     return q
+
+
+NETWORKS: dict[str, tuple[Callable[[np.random.Generator], nn.Module], tuple[tuple[int, int, int], ...]]] = {
+    "chain": (chain, ((2, 13, 11),)),
+    "resnet": (resnet, ((2, 13, 11),)),
+}
+"""What makes a random network, and the shapes of its inputs; the fuzzer takes every row."""
+ROUNDED = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, Residual)
+"""Behind these a program that requantizes has codes that differ from the network's here and there."""

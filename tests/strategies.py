@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from bitbranch.contract import CodeType, Kind
 from bitbranch.runtime import program as p
 
+
+def examples(count: int) -> settings:
+    """Settings of a property test of so many examples, or the share of them that ``BITBRANCH_EXAMPLES`` asks for."""
+    share = float(os.environ.get("BITBRANCH_EXAMPLES", "1"))
+    return settings(max_examples=max(1, round(count * share)), deadline=None, suppress_health_check=list(HealthCheck))
+
+
 CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
 
 code_types = st.sampled_from(CODE_TYPES)
 seeds = st.integers(0, 2**32 - 1)
+
+MOST_EXAMPLES = int(os.environ.get("BITBRANCH_MOST_EXAMPLES", 10**9))
+"""Cap for slow builds of the core (tools/sanitize.sh)."""
+
+
+def examples(count: int) -> settings:
+    """How many examples a property is tried on, each for as long as it takes."""
+    return settings(max_examples=min(count, MOST_EXAMPLES), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class _Builder:

@@ -287,8 +287,8 @@ def test_captured_graph_means_what_the_network_means() -> None:
     graph = capture(q, x)
     with torch.no_grad():
         expected, _ = Recorder(q).run(x)
-    np.testing.assert_allclose(g.evaluate(graph, x.numpy()), expected.numpy(), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(g.evaluate(simplify(graph), x.numpy()), expected.numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(g.evaluate(graph, x.numpy())[0], expected.numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(g.evaluate(simplify(graph), x.numpy())[0], expected.numpy(), rtol=1e-9, atol=1e-9)
 
 
 def test_network_and_its_mode_are_left_alone() -> None:
@@ -337,25 +337,41 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Net(nn.Sigmoid()), r"'between' \(aten.sigmoid\): is neither a clip nor affine"),
-        (Net(nn.LeakyReLU()), r"'between' \(aten.leaky_relu\): .* use ReLU"),
+        (Net(nn.GELU()), r"'between' \(aten.gelu\): has no integer form; use ReLU"),
+        (Net(nn.Sequential(nn.LeakyReLU(), nn.SiLU())), r"'between.1': silu of leaky_relu of layer 'between.0'"),
+        (Net(lambda x: F.silu(x) + x), r"'silu': silu has no integer form where 'silu' reads it"),
+        (
+            Net(lambda x: F.avg_pool2d(F.leaky_relu(x), 5)),
+            r"leaky_relu has no integer form where 'avg_pool2d' reads it",
+        ),
+        (Net(lambda x: F.prelu(x, torch.arange(4.0))), r"'prelu' \(aten.prelu\): has another slope for each channel"),
+        (Net(nn.ELU(-1.0)), r"'between' .*alpha and scales are positive"),
         (Net(nn.GroupNorm(2, 4)), r"'between' .*statistics of each image"),
         (Net(nn.InstanceNorm2d(4)), r"'between' .*(statistics|running)"),
         (Net(nn.BatchNorm2d(4, track_running_stats=False)), r"'between' .*running statistics"),
-        (Net(nn.Upsample(scale_factor=2)), r"'between' .*upsampling is not yet compiled"),
+        (Net(nn.Upsample(scale_factor=1.5)), r"'between' .*factors are whole"),
+        (Net(nn.Upsample(size=(5, 7))), r"'between' .*from \(5, 5\) to \(5, 7\).*factors are whole"),
+        (Net(lambda x: F.interpolate(x, scale_factor=2.1)), r"by \[2.1, 2.1\] .*factors are whole"),
+        (Net(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)), r"'between' .*align_corners=True"),
+        (Net(nn.Upsample(scale_factor=2, mode="bicubic")), r"'between' .*nearest or bilinear only"),
+        (Net(nn.Upsample(scale_factor=65)), r"upsampling factor must be"),
         (Net(nn.ZeroPad2d(1)), r"'between' .*use the padding of the convolution"),
-        (Net(nn.Softmax(1)), r"'between' .*softmax.*no integer form"),
+        (Net(nn.Softmax(1)), r"'between' .*softmax.*mixes the numbers"),
         (Net(nn.AdaptiveAvgPool2d(2)), r"'between' .*its windows are equal"),
         (Net(nn.AvgPool2d(2, 2, 1, count_include_pad=False)), r"'between' .*count_include_pad"),
         (Net(nn.AvgPool2d(2, 2, ceil_mode=True)), r"'between' .*ceil_mode"),
-        (Net(lambda x: torch.cat([x, x], 1)[:, :4]), r"has no integer form|concatenation is not yet compiled"),
+        (Net(lambda x: torch.cat([x, x], 1)[:, :4]), r"'slice_1' .*takes a part of the channels"),
+        (Net(lambda x: sum(x.chunk(2, 1)), nn.Conv2d(2, 3, 1)), r"'(chunk|split)' .*takes a part of the channels"),
+        (Net(lambda x: torch.cat([x, x], 2)), r"'cat' .*other than the channels"),
+        (Net(lambda x: torch.cat([x, torch.ones(2, 1, 5, 5)], 1)[:, :4]), r"'cat' .*joins a constant"),
+        (Net(lambda x: x.permute(0, 2, 3, 1).reshape(2, -1, 4), nn.Identity()), r"'permute' .*return the maps"),
+        (Net(lambda x: x.view(2, 2, -1), nn.Identity()), r"'view' .*return the maps"),
         (Net(lambda x: x * x), r"takes two values of the network"),
         (Net(lambda x: x + x.mean((2, 3), keepdim=True)), r"adds shapes"),
-        (Net(lambda x: x.transpose(2, 3)), r"transpose.*no integer form"),
+        (Net(lambda x: x.transpose(2, 3)), r"transpose.*moves axes"),
         (Net(lambda x: x.reshape(1, -1, 5, 5)[:, :4]), r"makes a tensor \[1, 8, 5, 5\]"),
         (Net(lambda x: F.dropout(x, 0.5, training=True)), r"random|no integer form"),
         (Net(lambda x: x + torch.arange(5.0)), r"one number or one per channel"),
-        (Net(lambda x: x, nn.ConvTranspose2d(4, 3, 2)), r"'head': ConvTranspose2d is not yet compiled: needs"),
         (Net(lambda x: x, nn.Linear(5, 3)), r"'head': a linear layer takes \[N, C\]"),
         (
             Net(lambda x: x, nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU())),
@@ -366,7 +382,7 @@ class Net(nn.Module):
             r"'0': Affine reads the network's input.*mean= and std=",
         ),
         (nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.BatchNorm1d(147), nn.Linear(147, 3)), r"'1': flatten is"),
-        (Net(lambda x: (x, x), nn.Identity()), r"several outputs"),
+        (Net(lambda x: (x, 3), nn.Identity()), r"output 1 is 3; outputs are tensors"),
         (Net(lambda x: torch.zeros(2, 3), nn.Identity()), r"does not depend on its input"),
         (Net(lambda x: x if x.sum() > 0 else -x), r"torch.export cannot capture"),
     ],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import examples
 from torch import Tensor, nn
 
 import bitbranch as bb
@@ -78,7 +79,7 @@ kinds = st.sampled_from(CODE_TYPES)
 sizes = st.integers(1, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data(), kinds, kinds)
 def test_conv2d(data: st.DataObject, weights: CodeType, inputs: CodeType) -> None:
     groups, kernel, dilation = data.draw(sizes), (data.draw(sizes), data.draw(sizes)), data.draw(sizes)
@@ -94,7 +95,7 @@ def test_conv2d(data: st.DataObject, weights: CodeType, inputs: CodeType) -> Non
     check(quantized(layer, weights, inputs), x)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.data(), kinds, kinds)
 def test_conv1d(data: st.DataObject, weights: CodeType, inputs: CodeType) -> None:
     groups, kernel, dilation = data.draw(sizes), data.draw(sizes), data.draw(sizes)
@@ -106,7 +107,7 @@ def test_conv1d(data: st.DataObject, weights: CodeType, inputs: CodeType) -> Non
     check(quantized(layer, weights, inputs), torch.randn(2, layer.in_channels, size) * inputs.count / 4)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data(), kinds, kinds)
 def test_conv_transpose2d(data: st.DataObject, weights: CodeType, inputs: CodeType) -> None:
     groups, kernel, dilation, stride = data.draw(sizes), data.draw(sizes), data.draw(sizes), data.draw(sizes)
@@ -122,7 +123,7 @@ def test_conv_transpose2d(data: st.DataObject, weights: CodeType, inputs: CodeTy
     check(quantized(layer, weights, inputs), torch.randn(2, layer.in_channels, size, size) * inputs.count / 4)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(1, 70), st.integers(1, 5), kinds, kinds)
 def test_linear(inputs: int, outputs: int, weights: CodeType, codes: CodeType) -> None:
     layer = nn.Linear(inputs, outputs)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import images, programs
+from strategies import examples, images, programs
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import BitbranchError, FormatError
@@ -21,10 +21,6 @@ except BitbranchError:
 
 code_types = st.sampled_from(["u2", "u1", "b1", "b2", "s3", "u4", "b4", "t", "u8", "s8"]).map(CodeType.parse)
 weight_types = st.sampled_from(["t", "b1", "b2", "s4", "s8", "u2"]).map(CodeType.parse)
-
-
-def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @examples(300)
@@ -214,7 +210,7 @@ def branching(draw):
 @pytest.fixture(autouse=True)
 def everything_by_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path on every instruction set, also where planar kernels are faster."""
-    monkeypatch.setattr(engine_module, "refuses", lambda program: "not here")
+    monkeypatch.setattr(engine_module, "takes_dot", lambda core, machine, program: not dot.refuses(program))
 
 
 def compare(program: p.Program, images: int) -> None:

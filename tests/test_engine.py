@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import examples
 
 from bitbranch import contract
 from bitbranch.contract import ACCUMULATOR_MAX, CodeType
@@ -237,10 +238,6 @@ def residual_networks(draw):
     return b.program(tail), b.batch(draw(st.integers(1, 5)))
 
 
-def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
-
-
 @examples(300)
 @given(convolutions(channels=24, size=14), kinds)
 def test_convolution(case, most: int | None) -> None:
@@ -281,7 +278,7 @@ def test_many(case, most: int | None) -> None:
 
 core = engine_module._core()
 # The others have the kernels of one of these, for what their dot products do not take (tests/test_dot.py).
-PLANAR = [isa for isa in ISAS if isa not in ("amx", "avx512_vnni", "avx_vnni")]
+PLANAR = [isa for isa in ISAS if not core.has_fast_dot(core.Machine(isa, 1))]
 KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in PLANAR for k in core.kernels(isa)]
 
 

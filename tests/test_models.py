@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import bitbranch as bb
-from bitbranch import CompileError, FormatError, InputError, models
+from bitbranch import InputError, models
 from bitbranch.models.ssd import SSD
 from bitbranch.runtime.container import bit_budget
 from bitbranch.training import checkpoint
@@ -287,23 +287,16 @@ def check(case: str, scheme: str) -> None:
     network, x = small(case)
     q = quantized(network, scheme, x)
     program = bb.compile(q, x[:1])
-    engines, missing = [], None
-    try:
-        engines = [bb.Engine(program)]
-    except FormatError as error:  # raised again below, when torch and reference have been compared
-        missing = error
-    result = bb.verify(q, program, [x[:2]], engines=engines)
+    result = bb.verify(q, program, [x[:2]], engines=[bb.Engine(program)])
     assert all(engine.values.differing == 0 for engine in result.engines), str(result)
     if not case.startswith(ROUNDED):
         assert result.mismatches == 0, str(result)
+    # A stream's rounding moves few codes; what follows from those grows from layer to layer in an untrained network
+    # of one bit, where every code is as good as its neighbour.
+    moved = [layer.codes.differing / layer.codes.compared for layer in result.layers if layer.codes.differing]
+    assert not moved or moved[0] <= 0.01, str(result)
     compared = sum(layer.codes.compared for layer in result.layers)
-    assert result.codes_differing <= 0.05 * compared, str(result)
-    if missing is not None:
-        raise missing
-
-
-PENDING = ("googlenet", "resnet20-a", "ssd", "unet")
-"""Networks of operations that the compiler or the engine does not have yet; strict, so a case that passes fails."""
+    assert result.codes_differing <= 0.05 * compared or "w1-a1" in scheme, str(result)
 
 
 ROTATED = [
@@ -317,8 +310,6 @@ def pairs() -> Iterator[object]:
     for case in SMALL:
         for scheme in SCHEMES:
             marks = [] if (case, scheme) in ROTATED else [pytest.mark.long]
-            if case.startswith(PENDING):
-                marks.append(pytest.mark.xfail(raises=(CompileError, FormatError), strict=True))
             yield pytest.param(case, scheme, marks=marks, id=f"{case}-{scheme}")
 
 
@@ -349,12 +340,7 @@ FULL: dict[str, Options] = {
 @pytest.mark.long
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(raises=(CompileError, FormatError), strict=True))
-        if n.startswith(PENDING)
-        else n
-        for n in FULL
-    ],
+    FULL,
 )
 def test_full_size(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At 224x224 the file keeps its budget and gives the program back, and the engine equals the reference."""

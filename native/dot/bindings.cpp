@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -14,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../buffer.hpp"
 #include "../run_binding.hpp"
 #include "steps.hpp"
 
@@ -27,7 +29,7 @@ template <class T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 template <class T>
 using MaybeArray = std::optional<Array<T>>;
-using Memory = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Memory = std::shared_ptr<Buffer>;
 using Pair = std::pair<int, int>;
 using Keep = std::vector<std::shared_ptr<void>>;
 
@@ -40,6 +42,11 @@ auto* hold(Keep& keep, const T& array) {
 template <class T>
 const T* hold(Keep& keep, const MaybeArray<T>& array) {
   return array ? hold(keep, *array) : nullptr;
+}
+
+uint8_t* hold(Keep& keep, const Memory& memory) {
+  keep.push_back(memory);
+  return memory->data();
 }
 
 struct HeldDotView : DotView {
@@ -261,7 +268,7 @@ void bind_dot(nb::module_& m) {
             self->exact = exact;
             self->narrow = narrow;
           },
-          nb::kw_only(), "memory"_a.noconvert(), "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
+          nb::kw_only(), "memory"_a, "start"_a, "step"_a, "rows"_a, "pitch"_a, "height"_a, "width"_a,
           "channels"_a, "exact"_a, "narrow"_a = false);
 
   nb::class_<HeldDotOp>(m, "DotOp")
@@ -339,13 +346,13 @@ void bind_dot(nb::module_& m) {
       .def("__len__", [](const DotPlan& p) { return p.plan_.size(); })
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
-           "tables"_a.noconvert().none(), "scratch"_a.noconvert(), "scratch_chunks"_a)
+           "tables"_a.noconvert().none(), "scratch"_a, "scratch_chunks"_a)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
            "zero"_a = 0, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1}, "top_left"_a = Pair{0, 0},
            "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
-      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a.noconvert(), "scratch_bytes"_a)
+      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a, "scratch_bytes"_a)
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
       .def("encode", add_encode, nb::kw_only(), "input"_a, "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,
@@ -359,6 +366,27 @@ void bind_dot(nb::module_& m) {
   m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),
         "rank"_a.noconvert(), "outputs"_a.noconvert(), "per_group"_a, "together"_a, "block_bytes"_a, "bits"_a,
         "out"_a.noconvert());
+  m.def(
+      "dot_rate",
+      [](const Machine& machine, int chunks, int repeat) {
+        const DotSet& set = *machine.isa->dot;
+        std::vector<uint8_t> pixels(static_cast<size_t>(chunks) * kDotPixels * kDotDepth + 64, 1);
+        std::vector<int8_t> weights(static_cast<size_t>(chunks) * kDotChunk + 64, 1);
+        std::vector<int32_t> offsets, start(kDotOutputs), sums(kDotPixels * kDotOutputs);
+        for (int c = 0; c < chunks; ++c) offsets.push_back(c * kDotPixels * kDotDepth);
+        const std::vector<uint8_t> quads(static_cast<size_t>(chunks), kDotDepth / 4);
+        const DotTile tile{pixels.data(), kDotDepth, offsets.data(), quads.data(), chunks,     weights.data(),
+                           start.data(),  0,         sums.data(),    kDotPixels};
+        nb::gil_scoped_release unlocked;
+        set.begin();
+        const auto begin = std::chrono::steady_clock::now();
+        for (int i = 0; i < repeat; ++i) set.run(tile);
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        set.end();
+        return std::make_pair(seconds, int64_t{repeat} * chunks * kDotPixels * kDotChunk);
+      },
+      "machine"_a, "chunks"_a, "repeat"_a,
+      "Seconds and multiply-accumulates of a tile whose data stay in the first cache.");
   m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 

@@ -125,16 +125,35 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         return self._conv_forward(x, weight, bias)
 
 
-class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):  # type: ignore[misc]
-    """ConvTranspose2d on codes; see :class:`QuantizedLayer`. The inserted zeros are the real number 0."""
+def native_order(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight in torch's order, ``[I, O / groups, ..]``, from outputs first, and back."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+class QuantizedConvTranspose(QuantizedLayer):
+    """Base of transposed convolutions on codes. The inserted zeros are the real number 0."""
+
+    groups: int
 
     def outputs_first(self, weight: Tensor) -> Tensor:
-        grouped = weight.unflatten(0, (self.groups, -1))
-        return grouped.transpose(1, 2).flatten(0, 1)
+        return native_order(weight, self.groups)
 
     def native_order(self, weight: Tensor) -> Tensor:
-        grouped = weight.unflatten(0, (self.groups, -1))
-        return grouped.transpose(1, 2).flatten(0, 1)
+        return native_order(weight, self.groups)
+
+
+class QuantizedConvTranspose1d(QuantizedConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+    """ConvTranspose1d on codes; see :class:`QuantizedLayer`."""
+
+    def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert isinstance(self.padding, tuple)  # torch has no "same" here
+        return F.conv_transpose1d(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+
+class QuantizedConvTranspose2d(QuantizedConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+    """ConvTranspose2d on codes; see :class:`QuantizedLayer`."""
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert isinstance(self.padding, tuple)  # torch has no "same" here
@@ -153,6 +172,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
     nn.ConvTranspose2d: QuantizedConvTranspose2d,
     nn.Linear: QuantizedLinear,
 }

@@ -91,14 +91,14 @@ class Summary:
 
 
 @torch.no_grad()
-def summary(network: nn.Module, example: Tensor) -> Summary:
+def summary(network: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Summary:
     """Bits, branches, multiply-accumulates, packed bytes and accumulator bounds of each convolution and linear layer.
 
     The network is not changed; where it has seen no data yet, ``example`` stands for it.
 
     Args:
         network: quantized, float or mixed.
-        example: a batch ``[N, ...]`` of its input, on the network's device.
+        example: a batch ``[N, ...]`` of its input, on the network's device; a tuple for several inputs.
     """
     trial = copy.deepcopy(network).eval()
     quantized = [m for m in trial.modules() if isinstance(m, QuantizedLayer)]
@@ -110,14 +110,14 @@ def summary(network: nn.Module, example: Tensor) -> Summary:
             layer.register_forward_hook(
                 lambda layer, args, out, name=name: rows.update({name: _row(name, layer, args[0], out)})
             )
-    trial(example)
+    trial(*example) if isinstance(example, tuple) else trial(example)
     return Summary(tuple(rows.values()))
 
 
 def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> LayerSummary:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    transposed = isinstance(layer, nn.ConvTranspose2d)
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     # Every weight of a row meets each output position once; in a transposed convolution, each input position.
     per_row = weight[0].numel()
     macs = (x if transposed else out)[0].numel() * per_row

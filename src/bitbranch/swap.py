@@ -46,12 +46,12 @@ def quantize(
     last: str | Scheme | None = "w8a8",
     layers: Mapping[str, str | Scheme | None] | None = None,
 ) -> nn.Module:
-    """A copy of a network whose Conv1d, Conv2d, ConvTranspose2d and Linear layers are quantized; weights are kept.
+    """A copy of a network whose convolutions and linear layers are quantized; weights are kept.
 
-    First and last are meant in the order of ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``),
-    the network's ReLU and ReLU6 modules become ``nn.Hardtanh``, since a ReLU would leave half of the codes unused; an
-    exception's scheme does not change activations. A network that is quantized already gets the new quantizers:
-    ``quantize(q8, "mbn:w4-a4")``.
+    These are Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d and Linear. First and last are meant in the order of
+    ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``), the network's ReLU and ReLU6 modules become
+    ``nn.Hardtanh``, since a ReLU would leave half of the codes unused; an exception's scheme does not change
+    activations. A network that is quantized already gets the new quantizers: ``quantize(q8, "mbn:w4-a4")``.
 
     Args:
         model: any torch module; it is not changed.
@@ -71,7 +71,8 @@ def quantize(
     quantizable = [name for name, layer in parametric.items() if not why_float(layer)]
     if not quantizable:
         raise InputError(
-            f"{type(model).__name__} has no layer to quantize: no Conv1d, Conv2d, ConvTranspose2d or Linear"
+            f"{type(model).__name__} has no layer to quantize: no Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d or "
+            "Linear"
         )
     wanted: dict[str, str | Scheme | None] = dict.fromkeys(quantizable, scheme)
     wanted[quantizable[-1]] = last
@@ -111,8 +112,10 @@ def coverage(network: nn.Module) -> list[Covered]:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
     """Choose the steps and ranges that come from data by running batches ``[N, ...]`` through the network.
+
+    A batch for a network of several arguments is a tuple of them.
 
     Nothing is trained: BatchNorm statistics and weights stay. Training does the same on its way, so this is for
     networks that are not trained after :func:`quantize`.
@@ -132,7 +135,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     seen = False
     try:
         for x in batches:
-            network(x)
+            network(*x) if isinstance(x, tuple) else network(x)
             seen = True
     finally:
         for hook in hooks:

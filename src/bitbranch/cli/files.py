@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import statistics
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,7 @@ import numpy.typing as npt
 from ..errors import BitbranchError, InputError
 from ..runtime import reference
 from ..runtime.container import bit_budget, read
-from ..runtime.engine import Engine, Profile, instruction_sets
+from ..runtime.engine import Engine, instruction_sets
 from ..runtime.program import Codes, Conv, Integers, Program, Value
 from .machine import write_bytes
 
@@ -143,59 +140,14 @@ def _compiled(checkpoint: Path) -> tuple[nn.Module, Program]:
     return network, program
 
 
-def bench(net: Path, threads: Sequence[int], batches: Sequence[int], *, isa: str | None, seconds: float) -> Result:
-    """Median time a call for each number of threads and batch size, and where it goes."""
-    program = read(net)
-    rows, lines = [], []
-    for count in threads:
-        engine = Engine(program, threads=count, isa=isa)
-        for batch in batches:
-            x = np.random.default_rng(0).standard_normal((batch, *program.input.shape), np.float32)
-            times = _times(engine, x, seconds)
-            median = statistics.median(times)
-            gmacs = program.macs * batch / median / 1e9
-            row: Result = {
-                "isa": engine.isa,
-                "threads": count,
-                "batch": batch,
-                "calls": len(times),
-                "milliseconds": 1e3 * median,
-                "spread": [1e3 * min(times), 1e3 * max(times)],
-                "gmacs": gmacs,
-            }
-            profile = engine.profile(x)
-            row["steps"] = [
-                {"name": step.name, "kernel": step.family, "macs": step.macs, "milliseconds": 1e3 * step.seconds}
-                for step in profile.rows
-            ]
-            rows.append(row)
-            lines.append(
-                f"{engine.isa}, {count} thread(s), batch {batch}: {1e3 * median:.3f} ms a call "
-                f"({1e3 * min(times):.3f} .. {1e3 * max(times):.3f}, {len(times)} calls), {gmacs:.1f} GMAC/s"
-            )
-            lines += _profile_lines(profile)
-    return {"file": str(net), "times": rows, "text": "\n".join(lines)}
-
-
-def _profile_lines(profile: Profile) -> list[str]:
-    """The steps for a batch, with their times and rates."""
-    width = max(len(row.name) for row in profile.rows)
-    lines = [f"  batch {profile.images}, step by step; {100 * profile.glue:.0f} % outside the layers' arithmetic"]
-    for row in profile.rows:
-        rate = f"{row.gmacs:8.1f} GMAC/s" if row.macs else ""
-        lines.append(f"    {row.name:<{width}}  {row.family:<14} {1e6 * row.seconds:9.1f} us  {rate}".rstrip())
-    return lines
-
-
-def _times(engine: Engine, x: npt.NDArray[np.float32], seconds: float) -> list[float]:
-    engine(x)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
-        engine(x)
-        times.append(time.perf_counter() - start)
-    return times
+def profile(net: Path, *, threads: int, batch: int, isa: str | None, repeat: int) -> Result:
+    """Where the time of a compiled network goes, step by step, and how near it comes to the kernels' ceilings."""
+    engine = Engine(read(net), threads=threads, isa=isa)
+    x = np.random.default_rng(0).standard_normal((batch, *engine.program.input.shape), np.float32)
+    found = engine.profile(x, repeat=repeat)
+    head = f"{net}: {engine.isa}, {threads} thread(s), batch {batch}, median of {repeat} runs"
+    text = "\n\n".join([head, found.table(), "the longest first", found.table(by_time=True)])
+    return {"file": str(net), "isa": engine.isa, "threads": threads, **found.as_dict(), "text": text}
 
 
 def info(net: Path) -> Result:

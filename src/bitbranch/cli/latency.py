@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ..bench.convert import export_onnx, quantize_onnx
 from ..runtime.engine import Engine
 from ..runtime.program import Program
 
@@ -87,8 +86,8 @@ def onnxruntime_peers(network: nn.Module, calibration: Images) -> Iterator[dict[
         return
     with tempfile.TemporaryDirectory() as folder:
         files = {"onnxruntime f32": Path(folder, "float.onnx"), "onnxruntime int8": Path(folder, "int8.onnx")}
-        _export(network, calibration[:1], files["onnxruntime f32"])
-        _quantize(files["onnxruntime f32"], files["onnxruntime int8"], calibration)
+        export_onnx(network, calibration[:1], files["onnxruntime f32"])
+        quantize_onnx(files["onnxruntime f32"], files["onnxruntime int8"], calibration)
         yield {name: Peer(onnxruntime_file(file), file.stat().st_size) for name, file in files.items()}
 
 
@@ -142,36 +141,3 @@ def _turn(run: Run, images: Images, seconds: float) -> list[float]:
         run(images)
         times.append(time.perf_counter() - start)
     return times
-
-
-def _export(network: nn.Module, example: Images, path: Path) -> None:
-    """Write an ONNX file with a free batch size; the exporter's remarks on its own packages are dropped."""
-    two = torch.from_numpy(np.repeat(example, 2, axis=0))
-    batch = {0: torch.export.Dim("batch")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            network, (two,), path, dynamo=True, dynamic_shapes=(batch,), external_data=False, verbose=False
-        )  # fmt: skip
-
-
-def _quantize(model: Path, int8: Path, calibration: Images) -> None:
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Calibration images, a few at a time."""
-
-        def __init__(self) -> None:
-            self.parts = iter(np.array_split(calibration, max(1, len(calibration) // 50)))
-
-        def get_next(self) -> dict[str, Images] | None:
-            part = next(self.parts, None)
-            return None if part is None else {name: part}
-
-    name = onnx.load(model).graph.input[0].name
-    prepared = model.with_name("prepared.onnx")  # with BatchNorm folded into the convolutions
-    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    quantize_static(str(prepared), str(int8), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
 
 from ..errors import BitbranchError
+from ..runtime.tuning import processor
 
 PACKAGES = ("bitbranch", "numpy", "torch", "onnxruntime")
 
@@ -22,17 +24,17 @@ def describe_machine() -> dict[str, str]:
     except BitbranchError:
         sets = "none: the compiled core is not installed"
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "instruction sets": sets,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def describe_versions() -> dict[str, str]:
+def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of Python and of the packages that the figures depend on."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         versions[package] = package_version(package)
     return versions
 
@@ -53,12 +55,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

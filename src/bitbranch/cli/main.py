@@ -85,12 +85,34 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
     verify.add_argument("--seed", type=int, default=0, help="of random images")
 
-    bench = add("bench", _bench, "Time a compiled network, layer by layer.")
-    bench.add_argument("net", type=Path, metavar="NET.bb")
+    bench = add("bench", _bench, "Time networks beside PyTorch, ONNX Runtime, OpenVINO, LiteRT and ncnn.")
+    bench.add_argument("net", nargs="+", metavar="NET", help=".bb files, or the name of a model (random weights)")
+    bench.add_argument("--scheme", nargs="+", default=[], metavar="S", help="of a model: tsq:wt-a2 (default) ..")
+    bench.add_argument("--model-arguments", type=json.loads, default={}, metavar="JSON", help="of a model's function")
+    bench.add_argument("--image-size", type=_positive, metavar="N", help="of a model; default: its usual one")
+    bench.add_argument("--float", type=Path, metavar="CHECKPOINT", help="the float network of the .bb files, for peers")
+    bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images and labels, for accuracy")
+    bench.add_argument(
+        "--peers", nargs="*", default=["all"], metavar="P", help="all (default), torch, openvino, int8 .."
+    )
+    bench.add_argument("--isa", nargs="+", metavar="LEVEL", help="instruction sets: avx2 avx512 avx512_vnni native ..")
     bench.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
-    bench.add_argument("--batch", type=_positive, nargs="+", default=[1, 64], metavar="N")
-    bench.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
-    bench.add_argument("--seconds", type=float, default=1.0, help="time spent on each setting (default 1)")
+    bench.add_argument("--batch", type=_positive, nargs="+", default=[1], metavar="N")
+    bench.add_argument("--seconds", type=float, default=1.0, help="measured for each executor and setting (default 1)")
+    bench.add_argument("--profile", action="store_true", help="show where the engine's time goes")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="write bench.json, bench.md and bench.svg there")
+    bench.add_argument("--resume", action="store_true", help="keep the settings that are in --out already")
+
+    profile = add("profile", _profile, "Say where the time of a compiled network goes, step by step.")
+    profile.add_argument("net", type=Path, metavar="NET.bb")
+    profile.add_argument("--threads", type=_positive, default=1, metavar="N")
+    profile.add_argument("--batch", type=_positive, default=1, metavar="N")
+    profile.add_argument("--isa", help="force an instruction set")
+    profile.add_argument("--repeat", type=_positive, default=30, metavar="N", help="runs (default 30)")
+
+    tune = add("tune", _tune, "Measure this machine's kernels and keep the rates: engines then choose by them.")
+    tune.add_argument("--isa", nargs="+", default=[], metavar="SET", help="instruction sets; default: all but scalar")
+    tune.add_argument("--out", type=Path, metavar="FILE", help="default: in the user's cache directory")
 
     info = add("info", _info, "Say what a .bb file holds.")
     info.add_argument("net", type=Path, metavar="NET.bb")
@@ -136,9 +158,44 @@ def _verify(options: argparse.Namespace) -> Result:
 
 
 def _bench(options: argparse.Namespace) -> Result:
+    from ..bench import command
+
+    wanted = command.Options(
+        nets=options.net,
+        schemes=options.scheme,
+        model_arguments=options.model_arguments,
+        image_size=options.image_size,
+        float_checkpoint=options.float,
+        data=options.data,
+        peers=options.peers,
+        levels=options.isa or ["native"],
+        threads=options.threads,
+        batches=options.batch,
+        seconds=options.seconds,
+        out=options.out,
+        resume=options.resume,
+        profile=options.profile,
+    )
+    return command.run(wanted, _say)
+
+
+def _profile(options: argparse.Namespace) -> Result:
     from . import files
 
-    return files.bench(options.net, options.threads, options.batch, isa=options.isa, seconds=options.seconds)
+    return files.profile(
+        options.net, threads=options.threads, batch=options.batch, isa=options.isa, repeat=options.repeat
+    )
+
+
+def _tune(options: argparse.Namespace) -> Result:
+    from ..bench import tune
+
+    return tune.run(options.out, options.isa, _say)
+
+
+def _say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _info(options: argparse.Namespace) -> Result:

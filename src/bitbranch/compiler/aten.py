@@ -12,13 +12,17 @@ import torch
 from ..contract import Floats
 from ..errors import CompileError
 from ..runtime.checks import Padding, Pair
+from . import functions
 from . import graph as g
+from .functions import Function
 
 OFFER = 'a program holds integers only; quantize it, the first and last layers with first="w8a8", last="w8a8"'
 """What to do about a float layer."""
 
 COMPILED = (
-    "convolution, linear, BatchNorm, ReLU, ReLU6, Hardtanh, clamp, max-pool, average-pool, flatten, dropout, addition"
+    "convolution, transposed convolution, linear, BatchNorm, ReLU, ReLU6, Hardtanh, clamp, LeakyReLU, Hardswish, "
+    "Hardsigmoid, SiLU, Sigmoid, Tanh, ELU, max-pool, average-pool, upsampling, concatenation, flatten, dropout, "
+    "addition"
 )
 """What a network may consist of, for error messages."""
 
@@ -52,8 +56,9 @@ class Call:
 
     @property
     def x(self) -> Value:
-        """The operation's first argument."""
-        value = self.args.get("self", self.args.get("input"))
+        """The operation's first argument, or the first of its first argument."""
+        value = self.args.get("self", self.args.get("input", self.args.get("tensors")))
+        value = value[0] if isinstance(value, list) and value else value
         if not isinstance(value, Value):
             raise self.refuse("its first argument must be a value of the network")
         return value
@@ -127,7 +132,10 @@ def _reshape(call: Call) -> g.Node:
         return g.Identity(call.name, (call.x.number,))
     if after == (before[0] * before[1] * before[2], 1, 1):
         return g.Flatten(call.name, (call.x.number,))
-    raise call.refuse(f"from {before} to {after}; of the changes of shape only flatten to [N, -1] is compiled")
+    raise call.refuse(
+        f"from {before} to {after}; of the changes of shape only flatten to [N, -1] is compiled; return the maps "
+        "[N, C, H, W] of a detection head as they are"
+    )
 
 
 def _batch_norm(call: Call) -> g.Node:
@@ -193,6 +201,65 @@ def _clamp(call: Call) -> g.Node:
     return call.clip(np.minimum(lo, hi), hi)  # torch: where the limits cross, the upper one holds
 
 
+def _curve(function: Callable[[Call], Function]) -> Reader:
+    """The reader of an activation that is a scalar function, made from the call."""
+    return lambda call: g.Curve(call.name, (call.x.number,), function(call))
+
+
+def _leaky_relu(call: Call) -> Function:
+    return functions.leaky_relu(float(call.args["negative_slope"]))
+
+
+def _prelu(call: Call) -> Function:
+    slopes = np.unique(call.constant(call.args["weight"].reshape(1, -1, *[1] * (call.x.dimensions - 2))))
+    if len(slopes) > 1:
+        raise call.refuse("has another slope for each channel; use one for all (PReLU with num_parameters=1)")
+    return functions.leaky_relu(float(slopes[0]))
+
+
+def _elu(call: Call) -> Function:
+    numbers = [float(call.args[key]) for key in ("alpha", "scale", "input_scale")]
+    if min(numbers) <= 0:
+        raise call.refuse("an ELU is compiled where its alpha and scales are positive")
+    return functions.elu(*numbers)
+
+
+def _hardsigmoid(call: Call) -> Sequence[g.Node]:
+    sixth = call.affine(call.constant(1 / 6), call.constant(0.5))
+    zeros = np.zeros(call.x.shape[0])
+    return [sixth, g.Clip(call.name, (call.next_number,), zeros, zeros + 1)]
+
+
+def _cat(call: Call) -> g.Node:
+    values = call.args["tensors"]
+    if not all(isinstance(v, Value) for v in values):
+        raise call.refuse("joins a constant with values of the network; only those are joined")
+    if call.args["dim"] % call.x.dimensions != 1:
+        raise call.refuse("joins along an axis other than the channels; return the parts as outputs of their own")
+    return g.Concat(call.name, tuple(v.number for v in values))
+
+
+def _upsample(mode: str) -> Reader:
+    def reader(call: Call) -> g.Node:
+        before, after = call.x.shape[1:], call.result.shape[1:]
+        if call.args.get("align_corners"):
+            raise call.refuse("align_corners=True interpolates by fractions of no common unit; use align_corners=False")
+        if any(a % b for b, a in zip(before, after, strict=True)):
+            raise call.refuse(f"from {before} to {after}; upsampling is compiled where the factors are whole")
+        factor = after[0] // before[0], after[1] // before[1]
+        given = call.args.get("scale_factors")
+        if given is None and call.args.get("output_size") is None:
+            given = [call.args[key] for key in ("scales_h", "scales_w", "scales") if key in call.args]
+        given = [f for f in given or () if f is not None]
+        if given and list(factor)[-len(given) :] != given:
+            raise call.refuse(
+                f"by {given} from {before} to {after}; upsampling is compiled where the factors are whole"
+            )
+        return g.Upsample(call.name, (call.x.number,), factor, mode)
+
+    return reader
+
+
 def _window(call: Call, dimensions: int) -> tuple[Pair, Pair, Pair]:
     """Kernel, stride (the kernel where not given) and padding of a pool."""
     if call.x.dimensions != dimensions:
@@ -244,12 +311,24 @@ def _ratio(call: Call) -> Pair:
     return before[0] // after[0], before[1] // after[1]
 
 
+def _enlarged(call: Call) -> g.Node | None:
+    """An adaptive pool to a multiple of the image's size repeats its pixels."""
+    before, after = call.x.shape[1:], call.result.shape[1:]
+    if any(a % b for b, a in zip(before, after, strict=True)):
+        return None
+    return g.Upsample(call.name, (call.x.number,), (after[0] // before[0], after[1] // before[1]), "nearest")
+
+
 def _adaptive_avg_pool(call: Call) -> g.Node:
+    if (enlarged := _enlarged(call)) is not None:
+        return enlarged
     window = _ratio(call)
     return g.AvgPool(call.name, (call.x.number,), window, window, (0, 0, 0, 0), float(window[0] * window[1]))
 
 
 def _adaptive_max_pool(call: Call) -> g.Node:
+    if (enlarged := _enlarged(call)) is not None:
+        return enlarged
     window = _ratio(call)
     return g.MaxPool(call.name, (call.x.number,), window, window)
 
@@ -303,12 +382,29 @@ READERS: dict[str, Reader] = {
                     _adaptive_avg_pool),
     **dict.fromkeys(("aten::adaptive_max_pool1d", "aten::adaptive_max_pool2d"), _adaptive_max_pool),
     "aten::mean": _mean,
+    "aten::leaky_relu": _curve(_leaky_relu),
+    "aten::prelu": _curve(_prelu),
+    "aten::elu": _curve(_elu),
+    "aten::hardswish": _curve(lambda call: functions.hardswish()),
+    "aten::silu": _curve(lambda call: functions.silu()),
+    "aten::sigmoid": _curve(lambda call: functions.sigmoid()),
+    "aten::tanh": _curve(lambda call: functions.tanh()),
+    "aten::hardsigmoid": _hardsigmoid,
+    **dict.fromkeys(("aten::cat", "aten::concat", "aten::concatenate"), _cat),
+    **dict.fromkeys(("aten::upsample_nearest1d", "aten::upsample_nearest2d"), _upsample("nearest")),
+    **dict.fromkeys(("aten::_upsample_nearest_exact1d", "aten::_upsample_nearest_exact2d"), _upsample("nearest")),
+    **dict.fromkeys(("aten::upsample_linear1d", "aten::upsample_bilinear2d"), _upsample("bilinear")),
     "aten::amax": _amax,
 }  # fmt: skip
 """How each operation is read."""
 
 _FLOAT = f"a float layer: {OFFER}"
-_CURVED = "is neither a clip nor affine, so it has no integer form; use ReLU, ReLU6 or Hardtanh"
+_CURVED = "has no integer form; use ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish or SiLU"
+_MIXED = "mixes the numbers of an image; leave it to the program's caller"
+_SPLIT = "takes a part of the channels, which is not compiled; use two layers in place of one whose output is split"
+_MOVED = (
+    "moves axes, which is not compiled; return the maps [N, C, H, W] as they are and leave it to the program's caller"
+)
 _IMAGE = "normalises by statistics of each image, which has no integer form; use BatchNorm"
 
 REASONS: dict[str, str] = {
@@ -316,13 +412,17 @@ REASONS: dict[str, str] = {
         "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm",
         "matmul", "bmm")), _FLOAT),
     **dict.fromkeys((f"aten::{op}" for op in (
-        "sigmoid", "tanh", "silu", "gelu", "elu", "celu", "selu", "leaky_relu", "prelu", "softplus", "hardswish",
-        "hardsigmoid", "mish", "softmax", "_softmax", "log_softmax", "_log_softmax")), _CURVED),
+        "gelu", "celu", "softplus", "mish", "log_sigmoid", "softsign", "hardshrink", "softshrink")), _CURVED),
+    **dict.fromkeys((f"aten::{op}" for op in ("softmax", "_softmax", "log_softmax", "_log_softmax")), _MIXED),
+    **dict.fromkeys((f"aten::{op}" for op in (
+        "chunk", "split", "split_with_sizes", "tensor_split", "slice", "select", "narrow", "index", "index_select",
+        "unbind", "unsafe_split", "unsafe_chunk", "pixel_shuffle", "channel_shuffle")), _SPLIT),
+    **dict.fromkeys((f"aten::{op}" for op in ("permute", "transpose", "movedim", "t", "swapaxes")), _MOVED),
+    "aten::upsample_bicubic2d": "is compiled as nearest or bilinear only",
+    "aten::_upsample_bilinear2d_aa": "is compiled without antialias only",
     **dict.fromkeys((f"aten::{op}" for op in (
         "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm")), _IMAGE),
     "aten::_native_batch_norm_legit": "a BatchNorm without running statistics depends on the batch; track them",
-    "aten::cat": "concatenation is not yet compiled: needs an operation that joins channels",
-    "aten::upsample_nearest2d": "upsampling is not yet compiled: needs an operation that repeats codes",
     "aten::constant_pad_nd": "padding by itself is not compiled; use the padding of the convolution or pool",
     "aten::pad": "padding by itself is not compiled; use the padding of the convolution or pool",
     "aten::native_dropout": "drops values at random; it must follow eval()",

@@ -17,9 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import CompileError, InputError
-from ..layers import QuantizedConv1d, QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLayer, QuantizedLinear
+from ..layers import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from ..runtime.checks import Padding, Pair
 from . import aten
 from . import graph as g
@@ -44,30 +53,31 @@ def _marked_forward(layer: QuantizedLayer, path: str, x: Tensor) -> Tensor:
     return _layer(x, layer.accumulate(x, layer.weight, layer.bias), path)
 
 
-def capture(q: nn.Module, example: Tensor) -> g.Graph:
+def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
     """Export a quantized network and read it as a graph.
 
     Args:
         q: quantized network; not changed.
-        example: images as the network takes them, ``[N, C, H, W]``, ``[N, C, L]`` or ``[N, C]``; only the shape and
-            the type matter.
+        examples: for each argument of the network images as it takes them, ``[N, C, H, W]``, ``[N, C, L]`` or
+            ``[N, C]``; only the shape and the type matter.
 
     Raises:
         CompileError: an operation or layer without an integer form, by name; a network that cannot be exported.
         InputError: an example of another shape.
     """
-    if not isinstance(example, Tensor) or example.dim() not in (2, 3, 4) or len(example) == 0:
-        raise InputError("compile: the example must be a tensor [N, C, H, W], [N, C, L] or [N, C] with N >= 1")
+    for example in examples:
+        if not isinstance(example, Tensor) or example.dim() not in (2, 3, 4) or len(example) == 0:
+            raise InputError("compile: the example must be a tensor [N, C, H, W], [N, C, L] or [N, C] with N >= 1")
     network = copy.deepcopy(q).cpu().eval()
     modules = dict(network.named_modules())
     for path, module in modules.items():
         if isinstance(module, QuantizedLayer):
             module.forward = partial(_marked_forward, module, path)  # type: ignore[method-assign]
-    images = example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous()
+    images = tuple(example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous() for example in examples)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's, about its own internals
-            exported = torch.export.export(network, (images,), strict=False)
+            exported = torch.export.export(network, images, strict=False)
             if any(_writes(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # to a graph without such operations; traces it again
     except Exception as error:  # whatever the user's forward or torch.export raises
@@ -90,13 +100,17 @@ class _Reader:
         names |= signature.inputs_to_lifted_tensor_constants
         tensors = {**exported.state_dict, **exported.constants}
         live = _live(exported.graph)
+        arguments = [name for name in signature.user_inputs if isinstance(name, str)]
         for node in exported.graph.nodes:
             if node.op == "output":
-                self.read_output(node)
+                self.read_outputs(node, exported.call_spec.out_spec)
             elif node.op == "placeholder" and node.name in names:
                 self.constants[node] = tensors[names[node.name]].detach()
             elif node.op == "placeholder":
-                number = self.append(g.Input("input", (), shape=self.result(node).shape))
+                name = "input" if len(arguments) == 1 else node.name
+                if node not in live:
+                    raise CompileError(f"the network's output does not depend on its input {name!r}")
+                number = self.append(g.Input(name, (), shape=self.result(node).shape))
                 self.values[node] = self.result(node, number)
             elif node in live:
                 self.read(node)
@@ -170,17 +184,31 @@ class _Reader:
         if made != wanted:
             raise _refuse(node, f"makes shape {wanted} in torch, which was read as {made}")
 
-    def read_output(self, node: fx.Node) -> None:
+    def read_outputs(self, node: fx.Node, spec: pytree.TreeSpec) -> None:
         (results,) = node.args
-        result = results[0] if isinstance(results, (list, tuple)) and len(results) == 1 else None
-        if not isinstance(result, fx.Node):
-            raise CompileError("the network has several outputs; a program has one, a tensor")
-        if result not in self.values:
-            raise CompileError("the network's output does not depend on its input")
-        shape = tuple(int(s) for s in result.meta["val"].shape[1:])
-        if len(shape) == 2:  # a program's output is flat or an image: a sequence has height 1
-            shape = (shape[0], 1, shape[1])
-        self.append(g.Output("output", (self.values[result].number,), output_shape=shape))
+        assert isinstance(results, (list, tuple))
+        names = [".".join(map(_key, path)) for path, _ in pytree.tree_flatten_with_path(_unflatten(spec))[0]]
+        for name, result in zip(names, results, strict=True):
+            what = f"output {name}" if name else "output"
+            if not isinstance(result, fx.Node):
+                raise CompileError(f"the network's {what} is {result!r:.50}; outputs are tensors")
+            if result not in self.values:
+                raise CompileError(f"the network's {what} does not depend on an input")
+            shape = tuple(int(s) for s in result.meta["val"].shape[1:])
+            if len(shape) == 2:  # a program's output is flat or an image: a sequence has height 1
+                shape = (shape[0], 1, shape[1])
+            name = "output" + name if name[:1].isdigit() else name or "output"
+            self.append(g.Output(name, (self.values[result].number,), output_shape=shape))
+
+
+def _unflatten(spec: pytree.TreeSpec) -> Any:
+    """A result of the network's structure, with something in the place of every tensor."""
+    return pytree.tree_unflatten(range(spec.num_leaves), spec)
+
+
+def _key(entry: Any) -> str:
+    """Its text in an output's name: a key of a dict, an index, a field."""
+    return str(next(getattr(entry, field) for field in ("key", "idx", "name") if hasattr(entry, field)))
 
 
 def _writes(node: fx.Node) -> bool:
@@ -216,15 +244,12 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     """The integers of a quantized layer that reads ``x``.
 
     Raises:
-        CompileError: a float layer, a transposed convolution, a linear layer along an image's axis, or parameters
-            that are not finite.
+        CompileError: a float layer, a linear layer along an image's axis, or parameters that are not finite.
     """
     quantizer = layer.input_quantizer
     if quantizer is None or layer.weight_quantizer is None:
         what = "weights are" if layer.weight_quantizer is None else "input is"
         raise CompileError(f"layer {path!r}: its {what} float: {aten.OFFER}")
-    if isinstance(layer, QuantizedConvTranspose2d):
-        raise CompileError(f"layer {path!r}: ConvTranspose2d is not yet compiled: needs an upsampling operation")
     values, scales, weight_type = layer.integer_weight()
     bias = torch.zeros(len(values)) if layer.bias is None else layer.bias.detach()
     if not all(bool(torch.isfinite(t).all()) for t in (values, scales, bias)):
@@ -245,6 +270,13 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     elif isinstance(layer, QuantizedConv2d):
         stride, dilation, groups = tuple(layer.stride), tuple(layer.dilation), layer.groups  # type: ignore[assignment]
         padding = _padding(layer.padding, (weight.shape[2], weight.shape[3]), dilation)
+    elif isinstance(layer, QuantizedConvTranspose1d):
+        weight = weight[:, :, None, :]
+        stride, dilation, groups = (1, layer.stride[0]), (1, layer.dilation[0]), layer.groups
+        padding = _cut(layer.padding, layer.output_padding)
+    elif isinstance(layer, QuantizedConvTranspose2d):
+        stride, dilation, groups = tuple(layer.stride), tuple(layer.dilation), layer.groups  # type: ignore[assignment]
+        padding = _cut(layer.padding, layer.output_padding)
     else:
         raise CompileError(f"layer {path!r}: {type(layer).__name__} is not yet compiled")
     return g.Layer(
@@ -260,7 +292,15 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
         padding=padding,
         dilation=dilation,
         groups=groups,
+        transposed=isinstance(layer, QuantizedConvTranspose),
     )
+
+
+def _cut(padding: str | tuple[int, ...], output_padding: tuple[int, ...]) -> Padding:
+    """What a transposed convolution cuts off its full output, as (top, bottom, left, right)."""
+    assert isinstance(padding, tuple)  # torch has no "same" here
+    (top, left), (below, right) = (0, *padding)[-2:], (0, *output_padding)[-2:]
+    return (top, top - below, left, left - right)
 
 
 def _padding(padding: str | tuple[int, ...], kernel: Pair, dilation: Pair) -> Padding:

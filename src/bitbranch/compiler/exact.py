@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class Recorder:
 
         return recorded
 
-    def run(self, x: Tensor) -> tuple[Tensor, dict[str, list[Call]]]:
-        """Output of a batch, and the calls of every layer by name."""
+    def run(self, *x: Tensor) -> tuple[Any, dict[str, list[Call]]]:
+        """What the network makes of a batch, and the calls of every layer by name."""
         self.calls = {}
-        return self.network(x.double()), self.calls
+        return self.network(*(a.double() for a in x)), self.calls

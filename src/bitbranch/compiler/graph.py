@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from ..contract import CodeType, Encoder, Floats, Ints
 from ..errors import CompileError
+from ..layers import native_order
 from ..runtime.checks import Padding, Pair, window_size
+from .functions import Function
 
 Shape = tuple[int, int, int]
 """(C, H, W) of one image's value."""
@@ -42,7 +44,7 @@ NodeType = TypeVar("NodeType", bound=Node)
 
 @dataclass(frozen=True, eq=False)
 class Input(Node):
-    """The network's input."""
+    """An input of the network; its name is the input's."""
 
     shape: Shape
 
@@ -55,13 +57,15 @@ class Layer(Node):
     """A quantized convolution or linear layer: encode, accumulate, scale: ``acc * weight_scale * scale + bias``.
 
     Args:
-        weight: values ``[O, I / groups, kh, kw]``.
+        weight: values ``[O, I / groups, kh, kw]``, of a transposed convolution, too.
         weight_type: the code type that has these values.
         weight_scale: ``[O]``.
         bias: ``[O]``.
         encoder: from the input's reals to codes.
         scale: the real number that an input value of 1 means.
-        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.program.Conv`.
+        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.program.Conv`, or where ``transposed`` as in
+            :class:`~bitbranch.runtime.program.ConvTranspose`.
+        transposed: whether it is the transposed convolution.
     """
 
     weight: Ints
@@ -74,6 +78,7 @@ class Layer(Node):
     padding: Padding = (0, 0, 0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    transposed: bool = False
 
     def infer(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
@@ -81,6 +86,9 @@ class Layer(Node):
         if channels * self.groups != shape[0]:
             raise CompileError(f"layer {self.name!r}: takes {channels * self.groups} channels, gets {shape[0]}")
         window = (kernel[0], kernel[1])
+        if self.transposed:
+            full = [(shape[1 + a] - 1) * self.stride[a] + self.dilation[a] * (window[a] - 1) + 1 for a in (0, 1)]
+            return (outputs, full[0] - sum(self.padding[:2]), full[1] - sum(self.padding[2:]))
         size = window_size(self.name, shape[1:], window, self.stride, self.padding, self.dilation)
         return (outputs, *size)
 
@@ -106,6 +114,13 @@ class Clip(Node):
 
     lo: Floats
     hi: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Curve(Node):
+    """A scalar function of every number: an activation that is neither affine nor a clip."""
+
+    function: Function
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +157,36 @@ class AvgPool(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Upsample(Node):
+    """Enlarges by whole factors (vertical, horizontal), nearest or bilinear with pixel centres aligned.
+
+    Source: ``torch.nn.functional.interpolate`` with ``align_corners=False``.
+    """
+
+    factor: Pair
+    mode: str
+
+    @property
+    def taps(self) -> int:
+        """What the integers of :class:`~bitbranch.runtime.program.Upsample` are multiplied by."""
+        return 4 * self.factor[0] * self.factor[1] if self.mode == "bilinear" else 1
+
+    def infer(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        return (shape[0], shape[1] * self.factor[0], shape[2] * self.factor[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Node):
+    """Channels of several values one after the other."""
+
+    def infer(self, *shapes: Shape) -> Shape:
+        if len({shape[1:] for shape in shapes}) != 1:
+            raise CompileError(f"layer {self.name!r}: joins shapes {', '.join(map(str, shapes))}; sizes must be equal")
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten(Node):
     """``[N, C, H, W]`` to ``[N, C H W, 1, 1]``."""
 
@@ -167,14 +212,14 @@ class Identity(Node):
 
 @dataclass(frozen=True, eq=False)
 class Output(Node):
-    """The network's output, ``output_shape`` being one image's shape as torch gives it."""
+    """An output of the network; its name is the output's, ``output_shape`` one image's shape as torch gives it."""
 
     output_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order of computation; the first is the :class:`Input`, the last the :class:`Output`."""
+    """Nodes in an order of computation; inputs and outputs are in the order of the network's."""
 
     nodes: tuple[Node, ...]
 
@@ -206,17 +251,25 @@ class Graph:
         return node if isinstance(node, kind) else None
 
 
-def evaluate(graph: Graph, x: npt.ArrayLike) -> Floats:
-    """Interpret a graph in float64: ``[N, C, H, W]`` (or any shape of as many numbers) to ``[N, *output_shape]``.
+def evaluate(graph: Graph, *x: npt.ArrayLike) -> tuple[Floats, ...]:
+    """Interpret a graph in float64; this is the meaning that every pass keeps.
 
-    This is the meaning that every pass keeps.
+    Args:
+        graph: the graph.
+        x: for each input ``[N, C, H, W]``, or any shape of as many numbers.
+
+    Returns:
+        For each output ``[N, *output_shape]``.
     """
-    images = torch.from_numpy(np.asarray(x, np.float64))
+    images = iter(x)
     values: list[Tensor] = []
     for node in graph.nodes:
-        inputs = [values[j] for j in node.inputs]
-        values.append(images.reshape(len(images), *node.shape) if isinstance(node, Input) else _value(node, inputs))
-    return values[-1].numpy()
+        if isinstance(node, Input):
+            image = torch.from_numpy(np.asarray(next(images), np.float64))
+            values.append(image.reshape(len(image), *node.shape))
+        else:
+            values.append(_value(node, [values[j] for j in node.inputs]))
+    return tuple(v.numpy() for node, v in zip(graph.nodes, values, strict=True) if isinstance(node, Output))
 
 
 def _value(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -225,16 +278,26 @@ def _value(node: Node, inputs: list[Tensor]) -> Tensor:
         code_type = node.encoder.code_type
         seen = torch.from_numpy(code_type.decode(node.encoder.codes(x.numpy())).astype(np.float64))
         weight = torch.from_numpy(node.weight.astype(np.float64))
-        acc = F.conv2d(_pad(seen, node.padding, 0.0), weight, None, node.stride, 0, node.dilation, node.groups)
+        if node.transposed:
+            acc = _transposed(node, seen, weight)
+        else:
+            acc = F.conv2d(_pad(seen, node.padding, 0.0), weight, None, node.stride, 0, node.dilation, node.groups)
         return acc * _channels(node.weight_scale * node.scale) + _channels(node.bias)
     if isinstance(node, Affine):
         return x * _channels(node.slope) + _channels(node.intercept)
     if isinstance(node, Clip):
         return torch.minimum(torch.maximum(x, _channels(node.lo)), _channels(node.hi))
+    if isinstance(node, Curve):
+        return torch.from_numpy(node.function.real(x.numpy()))
     if isinstance(node, MaxPool):
         return F.max_pool2d(_pad(x, node.padding, -np.inf), node.kernel, node.stride, 0, node.dilation)
     if isinstance(node, AvgPool):
         return F.avg_pool2d(_pad(x, node.padding, 0.0), node.kernel, node.stride) * (node.taps / node.divisor)
+    if isinstance(node, Upsample):
+        factor = [float(f) for f in node.factor]
+        return F.interpolate(x, scale_factor=factor, mode=node.mode)
+    if isinstance(node, Concat):
+        return torch.cat(inputs, 1)
     if isinstance(node, Flatten):
         return x.reshape(len(x), -1, 1, 1)
     if isinstance(node, Add):
@@ -244,6 +307,13 @@ def _value(node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(node, Output):
         return x.reshape(len(x), *node.output_shape)
     raise CompileError(f"layer {node.name!r}: the interpreter has no {type(node).__name__}")
+
+
+def _transposed(node: Layer, x: Tensor, weight: Tensor) -> Tensor:
+    """The whole transposed convolution, cut or extended to the output's size."""
+    full = F.conv_transpose2d(x, native_order(weight, node.groups), None, node.stride, 0, 0, node.groups, node.dilation)
+    top, bottom, left, right = node.padding
+    return F.pad(full, (-left, -right, -top, -bottom))
 
 
 def _channels(a: Floats) -> Tensor:

@@ -70,6 +70,10 @@ def _interval(node: g.Node, inputs: list[Interval], channels: int) -> Interval:
         return _between(lo * (node.taps / node.divisor), hi * (node.taps / node.divisor))
     if isinstance(node, g.Add):
         return lo + inputs[1][0], hi + inputs[1][1]
+    if isinstance(node, g.Concat):
+        return np.concatenate([low for low, _ in inputs]), np.concatenate([high for _, high in inputs])
+    if isinstance(node, g.Curve):
+        return node.function.image(lo, hi)
     if isinstance(node, g.Flatten):
         return np.repeat(lo, channels // len(lo)), np.repeat(hi, channels // len(hi))
     return lo, hi
@@ -87,7 +91,9 @@ def level_distance(graph: g.Graph, number: int) -> float:
             distance = min(distance, level_distance(graph, user) / steepest if steepest > 0 else np.inf)
         elif isinstance(node, g.AvgPool):
             distance = min(distance, level_distance(graph, user) * abs(node.divisor) / node.taps)
-        elif isinstance(node, (g.Clip, g.MaxPool)):
+        elif isinstance(node, g.Curve):
+            distance = min(distance, level_distance(graph, user) / node.function.steepness)
+        elif isinstance(node, (g.Clip, g.MaxPool, g.Upsample, g.Concat)):
             distance = min(distance, level_distance(graph, user))
     return float(distance)
 
@@ -128,18 +134,19 @@ def steps_outward(lo: float, hi: float, stream: Stream) -> tuple[int, int]:
     return steps(lo, math.floor), steps(hi, math.ceil)
 
 
-def stream_of_average(graph: g.Graph, number: int) -> Stream:
-    """The stream in which an average-pool's input is summed, where it has to be rounded for that."""
-    pool = graph.nodes[number]
-    assert isinstance(pool, g.AvgPool)
-    (source,) = pool.inputs
-    distance = level_distance(graph, number) * abs(pool.divisor) / pool.taps
-    return choose(_magnitude(intervals(graph)[source]), distance, pool.taps, _limits(graph, source))
+def stream_of_average(graph: g.Graph, number: int, ranges: Sequence[Interval | None]) -> Stream:
+    """The stream in which an average-pool's or bilinear upsampling's input is, where it has to be rounded for that."""
+    node = graph.nodes[number]
+    assert isinstance(node, (g.AvgPool, g.Upsample))
+    (source,) = node.inputs
+    distance = level_distance(graph, number)
+    if isinstance(node, g.AvgPool):
+        distance *= abs(node.divisor) / node.taps
+    return choose(_magnitude(ranges[source]), distance, node.taps, _limits(graph, source))
 
 
-def stream_of_sums(graph: g.Graph) -> dict[int, Stream]:
-    """The stream of every :class:`~bitbranch.compiler.graph.Add`, by its number."""
-    ranges = intervals(graph)
+def stream_of_sums(graph: g.Graph, ranges: Sequence[Interval | None]) -> dict[int, Stream]:
+    """The stream of every :class:`~bitbranch.compiler.graph.Add`, by its number; ``ranges`` are :func:`intervals`."""
     group: dict[int, int] = {}
     for i, node in enumerate(graph.nodes):
         if isinstance(node, g.Add):
@@ -163,7 +170,7 @@ def stream_of_sums(graph: g.Graph) -> dict[int, Stream]:
 def _limits(graph: g.Graph, number: int) -> list[float]:
     """The limits of a clip that makes this value."""
     node = graph.nodes[number]
-    while isinstance(node, g.MaxPool):
+    while isinstance(node, (g.MaxPool, g.Upsample)):
         node = graph.nodes[node.inputs[0]]
     return [*node.lo, *node.hi] if isinstance(node, g.Clip) else []
 
@@ -173,7 +180,9 @@ def _magnitude(interval: Interval | None) -> float:
 
 
 def _sum_behind(graph: g.Graph, number: int) -> int | None:
-    """The sum that a value is, or is a clip of."""
-    while isinstance(graph.nodes[number], g.Clip):
-        number = graph.nodes[number].inputs[0]
-    return number if isinstance(graph.nodes[number], g.Add) else None
+    """The sum that a value is, or is a clip or an enlarged copy of."""
+    node = graph.nodes[number]
+    while isinstance(node, g.Clip) or (isinstance(node, g.Upsample) and node.mode == "nearest"):
+        (number,) = node.inputs
+        node = graph.nodes[number]
+    return number if isinstance(node, g.Add) else None

@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import InputError
-from ..layers import QuantizedLayer
+from ..layers import QuantizedLayer, native_order
 from ..runtime import program as p
 from ..runtime import reference
 from .exact import Call, Recorder
@@ -26,14 +27,12 @@ from .exact import Call, Recorder
 Array = npt.NDArray[np.generic]
 
 
-class Executor(Protocol):
-    """What runs a program, such as :class:`~bitbranch.runtime.engine.Engine`.
+Executor: TypeAlias = Callable[..., p.Output]
+"""What runs a program on a batch, such as :class:`~bitbranch.runtime.engine.Engine`.
 
-    One that also has ``trace(x)``, yielding ``(operation number, value)`` as
-    :func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
-    """
-
-    def __call__(self, *x: npt.NDArray[np.float32]) -> p.Output: ...
+One that also has ``trace(*x)``, yielding ``(operation number, value)`` as
+:func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Verification:
         engines: in the order given.
         output_error: largest difference of an output from the network's in float32, as PyTorch evaluates it.
         output_error_exact: largest difference of an output from the network's in float64.
-        decisions_differing: images whose largest output is another than the float32 network's.
+        decisions_differing: images whose largest number of an output is another than the float32 network's.
     """
 
     images: int = 0
@@ -166,7 +165,8 @@ def verify(
     Args:
         q: the quantized network; not changed, evaluated in copies.
         program: what :func:`~bitbranch.compiler.compile` made of it.
-        batches: float32 images as ``q`` takes them, ``[N, ...]``; of a tuple (images, labels) the images.
+        batches: float32 images as ``q`` takes them, ``[N, ...]``; of a tuple (images, labels) the images. For a network
+            of several arguments a tuple that begins with them.
         engines: executors of the program, compared with the reference bit for bit.
 
     Raises:
@@ -175,21 +175,21 @@ def verify(
     plain = copy.deepcopy(q).cpu().eval()
     recorder = Recorder(q)
     layers = _Layers(program, recorder.network)
+    outputs = _outputs(program)
     result = Verification(layers=layers.checks, engines=[EngineCheck(_engine_name(engine)) for engine in engines])
     for number, batch in enumerate(batches):
-        x, images = _images(batch, program.input.shape)
+        x, images = _images(batch, program)
         with torch.no_grad():
-            exact, calls = recorder.run(x)
-            rounded = plain(x)
-        values = {}
-        for i, value in reference.trace(program, images):
+            exact, calls = recorder.run(*x)
+            rounded = plain(*x)
+        values, kept = {}, {*layers.inputs, *outputs}
+        for i, value in reference.trace(program, *images):
             values[i] = value
             layers.compare(number, i, values, calls)
             if not engines:
-                values = {j: v for j, v in values.items() if j in layers.inputs or j == i}
-        output = values[len(program.operations) - 1]
-        result.images += len(x)
-        _compare_outputs(result, output, exact.numpy(), rounded.numpy())
+                values = {j: v for j, v in values.items() if j in kept or j == i}
+        result.images += len(x[0])
+        _compare_outputs(result, [values[i] for i in outputs], exact, rounded)
         for engine, check in zip(engines, result.engines, strict=True):
             _compare_engine(check, number, engine, program, images, values)
     if not result.images:
@@ -198,23 +198,38 @@ def verify(
 
 
 def _images(
-    batch: npt.ArrayLike | Tensor | Sequence[Tensor], shape: tuple[int, int, int]
-) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    batch: npt.ArrayLike | Tensor | Sequence[Tensor], program: p.Program
+) -> tuple[list[Tensor], list[npt.NDArray[np.float32]]]:
     """A batch as the network takes it, and as the program does: a sequence or vector as an image."""
-    x = torch.as_tensor(np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch))
-    if not x.is_floating_point():
-        raise InputError(f"verify: images must be float32, as the network takes them, got {x.dtype}")
-    if x.dim() < 2 or len(x) == 0 or x[0].numel() != np.prod(shape):
-        raise InputError(f"verify: images must be N of shape {shape}, got {tuple(x.shape)}")
-    x = x.float()
-    return x, x.numpy().reshape(len(x), *shape)
+    given = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+    if len(given) < len(program.inputs):
+        raise InputError(f"verify: the network takes {len(program.inputs)} inputs, the batch has {len(given)}")
+    tensors, images = [], []
+    for op, a in zip(program.inputs, given, strict=False):
+        x = torch.as_tensor(np.asarray(a))
+        if not x.is_floating_point():
+            raise InputError(f"verify: images must be float32, as the network takes them, got {x.dtype}")
+        if x.dim() < 2 or len(x) == 0 or x[0].numel() != np.prod(op.shape):
+            raise InputError(f"verify: images must be N of shape {op.shape}, got {tuple(x.shape)}")
+        tensors.append(x.float())
+        images.append(tensors[-1].numpy().reshape(len(x), *op.shape))
+    return tensors, images
 
 
-def _compare_outputs(result: Verification, output: Array, exact: Array, rounded: Array) -> None:
-    flat = [np.asarray(a, np.float64).reshape(len(a), -1) for a in (output, exact, rounded)]
-    result.output_error_exact = max(result.output_error_exact, float(np.abs(flat[0] - flat[1]).max()))
-    result.output_error = max(result.output_error, float(np.abs(flat[0] - flat[2]).max()))
-    result.decisions_differing += int(np.count_nonzero(flat[0].argmax(1) != flat[2].argmax(1)))
+def _outputs(program: p.Program) -> list[int]:
+    """The operations that make the outputs."""
+    return [i for i, op in enumerate(program.operations) if isinstance(op, p.Scale)]
+
+
+def _compare_outputs(result: Verification, outputs: Sequence[Array], exact: Any, rounded: Any) -> None:
+    """Compare the program's outputs with what the network returned, of whatever structure."""
+    other = np.zeros(len(outputs[0]), np.bool_)
+    for output, *tensors in zip(outputs, pytree.tree_leaves(exact), pytree.tree_leaves(rounded), strict=True):
+        flat = [np.asarray(a, np.float64).reshape(len(output), -1) for a in (output, *tensors)]
+        result.output_error_exact = max(result.output_error_exact, float(np.abs(flat[0] - flat[1]).max()))
+        result.output_error = max(result.output_error, float(np.abs(flat[0] - flat[2]).max()))
+        other |= flat[0].argmax(1) != flat[2].argmax(1)
+    result.decisions_differing += int(np.count_nonzero(other))
 
 
 def _compare_engine(
@@ -222,13 +237,13 @@ def _compare_engine(
     batch: int,
     engine: Executor,
     program: p.Program,
-    images: npt.NDArray[np.float32],
+    images: Sequence[npt.NDArray[np.float32]],
     values: dict[int, Array],
 ) -> None:
-    last = len(program.operations) - 1
-    trace: Callable[[Array], Iterable[tuple[int, Array]]] | None = getattr(engine, "trace", None)
-    shown = dict(trace(images)) if trace is not None else {}
-    shown[last] = engine(images)
+    trace: Callable[..., Iterable[tuple[int, Array]]] | None = getattr(engine, "trace", None)
+    shown = dict(trace(*images)) if trace is not None else {}
+    made, numbers = engine(*images), _outputs(program)
+    shown |= zip(numbers, made if len(numbers) > 1 else (made,), strict=True)
     for i in sorted(shown):
         clean = check.values.first is None
         check.values.compare(batch, values[i].reshape(shown[i].shape), shown[i])
@@ -252,7 +267,7 @@ class _Layers:
         called: dict[str, int] = {}
         modules = dict(network.named_modules())
         for i, op in enumerate(program.operations):
-            if not isinstance(op, p.Conv):
+            if not isinstance(op, (p.Conv, p.ConvTranspose)):
                 continue
             layer = modules.get(op.name)
             if not isinstance(layer, QuantizedLayer):
@@ -279,10 +294,12 @@ class _Layers:
         check.accumulators.compare(batch, call.accumulators.numpy(), values[number] * sign[:, None, None])  # type: ignore[operator]
 
 
-def _turned(op: p.Conv, layer: QuantizedLayer) -> npt.NDArray[np.int64]:
+def _turned(op: p.Conv | p.ConvTranspose, layer: QuantizedLayer) -> npt.NDArray[np.int64]:
     """+1 for each output channel, or -1 where the compiler negated its weights, as it does under negative slopes."""
-    own = layer.integer_weight()[0].numpy().reshape(len(op.weight), -1)
-    compiled = op.values().reshape(len(op.weight), -1)
+    own = layer.integer_weight()[0].flatten(1).numpy()
+    weight = torch.from_numpy(op.values())
+    compiled = (native_order(weight, op.groups) if isinstance(op, p.ConvTranspose) else weight).numpy()
+    compiled = compiled.reshape(len(compiled), -1)
     if own.shape == compiled.shape:
         same, negated = (own == compiled).all(1), (own == -compiled).all(1)
         if (same | negated).all():

@@ -31,7 +31,7 @@ SCRATCH_CHUNKS = 128
 class Place:
     """Where a value lies: bytes for codes, int32 for integers, channels side by side."""
 
-    memory: npt.NDArray[np.uint8]
+    memory: Any
     start: int
     step: int
     """Bytes from pixel to pixel."""
@@ -47,7 +47,9 @@ class Place:
         pitch = self.pitch * self.step
         strides = (self.rows * pitch, pitch, self.step, 1)
         shape = (images, *self.shape[1:], size)
-        return np.lib.stride_tricks.as_strided(self.memory[self.start :], shape, strides, writeable=False).copy()
+        return np.lib.stride_tricks.as_strided(
+            self.memory.array()[self.start :], shape, strides, writeable=False
+        ).copy()
 
 
 @dataclass(eq=False)
@@ -71,7 +73,7 @@ class DotPlanner:
             for j in dict.fromkeys(op.inputs):
                 self.readers[j].append(i)
         self.places: dict[int, Place] = {}
-        self.free: list[npt.NDArray[np.uint8]] = []
+        self.free: list[Any] = []
         self.size = 0
         self.done: set[int] = set()  # operations that are planned
         self.made: set[int] = set()  # values that lie in memory
@@ -79,7 +81,7 @@ class DotPlanner:
         self.pads: dict[int, p.Pair] = {}  # by root: rows between images and columns between rows, for its readers
         self.reach: dict[int, p.Pair] = {}  # by root: furthest row and column that a tap is from its output pixel
         self._measure()
-        self.scratch = self._scratch()
+        self.scratch = self.core.Buffer(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS)
 
     def build(self) -> None:
         """Append every step to the plan.
@@ -166,12 +168,10 @@ class DotPlanner:
             for x in range(min(sx, out[1]))
         ]
 
-    def _array(self, size: int) -> npt.NDArray[np.uint8]:
-        """Zeroed memory that starts on a cache line."""
-        memory = np.zeros(size + LINE, np.uint8)
-        start = -memory.ctypes.data % LINE
+    def _buffer(self, size: int, fill: int = 0) -> Any:
+        """New memory that holds one byte all over."""
         self.size += size
-        return memory[start : start + size]
+        return self.core.Buffer(size, fill)
 
     def _place(self, value: int) -> Place:
         """Room for a value, made when it is first asked for."""
@@ -201,8 +201,7 @@ class DotPlanner:
         tail = ((max(reach[0], pad_rows) + 1) * pitch + reach[1] + PIXELS) * step + 2 * DEPTH
         if self._by_images(value):  # tiles of one pixel per image read beyond the last image
             tail += PIXELS * rows * pitch * step
-        memory = self._array(head + self.capacity * rows * pitch * step + tail)
-        memory[:] = dot.zero(v.code_type)
+        memory = self._buffer(head + self.capacity * rows * pitch * step + tail, dot.zero(v.code_type))
         return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
 
     def _by_images(self, root: int) -> bool:
@@ -220,16 +219,16 @@ class DotPlanner:
         (channels, height, width), item = self.values[value].shape, self._bytes(value)
         step = item * round_up(channels, OUTPUTS)
         size = self.capacity * height * width * step + item * OUTPUTS
-        fitting = [m for m in self.free if size <= len(m) <= 2 * size]
+        fitting = [m for m in self.free if size <= m.size <= 2 * size]
         if fitting:
-            memory = min(fitting, key=len)
+            memory = min(fitting, key=lambda m: m.size)
             self.free = [m for m in self.free if m is not memory]
         else:
-            memory = self._array(size)
+            memory = self._buffer(size)
         return self._describe(memory, 0, step, height, width, (channels, height, width), False, item == 2)
 
     def _describe(
-        self, memory: npt.NDArray[np.uint8], start: int, step: int, rows: int, pitch: int, shape: tuple[int, int, int],
+        self, memory: Any, start: int, step: int, rows: int, pitch: int, shape: tuple[int, int, int],
         exact: bool, narrow: bool = False,
     ) -> Place:  # fmt: skip
         view = self.core.DotView(
@@ -237,9 +236,6 @@ class DotPlanner:
             channels=shape[0], exact=exact, narrow=narrow,
         )  # fmt: skip
         return Place(memory, start, step, rows, pitch, shape, exact, view)
-
-    def _scratch(self) -> npt.NDArray[np.uint8]:
-        return np.zeros(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS + LINE, np.uint8)
 
     def _finished(self, operation: int) -> None:
         """Mark operations as planned; give back the memory of integers that nothing reads any more."""
@@ -365,7 +361,7 @@ class DotPlanner:
     def _scale(self, i: int, blocks: Sequence[tuple[int, int]]) -> Any:
         op, shape = self.operations[i], self.values[i].shape
         assert isinstance(op, p.Scale)
-        empty = np.zeros(LINE, np.uint8)
+        empty = self.core.Buffer(LINE)
         output = self.program.output_names.index(op.name)
         target = self._describe(empty, 0, 0, shape[1], shape[2], shape, True)  # for its size; it writes the output
         return self.core.DotOp.scale(
@@ -407,7 +403,7 @@ class DotPlanner:
         if banded:  # never whole in memory: the view only says how rows lie
             step = self._bytes(i) * round_up(out[0], OUTPUTS)
             self.places[i] = self._describe(
-                np.zeros(LINE, np.uint8), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
+                self.core.Buffer(LINE), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
             )
         self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=banded)
         if pool is not None:
@@ -425,7 +421,7 @@ class DotPlanner:
         reach = (pool.kernel[0] - 1) * pool.dilation[0] + 1
         rows = max(1, (BAND // row - reach) // pool.stride[0] + 1)
         size = round_up(((rows - 1) * pool.stride[0] + reach) * row + 4 * OUTPUTS, LINE)
-        self.plan.band(rows=rows, scratch=self._array(self.threads * size), scratch_bytes=size)
+        self.plan.band(rows=rows, scratch=self._buffer(self.threads * size), scratch_bytes=size)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
             StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)
@@ -526,12 +522,11 @@ class DotPlanner:
         if saved is not None:  # the next phase runs the same chain
             self.done, self.free = saved
             complete = []
-        scratch_start = -self.scratch.ctypes.data % LINE
         self.plan.convolution(
             walk=walk, channels=len(packed.sums), chain=chain, source=source.view, stride=stride,
             outputs=packed.outputs, lists=[(offsets, packed.quads) for offsets in packed.lists], start=start,
             weights=packed.data, bits=packed.bits,
-            tables=packed.tables, scratch=self.scratch[scratch_start:], scratch_chunks=SCRATCH_CHUNKS,
+            tables=packed.tables, scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS,
         )  # fmt: skip
         if last:
             self._finished(i)

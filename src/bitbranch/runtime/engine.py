@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,10 +15,14 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import dot, layout
+from . import dot, layout, tuning
 from . import program as p
+from .choice import forced
 from .dot_planner import DotPlanner
-from .planner import Planner, StepInfo, refuses
+from .lanes import Lane, Lanes
+from .planner import Planner, StepInfo
+from .profile import Profile, ProfileRow, ceiling
+from .recipe import Recipe
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -28,6 +32,8 @@ Measured: the time per image falls while small images fill the vectors better, a
 """
 PART_MAX = 64
 """Largest part of a batch."""
+COUNT_MAX = 1024
+"""Most threads of a call, and most calls at once."""
 
 
 @lru_cache(maxsize=1)
@@ -50,65 +56,80 @@ def instruction_sets() -> list[str]:
     return list(_core().instruction_sets())
 
 
-@dataclass(frozen=True)
-class ProfileRow:
-    """Time of one step of the plan, for one batch."""
-
-    name: str
-    family: str
-    seconds: float
-    """Median."""
-    macs: int
-    """Multiply-accumulates of the batch."""
-
-    @property
-    def gmacs(self) -> float:
-        """10^9 multiply-accumulates per second."""
-        return self.macs / self.seconds / 1e9 if self.seconds else 0.0
+def has_dot_products(isa: str) -> bool:
+    """Whether an instruction set multiplies bytes and adds them up in one instruction."""
+    core = _core()
+    return bool(core.has_fast_dot(core.Machine(isa, 1)))
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Where the time of a batch goes.
+def takes_dot(core: Any, machine: Any, program: p.Program) -> bool:
+    """Whether the dot-product path runs a program: where the processor has instructions for it, if it can."""
+    return not dot.refuses(program) and bool(core.has_fast_dot(machine))
 
-    Attributes:
-        rows: one per step, in order.
-        seconds: median of the whole call, Python included.
-        images: size of the batch.
-    """
 
-    rows: tuple[ProfileRow, ...]
-    seconds: float
-    images: int
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """A plan that every lane makes for itself."""
 
-    @property
-    def glue(self) -> float:
-        """Share of the whole call that is not multiply-accumulate steps, 0..1."""
-        arithmetic = sum(row.seconds for row in self.rows if row.macs)
-        return max(0.0, 1 - arithmetic / self.seconds) if self.seconds else 0.0
+    recipe: Recipe
+    plan: Any
+    """What stands for it in the recipe."""
+    steps: list[StepInfo]
+    size: int
+    """Bytes of its buffers."""
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _count(what: str, given: object, default: int) -> int:
+    """A count from a caller: a whole number of at least 1, or ``None`` for the default."""
+    if given is None:
+        return default
+    whole = isinstance(given, (int, np.integer)) and not isinstance(given, bool)
+    if not whole or not 1 <= given <= COUNT_MAX:  # type: ignore[operator]
+        raise InputError(f"{what} must be a whole number, at least 1 and at most {COUNT_MAX}, got {given!r:.100}")
+    return int(given)  # type: ignore[call-overload]
 
 
 class Engine:
     """Runs a program with packed integer kernels; equal to the reference bit for bit.
 
-    Calls are safe from several threads, which take turns.
+    Calls from several Python threads run at the same time, each on a lane: buffers and ``threads`` threads of its own.
+    Weights, thresholds and tables are shared. Lanes are made when they are first needed and kept; beyond ``callers``
+    calls wait for one. No lock is held while a program runs, and nothing but its output is allocated. Ctrl-C and
+    other signals are handled between steps of a run. An engine works in a forked process, and in another one by pickle.
 
     Args:
         source: a program, or the path of a ``.bb`` file.
-        threads: of the processor; results do not depend on it.
+        threads: of the processor for one call, more than cores if you like; ``None`` for all cores. Results do not
+            depend on it.
         isa: an instruction set to force, one of :func:`instruction_sets`; else the environment's ``BITBRANCH_ISA``,
             else the widest.
+        families: families of kernels to force, by a convolution's name, or ``"*"`` for every one where the family is
+            exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
+            depend on it.
+        callers: most calls that run at once; ``None`` for as many as have ``threads`` cores each, at least one.
 
     Raises:
-        InputError: unknown instruction set, or ``threads`` below 1.
+        InputError: unknown instruction set, ``threads`` or ``callers`` out of range, or a family that a named
+            convolution cannot have.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
 
-    def __init__(self, source: p.Program | str | os.PathLike[str], threads: int = 1, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        source: p.Program | str | os.PathLike[str],
+        threads: int | None = 1,
+        isa: str | None = None,
+        families: Mapping[str, str] | None = None,
+        callers: int | None = None,
+    ) -> None:
         core = _core()
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+        threads = _count("threads", threads, _cores())
         isa = isa or os.environ.get("BITBRANCH_ISA") or core.instruction_sets()[0]
         if isa not in core.instruction_sets():
             raise InputError(
@@ -117,28 +138,45 @@ class Engine:
         self.program = source if isinstance(source, p.Program) else p.load(source)
         self.threads = threads
         self.isa = isa
-        self._machine = core.Machine(isa, threads)
+        everywhere = os.environ.get("BITBRANCH_FAMILY")
+        self.families = dict(families or ({"*": everywhere} if everywhere else {}))
+        self._forced = forced(self.program, self.families)
+        self._rates = tuning.rates(isa)
+        self.callers = _count("callers", callers, max(1, _cores() // threads))
         self._packed: dict[tuple[int, str], Any] = {}
-        self._plans: dict[int, Planner | DotPlanner] = {}
-        self._dot = not dot.refuses(self.program) and (core.has_fast_dot(self._machine) or bool(refuses(self.program)))
-        self._part = self._part_size()
+        self._plans: dict[int, _Planned] = {}
+        self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
+        lane = self._lanes.take()
+        self._dot = not self._forced and takes_dot(core, lane.machine, self.program)
+        self._part = PART_MAX  # of the first plan, which needs one image
+        images = WORKSPACE // self._planned(1, lane).size
+        self._part = max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
+        self._lanes.give_back(lane)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled and copied as the program and how it runs: a copy plans again."""
+        return Engine, (self.program, self.threads, self.isa, self.families, self.callers)
 
     def __repr__(self) -> str:
         return f"Engine({self.program.info.get('name', 'program')!r}, threads={self.threads}, isa={self.isa!r})"
 
-    def __call__(self, *x: npt.ArrayLike) -> p.Output:
+    def __call__(self, *x: npt.ArrayLike, out: p.Output | None = None) -> p.Output:
         """Run a batch.
 
         Args:
             x: for each input float32 (normalised) or uint8 images ``[N, C, H, W]``.
+            out: where to write what is returned: an array, or one for each output, that is C-contiguous and shares no
+                memory with another or with an input.
 
         Returns:
             float32 ``[N, *output_shape]``; a tuple of them in order if the program has several outputs.
 
         Raises:
-            InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
+            InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`; ``out`` does not fit.
         """
-        outputs = self._run(self.program.check_input(*x), None)
+        batch = self.program.check_input(*x)
+        outputs = self._outputs(len(batch[0])) if out is None else self._check_out(out, batch)
+        self._run(batch, outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def trace(self, *x: npt.ArrayLike) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
@@ -149,7 +187,9 @@ class Engine:
         """
         batch = self.program.check_input(*x)
         n = len(batch[0])
-        plan = self._new_plan(max(1, n))  # its own: between two steps no other call may use the buffers
+        core = _core()
+        # A plan of its own: between two steps no other call may use the buffers.
+        plan = self._new_plan(core, core.Machine(self.isa, self.threads), max(1, n))
         reals = {
             i: np.empty((n, *v.shape), np.float32) for i, v in enumerate(self.program.values) if isinstance(v, p.Reals)
         }
@@ -160,58 +200,103 @@ class Engine:
                 yield operation, reals[operation] if operation in reals else self._value(plan, operation, n)
 
     def profile(self, *x: npt.ArrayLike, repeat: int = 20) -> Profile:
-        """Median time of every step and of the whole call, over ``repeat`` runs of a batch."""
+        """Median time of every step and of the whole call, over ``repeat`` runs of a batch, beside the ceilings.
+
+        The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
+        each.
+        """
         batch = self.program.check_input(*x)
         n = len(batch[0])
-        self._run(batch, None)
+        outputs = self._outputs(n)
+        self._run(batch, outputs)
+        plan = self._plans[self._capacity(n)]
         whole, steps = [], []
         for _ in range(repeat):
             start = time.perf_counter()
-            self._run(batch, None)
+            self._run(batch, outputs)
             whole.append(time.perf_counter() - start)
-            steps.append(np.zeros(len(self._steps(n))))
-            self._run(batch, steps[-1])  # summed over the parts of the batch
+            steps.append(np.zeros(len(plan.steps)))
+            self._run(batch, outputs, steps[-1])  # summed over the parts of the batch
         seconds = np.median(np.asarray(steps), axis=0)
         rows = [
-            ProfileRow(step.name, step.family, float(s), step.macs * n)
-            for step, s in zip(self._steps(n), seconds, strict=True)
+            ProfileRow(step.name, step.family, float(s), step.macs * n, self._ceiling(step))
+            for step, s in zip(plan.steps, seconds, strict=True)
         ]
         return Profile(tuple(rows), float(np.median(whole)), n)
 
     # ---- plans --------------------------------------------------------------------------------------------------
 
-    def _plan(self, capacity: int) -> Planner | DotPlanner:
-        """The plan for batches up to ``capacity``, rounded up to a power of two; made on first use."""
-        capacity = 1 << (capacity - 1).bit_length()
-        plan = self._plans.get(capacity)
-        if plan is None:
-            plan = self._plans[capacity] = self._new_plan(capacity)
-        return plan
+    def _capacity(self, images: int) -> int:
+        """Of the plan for a batch, or for each part of a large one: a power of two."""
+        return 1 << (max(1, min(images, self._part)) - 1).bit_length()
 
-    def _new_plan(self, capacity: int) -> Planner | DotPlanner:
+    def _planned(self, capacity: int, lane: Lane) -> _Planned:
+        """How to run batches of up to ``capacity`` images, planned on first use; with a plan for the lane."""
+        with self._lanes.planning:
+            planned = self._plans.get(capacity)
+            if planned is None:
+                recipe = Recipe(_core(), lane.machine)
+                planner = self._new_plan(recipe, recipe.machine, capacity)
+                planned = self._plans[capacity] = _Planned(recipe, planner.plan.thing, planner.steps, planner.size)
+                lane.plans[capacity] = planner.plan.real
+            elif capacity not in lane.plans:
+                lane.plans[capacity] = planned.recipe.repeat(lane.machine, planned.plan)
+        return planned
+
+    def _new_plan(self, core: Any, machine: Any, capacity: int) -> Planner | DotPlanner:
         plan: Planner | DotPlanner
-        arguments = (_core(), self._machine, self.isa, self.program, capacity, self._packed)
-        plan = DotPlanner(*arguments, threads=self.threads) if self._dot else Planner(*arguments)
+        arguments = (core, machine, self.isa, self.program, capacity, self._packed)
+        if self._dot:
+            plan = DotPlanner(*arguments, threads=self.threads)
+        else:
+            plan = Planner(*arguments, self._forced, self._rates)
         plan.build()
         return plan
 
-    def _part_size(self) -> int:
-        images = WORKSPACE // self._plan(1).size
-        return max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
-
     def _run(
-        self, batch: Sequence[npt.NDArray[Any]], seconds: npt.NDArray[np.float64] | None
-    ) -> tuple[npt.NDArray[np.float32], ...]:
+        self,
+        batch: Sequence[npt.NDArray[Any]],
+        outputs: Sequence[npt.NDArray[np.float32]],
+        seconds: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """Run a batch in parts, on one lane and, where steps are timed, on one plan."""
         n = len(batch[0])
-        outputs = tuple(np.empty((n, *shape), np.float32) for shape in self.program.output_shapes)
-        for first in range(0, n, self._part):
-            part = slice(first, first + self._part)
-            plan = self._plan(min(self._part, n - first))
-            plan.plan.run([x[part] for x in batch], [y[part] for y in outputs], 0, len(plan.steps), seconds)
-        return outputs
+        lane = self._lanes.take()
+        try:
+            for first in range(0, n, self._part):
+                part = slice(first, first + self._part)
+                capacity = self._capacity(n if seconds is not None else n - first)
+                if capacity not in lane.plans:
+                    self._planned(capacity, lane)
+                plan = lane.plans[capacity]
+                plan.run([x[part] for x in batch], [y[part] for y in outputs], 0, len(plan), seconds)
+        finally:
+            self._lanes.give_back(lane)
 
-    def _steps(self, images: int) -> list[StepInfo]:
-        return self._plan(min(images, self._part)).steps
+    def _outputs(self, images: int) -> tuple[npt.NDArray[np.float32], ...]:
+        return tuple(np.empty((images, *shape), np.float32) for shape in self.program.output_shapes)
+
+    def _check_out(self, out: Any, batch: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.float32], ...]:
+        """The arrays of ``out=``; raises :class:`InputError` if they do not fit."""
+        names, shapes = self.program.output_names, self.program.output_shapes
+        outputs = (out,) if isinstance(out, np.ndarray) else out
+        if not isinstance(outputs, (tuple, list)) or len(outputs) != len(shapes):
+            raise InputError(f"out: expected an array for each output ({', '.join(names)})")
+        for i, (name, shape, y) in enumerate(zip(names, shapes, outputs, strict=True)):
+            expected = (len(batch[0]), *shape)
+            if not isinstance(y, np.ndarray) or y.dtype != np.float32 or y.shape != expected:
+                got = f"{y.dtype} {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
+                raise InputError(f"out {name!r}: expected a float32 array {expected}, got {got}")
+            if not (y.flags.c_contiguous and y.flags.writeable and y.flags.aligned):
+                raise InputError(f"out {name!r}: must be C-contiguous, aligned and writable")
+            if any(np.may_share_memory(y, other) for other in (*batch, *outputs[:i])):
+                raise InputError(f"out {name!r}: shares memory with an input or another output")
+        return tuple(outputs)
+
+    def _ceiling(self, step: StepInfo) -> float | None:
+        """10^9 multiply-accumulates per second of the step's kernel at its best, on all threads."""
+        rate = ceiling(_core(), self.isa, step.family, step.bits) if step.macs else None
+        return None if rate is None else rate * self.threads
 
     def _value(self, plan: Planner | DotPlanner, operation: int, n: int) -> npt.NDArray[np.generic]:
         """Codes or integers that lie in memory."""
@@ -225,7 +310,8 @@ class Engine:
         memory = stored.buffer.array()
         if stored.form is None:
             rows, pitch = stored.geometry.rows, stored.geometry.pitch
-            at = np.arange(channels)[:, None] * stored.plane_stride + np.arange(n * rows * pitch * 4)
+            planes_at = stored.start + np.arange(channels)[:, None] * stored.plane_stride
+            at = planes_at + np.arange(n * rows * pitch * 4)
             planes = memory[at].view(np.int32).reshape(channels, n, rows, pitch)[:, :, :height, :width]
             return planes.transpose(1, 0, 2, 3).astype(np.int64)
         assert isinstance(value, p.Codes)

@@ -43,7 +43,8 @@ class Sums:
     def constant(self) -> Ints:
         """``value = multiplier * number + add``, and the stored padding 0 means ``add``: what that adds, per output."""
         total = np.zeros(len(self.bias), np.int64)
-        total[: self.out[0]] = self.op.sums()[0]
+        if self.choice.form.add:
+            total[: self.out[0]] = self.op.sums()[0]
         return self.choice.form.add * total - self.choice.form.multiplier * self.bias
 
     def bars(self, thresholds: Ints) -> Ints:
@@ -86,6 +87,11 @@ def to_codes(op: p.Threshold, bars: Ints, channels: int, wide: bool, target: For
     # The epilogue's own form: how a rank becomes the stored number.
     multiplier, add = target.stored(op.code_type)
     form = Form(target.bits, target.is_signed, multiplier, add, target.sextets)
+    if op.table is not None:
+        stored = np.zeros(256, np.uint8)
+        stored[: len(op.table)] = multiplier * op.table.astype(np.int64) + add
+        limits, guess = tiles.byte_limits(table, channels)
+        return {"form": form, "limits": limits, "thresholds": limits.shape[1], "guess": guess, "table": stored}
     if target.bits:
         limits = tiles.plane_limits(table, channels, wide)
         return {"form": form, "limits": limits, "thresholds": limits.shape[1]}

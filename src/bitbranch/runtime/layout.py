@@ -38,8 +38,8 @@ class Form:
 
     ``bits`` 1..4: nibble bit-planes of ranks. A byte holds 8 channels of 1 bit (channels 0..3 in its low nibble), or
     4 channels of 2 bits (bit 0 in its low nibble); 3 and 4 bits take a second byte for bits 2 and 3. ``bits`` 0: one
-    byte per code, channels in pairs, or with ``single`` each in a plane of its own. ``sextets``: a byte holds 6 channels of 1 bit or 3 of 2 bits, side by side from
-    its lowest bit on.
+    byte per code, channels in pairs, or with ``single`` each in a plane of its own. ``sextets``: a byte holds 6
+    channels of 1 bit or 3 of 2 bits, side by side from its lowest bit on.
     """
 
     bits: int
@@ -205,6 +205,11 @@ class TapPairs:
     weights: Ints
     """``[pairs, 2]`` index into an output's weights ``[C * kh * kw]``; that number itself: no weight."""
 
+    @property
+    def reach(self) -> int:
+        """The greatest distance in pixels."""
+        return max(distance for _, _, distance in self.halves())
+
     def halves(self) -> list[tuple[int, int, int]]:
         """``planes`` with distances in pixels."""
         return [(a, b, rows * self.geometry.pitch + columns) for a, b, (rows, columns) in self.planes]
@@ -311,7 +316,8 @@ def unpack(
         ranks or bytes ``[n, C, H, W]``.
     """
     size = n * geometry.rows * geometry.pitch * form.pixel_bytes
-    at = start + np.arange(form.plane_count(channels) * len(geometry.phases) if form.single else form.plane_count(channels))[:, None] * plane_stride + np.arange(size)
+    count = form.plane_count(channels) * (len(geometry.phases) if form.single else 1)
+    at = start + np.arange(count)[:, None] * plane_stride + np.arange(size)
     if form.single:
         phases = memory[at].reshape(channels, *geometry.stride, n, geometry.rows, geometry.pitch)
         phases = phases[..., : geometry.phase_height, : geometry.phase_width].transpose(3, 0, 4, 1, 5, 2)

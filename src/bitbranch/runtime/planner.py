@@ -10,6 +10,7 @@ already; and the codes of that stream's thresholds. What nothing else reads is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from . import epilogue, layout, tiles
+from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
 from .choice import DICTIONARIES, INT16_MAX, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, TapPairs, Taps
 from .rewrite import pool_first, readers_of
+from .transposed import Phase
+from .tuning import Rates
 from .workspace import Stored, Workspace
-
 
 MAX_PHASES = 8
 """Up to this stride, a first layer's input is split into its phases by the encoder."""
@@ -41,16 +43,8 @@ class StepInfo:
     """Multiply-accumulates of one image."""
     completes: tuple[int, ...]
     """The operations whose values are there after this step."""
-
-
-def refuses(program: p.Program) -> str:
-    """Why planar kernels cannot run a program; empty if they can."""
-    for op in program.operations:
-        if isinstance(op, (p.ConvTranspose, p.Concat, p.Upsample)):
-            return f"{op.name}: planar kernels have no {type(op).__name__}"
-        if isinstance(op, p.Threshold) and op.table is not None:
-            return f"{op.name}: planar kernels have no table of codes"
-    return ""
+    bits: int = 0
+    """Of the codes that a convolution reads as bit-planes; 0: bytes."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,12 @@ class Fused:
     def stream(self) -> int | None:
         return self.requantize if self.add is None else self.add
 
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The values that are stored."""
+        stream = (self.stream,) if self.stream_kept and self.stream is not None else ()
+        return (self.accumulators,) * self.kept + self.codes + stream + self.stream_codes
+
 
 @dataclass(eq=False)
 class Planner:
@@ -87,6 +87,8 @@ class Planner:
         program: what to run.
         capacity: largest batch.
         packed: packed weights by (operation, family), shared by the plans of an engine.
+        families: family to force, by number of the operation.
+        rates: this machine's, for the instruction set; see :mod:`bitbranch.runtime.tuning`.
     """
 
     core: Any
@@ -95,6 +97,8 @@ class Planner:
     program: p.Program
     capacity: int
     packed: dict[tuple[int, str], Any]
+    families: Mapping[int, str] = field(default_factory=dict)
+    rates: Rates = field(default_factory=dict)
     steps: list[StepInfo] = field(default_factory=list)
     stored: dict[int, list[Stored]] = field(default_factory=dict)
     made: set[int] = field(default_factory=set)
@@ -107,16 +111,26 @@ class Planner:
         self.kernels = list(self.core.kernels(self.isa))
         self.readers = readers_of(self.operations)
         self.workspace = Workspace(self.core, self.capacity)
+        self.homes = concat.homes(self.operations, self.values)
+        self.placed: set[tuple[int, int]] = set()  # concatenation and first channel of the parts that are there
+        self.wanted: dict[int, dict[tuple[Form, p.Pair], Geometry]] = {}
         self.choices: dict[int, Choice] = {}
+        self.phases: dict[int, list[tuple[Phase, Choice]]] = {}  # of transposed convolutions
         for i, op in enumerate(self.operations):
-            out = self.values[i]
-            if isinstance(op, p.Conv) and isinstance(out, p.Integers):
-                source = self._codes(op.inputs[0])
-                self.choices[i] = choose(
-                    op, source, out, self._fused(i), self.isa, self.capacity, self._sextets(op.inputs[0])
-                )
-
+            out = self.values[i].shape[1:]
+            if isinstance(op, p.Conv):
+                self.choices[i] = self._choose(i, op, out)
+            elif isinstance(op, p.ConvTranspose):
+                parts = transposed.phases(op, self.values[op.inputs[0]].shape[1:], out)
+                self.phases[i] = [(part, self._choose(i, part.conv, part.size, True)) for part in parts]
         self.paired = {i: pairs for i in self.choices if (pairs := self._tap_pairs(i)) is not None}
+
+    def _choose(self, i: int, op: p.Conv, out: p.Pair, phase: bool = False) -> Choice:
+        source, sextets = self._codes(op.inputs[0]), self._sextets(op.inputs[0])
+        family = self.families.get(self.origin[i])
+        return choose(
+            op, source, out, self._fused(i), self.isa, self.capacity, sextets, phase, family, self.rates
+        )  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -132,6 +146,12 @@ class Planner:
                 self._encode(i, op)
             elif isinstance(op, p.Conv):
                 self._convolution(i, op)
+            elif isinstance(op, p.ConvTranspose):
+                self._transposed(i)
+            elif isinstance(op, p.Concat):
+                self._concat(i, op)
+            elif isinstance(op, p.Upsample):
+                self._upsample(i, op)
             elif isinstance(op, p.Threshold):
                 self._threshold(i, op)
             elif isinstance(op, p.MaxPool):
@@ -158,19 +178,26 @@ class Planner:
     def _fused(self, value: int) -> bool:
         """Whether a convolution's accumulators go through thresholds only, pooled or not."""
         readers = self.readers[value]
-        if len(readers) == 1 and isinstance(self.operations[readers[0]], p.MaxPool):
+        if self._pooled(value):
             readers = self.readers[readers[0]]
-        return all(map(self._plain_threshold, readers))
+        return all(map(self._is_threshold, readers))
+
+    def _pooled(self, value: int) -> bool:
+        """Whether a max-pool is taken in the step of a convolution."""
+        readers = self.readers[value]
+        takes = isinstance(self.operations[value], p.Conv) and len(readers) == 1
+        return takes and isinstance(self.operations[readers[0]], p.MaxPool)
 
     def _sextets(self, value: int) -> bool:
         """Whether codes are stored as sextets: a convolution's epilogue makes them, and every dictionary reads them."""
-        while isinstance(self.operations[value], p.MaxPool):
+        while isinstance(self.operations[value], (p.MaxPool, p.Upsample)):
             (value,) = self.operations[value].inputs
-        v = self.values[value]
+        op, v = self.operations[value], self.values[value]
         bits = self._codes(value).code_type.bits
         if not any(k.family == "sextets64" and k.bits == bits for k in self.kernels):
             return False
-        return isinstance(self.operations[value], p.Threshold) and v.shape[1:] != (1, 1) and self._take_sextets(value)
+        made = isinstance(op, p.Threshold) and op.table is None and v.shape[1:] != (1, 1)
+        return made and self._take_sextets(value)
 
     def _tap_pairs(self, i: int) -> TapPairs | None:
         """How a first layer's taps are paired, if the encoder's bytes have no other reader and it gains by that."""
@@ -206,23 +233,23 @@ class Planner:
         bits = self._codes(value).code_type.bits
         for r in self.readers[value]:
             op = self.operations[r]
-            if isinstance(op, p.MaxPool) and not self._take_sextets(r):
+            kept = isinstance(op, p.MaxPool) or (isinstance(op, p.Upsample) and op.mode == "nearest")
+            if isinstance(op, (p.Concat, p.ConvTranspose)) or (kept and not self._take_sextets(r)):
                 return False
             if isinstance(op, p.Conv) and not tiles.takes_sextets(op, bits):
                 return False
         return True
 
-    def _plain_threshold(self, i: int) -> bool:
-        op = self.operations[i]
-        return isinstance(op, p.Threshold) and op.table is None
+    def _is_threshold(self, i: int) -> bool:
+        return isinstance(self.operations[i], p.Threshold)
 
     def _fuse(self, i: int) -> Fused:
         """What convolution ``i`` makes, given the values that are there already."""
         operations, readers = self.operations, self.readers[i]
-        if self.choices[i].taps is not None and len(readers) == 1 and isinstance(operations[readers[0]], p.MaxPool):
+        if self._pooled(i) and self.choices[i].taps is not None:
             i = readers[0]
             readers = self.readers[i]
-        codes = tuple(filter(self._plain_threshold, readers))
+        codes = tuple(filter(self._is_threshold, readers))
         rest = [r for r in readers if r not in codes]
         requantize = next((r for r in rest if isinstance(operations[r], p.Requantize)), None)
         if requantize is None:
@@ -234,36 +261,60 @@ class Planner:
             if pair and pair <= self.made:  # the later of the two streams takes the sum
                 stream = add = following[0]
                 (other,) = pair
-        stream_codes = tuple(filter(self._plain_threshold, self.readers[stream]))
+        stream_codes = tuple(filter(self._is_threshold, self.readers[stream]))
         stream_kept = len(stream_codes) < len(self.readers[stream])
         return Fused(i, codes, len(rest) > 1, requantize, add, other, stream_codes, stream_kept)
 
     def _wanted(self, value: int) -> dict[tuple[Form, p.Pair], Geometry]:
         """What the readers of codes want by form and stride, merged where one copy serves several."""
-        v = self._codes(value)
+        if value in self.wanted:
+            return self.wanted[value]
+        v, plain = self._codes(value), Geometry(*self.values[value].shape[1:])
         wanted: dict[tuple[Form, p.Pair], Geometry] = {}
         for reader in self.readers[value]:
-            choice = self.choices.get(reader)
-            if choice is not None and choice.taps is not None:
-                form, geometry = choice.form, choice.taps.geometry
-            elif isinstance(self.operations[reader], p.SumPool):
-                form, geometry = Form.bytes(v.code_type), Geometry(*v.shape[1:])
-            else:
-                continue  # reads any form
-            key = (form, geometry.stride)
-            wanted[key] = wanted[key].merge(geometry) if key in wanted else geometry
+            op = self.operations[reader]
+            choices = [self.choices[reader]] if reader in self.choices else []
+            choices += [choice for _, choice in self.phases.get(reader, [])]
+            wants = [(choice.form, choice.taps.geometry) for choice in choices if choice.taps is not None]
+            if isinstance(op, p.SumPool) or (isinstance(op, p.Upsample) and op.mode == "bilinear"):
+                wants = [(Form.bytes(v.code_type), plain)]
+            elif isinstance(op, p.Concat):
+                wants = [(self._main_form(reader), plain)]
+            for form, geometry in wants:  # others read any form
+                key = (form, geometry.stride)
+                wanted[key] = wanted[key].merge(geometry) if key in wanted else geometry
+        self.wanted[value] = wanted
         return wanted
+
+    def _main_form(self, value: int) -> Form:
+        """The most wanted form of codes."""
+        wanted = self._wanted(value)
+        forms = [f for f, stride in wanted if stride == (1, 1)] or [f for f, _ in wanted]
+        # Bit-planes rather than bytes: they are less to write, and to read again.
+        return min(forms or [self._compact(value)], key=lambda f: f.bits == 0)
+
+    def _geometry(self, value: int, form: Form) -> Geometry:
+        """Of a copy without a stride, for its readers and those of the parts that are written in it."""
+        geometry = self._wanted(value).get((form, (1, 1)), Geometry(*self.values[value].shape[1:]))
+        if isinstance(self.operations[value], p.Concat) and form == self._main_form(value):
+            for part in self.operations[value].inputs:
+                if self.homes.get(part, (None,))[0] == value:
+                    geometry = geometry.merge(self._geometry(part, form))
+        return geometry
+
+    def _copy(self, value: int, form: Form) -> Stored:
+        """Room for a copy without a stride: in the concatenation that the value is a part of, if that has the form."""
+        whole, first = self.homes.get(value, (value, 0))
+        if whole == value or (whole, first) in self.placed or self._main_form(whole) != form:
+            return self.workspace.codes(self.values[value].shape[0], form, self._geometry(value, form))
+        self.placed.add((whole, first))
+        return self.workspace.planes(self._first_copy(whole, form), first)
 
     def _first_copy(self, value: int, form: Form | None = None) -> Stored:
         """The copy that the step which makes the value writes: in this form, or else in the most wanted one."""
-        v, wanted = self._codes(value), self._wanted(value)
-        if form is None:
-            forms = [f for f, stride in wanted if stride == (1, 1)] or [f for f, _ in wanted]
-            # Bit-planes rather than bytes: they are less to write, and to read again.
-            form = min(forms or [self._compact(value)], key=lambda f: f.bits == 0)
-        copy = self.workspace.codes(v.shape[0], form, wanted.get((form, (1, 1)), Geometry(*v.shape[1:])))
-        self.stored[value] = [copy]
-        return copy
+        if value not in self.stored:
+            self.stored[value] = [self._copy(value, form or self._main_form(value))]
+        return self.stored[value][0]
 
     def _copies(self, value: int) -> None:
         """Steps for the other copies that are wanted."""
@@ -273,11 +324,11 @@ class Planner:
         for (form, stride), geometry in self._wanted(value).items():
             if (form, stride) == (first.form, (1, 1)):
                 continue
-            copy = self.workspace.codes(channels, form, geometry)
+            copy = self._copy(value, form) if stride == (1, 1) else self.workspace.codes(channels, form, geometry)
             self.stored[value].append(copy)
             self.plan.repack(
                 source=first.view, source_form=self._form(first.form), target=copy.view, target_form=self._form(form),
-                channels=channels, stride=stride, phases=list(geometry.phases),
+                channels=channels, stride=stride, phases=list(copy.geometry.phases),
             )  # fmt: skip
             self._add(value, "repack", completes=(), what=" (repack)")
 
@@ -291,17 +342,33 @@ class Planner:
     def _release(self) -> None:
         """Give back the memory of integers that no later operation reads."""
         for value in self.made & set(self.stored):
-            if self.made.issuperset(self.readers[value]) and isinstance(self.values[value], p.Integers):
+            free = isinstance(self.values[value], p.Integers) and self.homes.get(value) not in self.placed
+            if free and self._is_read(value):
                 self.workspace.give_back(self.stored[value][0], value)
+
+    def _is_read(self, value: int) -> bool:
+        """Whether no later operation reads a value, or a part that lies in it."""
+        op = self.operations[value]
+        parts = [j for j in op.inputs if self.homes[j][0] == value] if isinstance(op, p.Concat) else []
+        return self.made.issuperset({value, *self.readers[value]}) and all(map(self._is_read, parts))
 
     def _new_integers(self, value: int, like: Geometry | None = None) -> Stored:
         """Room for integers, with their pixels where they are in ``like`` if all readers take that."""
+        if value in self.stored:
+            return self.stored[value][0]
         shape = self.values[value].shape
-        takers = (p.Add, p.Requantize, p.Threshold, p.MaxPool, p.SumPool, p.Scale)
-        geometry = Geometry(*shape[1:])
-        if like is not None and all(isinstance(self.operations[r], takers) for r in self.readers[value]):
-            geometry = Geometry(*shape[1:], pad_rows=like.rows - shape[1], pad_columns=like.pitch - shape[2])
-        target = self.workspace.integers(shape[0], geometry)
+        whole, first = self.homes.get(value, (value, 0))
+        if whole != value:
+            self.placed.add((whole, first))
+            target = self.workspace.planes(self._new_integers(whole), first)
+        else:
+            takers = (p.Add, p.Requantize, p.Threshold, p.MaxPool, p.SumPool, p.Scale)
+            geometry = Geometry(*shape[1:])
+            if like is not None and all(isinstance(self.operations[r], takers) for r in self.readers[value]):
+                geometry = Geometry(*shape[1:], pad_rows=like.rows - shape[1], pad_columns=like.pitch - shape[2])
+            # Steps read whole chunks, those of a part too.
+            spare = CHUNK if isinstance(self.operations[value], p.Concat) else 0
+            target = self.workspace.integers(shape[0], geometry, spare)
         self.stored[value] = [target]
         return target
 
@@ -311,14 +378,25 @@ class Planner:
     def _find(self, value: int, form: Form | None, stride: p.Pair = (1, 1)) -> Stored:
         return next(s for s in self.stored[value] if (form is None or s.form == form) and s.geometry.stride == stride)
 
+    def _find_near(self, value: int, target: int) -> Stored:
+        """A copy without a stride, in the form that is wanted of the target if there is one."""
+        copies = [s for s in self.stored[value] if s.geometry.stride == (1, 1)]
+        return next((s for s in copies if s.form == self._main_form(target)), copies[0])
+
     def _add(
-        self, operation: int, family: str, macs: int = 0, completes: tuple[int, ...] | None = None, what: str = ""
+        self,
+        operation: int,
+        family: str,
+        macs: int = 0,
+        completes: tuple[int, ...] | None = None,
+        what: str = "",
+        bits: int = 0,
     ) -> None:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         values = (operation,) if completes is None else completes
         done = tuple(self.origin[value] for value in values if self.origin[value] >= 0)
-        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
+        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done, bits))
 
     def _form(self, form: Form) -> Any:
         return self.core.Form(form.bits, form.is_signed, form.multiplier, form.add, form.sextets)
@@ -334,25 +412,31 @@ class Planner:
         """One step for operation ``i`` and for what it makes of its accumulators."""
         fused = self._fuse(i)
         choice = self.choices[i] = self._narrowed(i, fused)
-        macs = op.macs(self.values[op.inputs[0]])
         if choice.taps is None:
             self._linear(i, op, fused)
         else:
             self._tiled(i, op, choice, choice.taps, fused)
-        stream = () if fused.stream is None else (fused.stream,) * fused.stream_kept
-        stored = (fused.accumulators,) * fused.kept + fused.codes + stream + fused.stream_codes
-        self._add(i, choice.family, macs, completes=stored)
-        self.made |= {
-            i,
-            fused.accumulators,
-            *fused.codes,
-            *fused.stream_codes,
-            *filter(None, (fused.requantize, fused.add)),
-        }
+        macs = op.macs(self.values[op.inputs[0]])
+        self._add(i, choice.family, macs, completes=fused.stored, bits=choice.form.bits)
+        self._made(i, fused)
+
+    def _transposed(self, i: int) -> None:
+        """One step for each phase of operation ``i`` and for what it makes of its accumulators."""
+        fused, parts = self._fuse(i), self.phases[i]
+        for k, (phase, choice) in enumerate(parts):
+            assert choice.taps is not None
+            self._tiled(i, phase.conv, choice, choice.taps, fused, phase)
+            what = f" (phase {k + 1} of {len(parts)})"
+            self._add(i, choice.family, phase.macs, fused.stored if k + 1 == len(parts) else (), what, choice.form.bits)
+        self._made(i, fused)
+
+    def _made(self, i: int, fused: Fused) -> None:
+        streams = {j for j in (fused.requantize, fused.add) if j is not None}
+        self.made |= {i, fused.accumulators, *fused.codes, *fused.stream_codes, *streams}
         for value in fused.codes + fused.stream_codes:
             self._copies(value)
 
-    def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused) -> None:
+    def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
         if form.sextets:
             # A wide tile is a little faster; a narrow one loses less at the end of a small image.
@@ -364,16 +448,17 @@ class Planner:
         else:
             sparse = op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
             kernel = self._kernel(choice.family, 8, 2 if sparse else 0)
-        if (i, choice.family) not in self.packed:
+        name = f"{choice.family} {phase.first}" if phase else choice.family
+        if (i, name) not in self.packed:
             bits = 8 if choice.family == "byte16" else 16
-            self.packed[i, choice.family] = (
+            self.packed[i, name] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
                 else tiles.pack_tap_pairs(op, kernel.outputs, bits, self.paired[i].weights)
                 if i in self.paired
                 else tiles.pack_pairs(op, kernel.outputs, bits)
             )
-        packed: tiles.PackedWeights = self.packed[i, choice.family]
+        packed: tiles.PackedWeights = self.packed[i, name]
 
         lists: dict[range, npt.NDArray[np.int32]] = {}
         starts: dict[range, int] = {}
@@ -400,7 +485,7 @@ class Planner:
             flush=packed.flush,
             span=choice.span if choice.wide else 0,
             chunks=-(-len(op.weight) // CHUNK),
-            **self._epilogue(i, stored.geometry, packed.bias * levels, fused),
+            **self._epilogue(i, op, choice, stored.geometry, packed.bias * levels, fused, phase),
         )
 
     def _linear(self, i: int, op: p.Conv, fused: Fused) -> None:
@@ -427,40 +512,49 @@ class Planner:
             weights=weights,
             weight_bytes=weight_bytes,
             outputs=len(op.weight),
-            **self._epilogue(i, Geometry(1, 1), no_bias, fused),
+            **self._epilogue(i, op, self.choices[i], Geometry(1, 1), no_bias, fused),
         )
 
-    def _epilogue(self, i: int, source: Geometry, bias: Ints, fused: Fused) -> dict[str, Any]:
+    def _epilogue(
+        self, i: int, op: p.Conv, choice: Choice, source: Geometry, bias: Ints, fused: Fused, phase: Phase | None = None
+    ) -> dict[str, Any]:
         """What happens to the sums of convolution ``i``, whose pixels lie in ``source``: arguments for its step."""
-        op, out = self.operations[i], self.values[i]
-        assert isinstance(op, p.Conv) and isinstance(out, p.Integers)
-        choice = self.choices[i]
-        sums = epilogue.Sums(op, self._codes(op.inputs[0]).shape[1:], out.shape, choice, source, bias)
+        out, shape = self.values[i], (len(op.weight), *(phase.size if phase else self.values[i].shape[1:]))
+        assert isinstance(out, p.Integers)
+        sums = epilogue.Sums(op, self._codes(op.inputs[0]).shape[1:], shape, choice, source, bias)
         arguments, pool = sums.arguments(), None
         before: dict[str, Any] = {}
         if fused.accumulators != i:
             pool = self.operations[fused.accumulators]
             # Border terms differ between the pixels of a window; a constant may as well be added to the largest.
             before, arguments = (arguments, {}) if "border_terms" in arguments else ({}, arguments)
-            grid, out = source, self.values[fused.accumulators]
+            grid, unpooled, out = source, shape, self.values[fused.accumulators]
             assert isinstance(out, p.Integers)
-            source = Geometry(*out.shape[1:])
-        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide) for j in fused.codes]
+            shape, source = out.shape, Geometry(*out.shape[1:])
+        like = None if phase else source
+        outputs = [self._output(j, sums.bars(self._bars(j)), choice.wide, phase=phase) for j in fused.codes]
         if fused.kept:
-            outputs.append(self.core.Output(target=self._new_integers(fused.accumulators, source).view))
+            target = self._view(self._new_integers(fused.accumulators, like), phase)
+            outputs.append(self.core.Output(target=target, channels=shape[0]))
         stream = None
         if fused.requantize is not None and fused.stream is not None:
-            stream = self._rescale(fused.requantize, out, fused.add, fused.other)
+            stream = self._rescale(fused.requantize, out, fused.add, fused.other, phase)
             if fused.stream_kept:
-                target = self._new_integers(fused.stream, source)
-                outputs.append(self.core.Output(target=target.view, of_stream=True))
-            outputs += [self._output(j, self._bars(j), True, of_stream=True) for j in fused.stream_codes]
-        after = self._core_epilogue(outputs, choice.wide, out.shape, source, stream=stream, **arguments)
+                target = self._view(self._new_integers(fused.stream, like), phase)
+                outputs.append(self.core.Output(target=target, channels=shape[0], of_stream=True))
+            outputs += [self._output(j, self._bars(j), True, of_stream=True, phase=phase) for j in fused.stream_codes]
+        after = self._core_epilogue(outputs, choice.wide, shape, source, stream=stream, **arguments)
         if pool is None:
             return {"epilogue": after}
         assert isinstance(pool, p.MaxPool)
-        first = self._core_epilogue([], choice.wide, self.values[i].shape, grid, **before)
+        first = self._core_epilogue([], choice.wide, unpooled, grid, **before)
         return {"epilogue": after, "pool": self._window(pool), "before": first}
+
+    def _view(self, stored: Stored, phase: Phase | None) -> Any:
+        """A stored copy, or the pixels of a phase of it."""
+        if phase is None:
+            return stored.view
+        return self.workspace.pixels(stored, phase.first, phase.step, phase.size)
 
     def _window(self, op: p.MaxPool | p.SumPool) -> Any:
         dilation = op.dilation if isinstance(op, p.MaxPool) else (1, 1)
@@ -473,16 +567,21 @@ class Planner:
         assert isinstance(op, p.Threshold)
         return op.thresholds.astype(np.int64)
 
-    def _output(self, threshold: int, bars: Ints, wide: bool, of_stream: bool = False) -> Any:
+    def _output(
+        self, threshold: int, bars: Ints, wide: bool, of_stream: bool = False, phase: Phase | None = None
+    ) -> Any:
         """The first copy of a threshold's codes, for ``bars`` as they apply to what is compared."""
         op, channels = self.operations[threshold], self.values[threshold].shape[0]
         target = self._first_copy(threshold)
         assert isinstance(op, p.Threshold) and target.form is not None
         arguments = epilogue.to_codes(op, bars, channels, wide, target.form)
         form = self._form(arguments.pop("form"))
-        return self.core.Output(target=target.view, of_stream=of_stream, form=form, **arguments)
+        view = self._view(target, phase)
+        return self.core.Output(target=view, channels=channels, of_stream=of_stream, form=form, **arguments)
 
-    def _rescale(self, i: int, acc: p.Integers, add: int | None = None, other: int | None = None) -> Any:
+    def _rescale(
+        self, i: int, acc: p.Integers, add: int | None = None, other: int | None = None, phase: Phase | None = None
+    ) -> Any:
         """Requantization ``i`` of accumulators, and the addition behind it."""
         op = self.operations[i]
         assert isinstance(op, p.Requantize)
@@ -490,7 +589,8 @@ class Planner:
         if add is not None and other is not None:
             total = self.operations[add]
             assert isinstance(total, p.Add)
-            arguments = {"other": self._integers(other).view, "sum_lo": total.lo, "sum_hi": total.hi}
+            view = self._view(self._integers(other), phase)
+            arguments = {"other": view, "sum_lo": total.lo, "sum_hi": total.hi}
         return self.core.Stream(
             multiplier=np.ascontiguousarray(op.multiplier), shift=np.ascontiguousarray(op.shift),
             offset=np.ascontiguousarray(op.offset), lo=op.lo, hi=op.hi, acc_lo=acc.lo, acc_hi=acc.hi, **arguments,
@@ -529,10 +629,9 @@ class Planner:
         if pairs is None:
             self._copies(i)
             return
-        wanted = self._wanted(i)[form, pairs.geometry.stride]
-        copy = self.workspace.pairs(form, pairs, wanted)
+        copy = self.workspace.pairs(form, pairs)
         self.stored[i] = [target, copy]
-        head = wanted.pad_rows * wanted.pitch + wanted.pad_columns
+        head = copy.geometry.pad_rows * copy.geometry.pitch + copy.geometry.pad_columns
         self.plan.pair(source=target.view, target=copy.view, head=head, planes=pairs.halves())
         self._add(i, "pair", completes=(), what=" (pairs)")
 
@@ -554,7 +653,7 @@ class Planner:
             )  # fmt: skip
             self._add(i, "max-pool")
             return
-        stored = next(s for s in self.stored[source] if s.geometry.stride == (1, 1))
+        stored = self._find_near(source, i)
         assert stored.form is not None
         target = self._first_copy(i, stored.form)  # the pool keeps the form
         self.plan.max_pool_codes(
@@ -566,6 +665,44 @@ class Planner:
         )
         self._add(i, "max-pool")
         self._copies(i)
+
+    def _concat(self, i: int, op: p.Concat) -> None:
+        codes = isinstance(self.values[i], p.Codes)
+        target = self._first_copy(i) if codes else self._new_integers(i)
+        parts: list[Any] = []
+        pieces: list[Any] = []
+        first = 0
+        for j in op.inputs:
+            channels = self.values[j].shape[0]
+            if self.homes.get(j) != (i, first):
+                pieces += concat.pieces(target.form, len(parts), channels, first)
+                parts.append(self._find(j, target.form).view)
+            first += channels
+        self.plan.concat(target=target.view, parts=parts, pieces=sorted(pieces))
+        self._add(i, "concat")
+        if codes:
+            self._copies(i)
+
+    def _upsample(self, i: int, op: p.Upsample) -> None:
+        source, channels = op.inputs[0], self.values[i].shape[0]
+        if op.mode == "bilinear":
+            form = None
+            if isinstance(self.values[source], p.Codes):
+                form = Form.bytes(self._codes(source).code_type)
+            self.plan.upsample_bilinear(
+                source=self._find(source, form).view, form=form and self._form(form),
+                target=self._new_integers(i).view, channels=channels, factor=op.factor,
+            )  # fmt: skip
+            self._add(i, "upsample")
+            return
+        codes = isinstance(self.values[i], p.Codes)
+        stored = self._find_near(source, i) if codes else self._integers(source)
+        target = self._first_copy(i, stored.form) if codes else self._new_integers(i)
+        planes = stored.form.plane_count(channels) if stored.form else channels
+        self.plan.upsample_nearest(source=stored.view, target=target.view, planes=planes, factor=op.factor)
+        self._add(i, "upsample")
+        if codes:
+            self._copies(i)
 
     def _sum_pool(self, i: int, op: p.SumPool) -> None:
         source = op.inputs[0]

@@ -605,11 +605,11 @@ class Program:
 
         return run(self, *x)
 
-    def engine(self, threads: int = 1, isa: str | None = None) -> Engine:
+    def engine(self, threads: int | None = 1, isa: str | None = None, callers: int | None = None) -> Engine:
         """A native engine for this program, see :class:`~bitbranch.runtime.engine.Engine`."""
         from .engine import Engine
 
-        return Engine(self, threads=threads, isa=isa)
+        return Engine(self, threads=threads, isa=isa, callers=callers)
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write a ``.bb`` file, atomically; returns its size in bytes."""
@@ -620,19 +620,23 @@ class Program:
 
 def _check_images(what: str, x: npt.ArrayLike, op: Encode) -> Images:
     """One input's batch; raises :class:`InputError` as :meth:`Program.check_input` says."""
-    a = np.asarray(x)
+    try:
+        a = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: not an array ({str(error).splitlines()[0]:.200})") from None
     if a.ndim != 4 or a.shape[1:] != op.shape:
         raise InputError(f"{what}: expected shape (N, {', '.join(map(str, op.shape))}), got {a.shape}")
     if a.dtype == np.uint8:
         if op.table is None:
             raise InputError(f"{what}: uint8 images need a program compiled with mean= and std=; give float32")
         return np.ascontiguousarray(a)
-    if a.dtype not in (np.float32, np.float64, np.float16):
+    if a.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
         raise InputError(f"{what}: expected float32 or uint8, got {a.dtype}")
-    a = np.ascontiguousarray(a, np.float32)
-    if np.isnan(a).any():
-        raise InputError(f"{what}: holds NaN")
-    return a
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 it is infinite, which is beyond any threshold
+        reals = np.require(a, np.float32, ["C", "A"])
+        if reals.size and np.isnan(reals.min()):
+            raise InputError(f"{what}: holds NaN")
+    return reals
 
 
 def load(path: str | os.PathLike[str]) -> Program:

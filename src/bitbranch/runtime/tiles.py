@@ -12,10 +12,10 @@ import numpy.typing as npt
 from . import program as p
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
+PACKED_TOGETHER = 64
+"""Outputs whose weights are packed at once: many are quick, few need little memory."""
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
-
-Values = npt.NDArray[np.signedinteger]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,29 +36,36 @@ class PackedWeights:
     """Taps whose table entries sum to at most 255."""
 
 
-def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[range, Values]]:
-    """For each tile of outputs: the units of input channels that it reads, and its weights on all their channels.
+def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple[list[range], npt.NDArray[np.int16]]]:
+    """For tiles of outputs: the units of input channels that each reads, and its weights on all their channels.
 
     Yields:
-        ``units`` and values ``[outputs, len(units), per_unit, kh * kw]``, 0 where an output does not read a channel
-        and ``fill`` where there is no channel.
+        ``units`` of tiles that read the same ones, and values ``[tiles, outputs, len(units), per_unit, kh * kw]``, 0
+        where an output does not read a channel and ``fill`` where there is no channel.
     """
-    values = op.weight_type.decode(op.weight, op.weight_type.dtype).reshape(*op.weight.shape[:2], -1)
-    count, per_group, taps = values.shape
-    channels = per_group * op.groups
+    value_of = op.weight_type.decode(np.arange(op.weight_type.count)).astype(np.int16)
+    count, per_group = op.weight.shape[:2]
+    channels, kernel = per_group * op.groups, op.kernel[0] * op.kernel[1]
     outputs_per_group = count // op.groups
-    for first in range(0, round_up(count, CHUNK), outputs):
-        here = range(first, min(first + outputs, count))
+    step = min(PACKED_TOGETHER, round_up(count, CHUNK)) if op.groups == 1 else outputs
+    for first in range(0, round_up(count, CHUNK), step):
+        here = range(first, min(first + step, count))
         groups = [o // outputs_per_group for o in here]
         units = range(0)
         if groups:
             units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
-        dense = np.zeros((outputs, len(units) * per_unit, taps), values.dtype)
-        for row, o in enumerate(here):
-            start = groups[row] * per_group - units.start * per_unit
-            dense[row, start : start + per_group] = values[o]
+        rows = min(step, round_up(count, CHUNK) - first)
+        dense = np.zeros((rows, len(units) * per_unit, kernel), np.int16)
+        values = value_of[op.weight[here.start : here.stop]].reshape(len(here), per_group, kernel)
+        if op.groups == 1:
+            dense[: len(here), :channels] = values
+        else:
+            for row, group in enumerate(groups):
+                start = group * per_group - units.start * per_unit
+                dense[row, start : start + per_group] = values[row]
         dense[:, max(0, channels - units.start * per_unit) :] = fill
-        yield units, dense.reshape(outputs, len(units), per_unit, taps)
+        tiles = rows // outputs
+        yield [units] * tiles, dense.reshape(tiles, outputs, len(units), per_unit, kernel)
 
 
 def takes_sextets(op: p.Conv, bits: int) -> bool:
@@ -85,22 +92,23 @@ def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=16)
-def dictionary_tables(digits: tuple[int, ...], bits: int, sextets: bool) -> npt.NDArray[np.uint8]:
-    """The tables of all words of so many weights as an index has room for.
+def dictionary_tables(digits: tuple[int, ...], bits: int, sextets: bool) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """All words of so many weights as an index has room for: their tables and biases.
 
     An index is a nibble, one bit of four channels, or a sextet, all bits of six or three channels. Entry ``s`` of a
     word's table is the sum of its weights times what ``s`` holds for their channels, plus the word's bias times
     the greatest rank: the bias is the sum of its negative weights' magnitudes.
 
     Returns:
-        ``[words, 16 or 64]``; weight ``j`` of a word is its ``j``-th digit.
+        ``[words, 16 or 64]`` and ``[words]``; weight ``j`` of a word is its ``j``-th digit.
     """
     width = bits if sextets else 1
     base, count = len(digits), 6 // bits if sextets else 4
     words = np.asarray(digits)[np.arange(base**count)[:, None] // base ** np.arange(count) % base]
     ranks = np.arange(1 << count * width)[:, None] >> np.arange(count) * width & ((1 << width) - 1)
     bias = np.maximum(-words, 0).sum(axis=1)
-    return _on_cache_lines((words @ ranks.T + bias[:, None] * ((1 << width) - 1)).astype(np.uint8))
+    tables = (words @ ranks.T + bias[:, None] * ((1 << width) - 1)).astype(np.uint8)
+    return _on_cache_lines(tables), bias.astype(np.int64)
 
 
 def _on_cache_lines(a: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -129,22 +137,23 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
         digits: see :func:`dictionary_digits`.
     """
     per_unit = form.channels_per_unit
-    tables = dictionary_tables(digits, form.bits, form.sextets)
-    base, gap, per_word = len(digits), digits[1] - digits[0], per_unit if form.sextets else 4
+    tables, bias = dictionary_tables(digits, form.bits, form.sextets)
+    base, per_word = len(digits), per_unit if form.sextets else 4
     words_per_unit, step = per_unit // per_word, 8 if form.sextets and len(tables) <= SEXTET_WORDS else 1
     fill = 0 if 0 in digits else 1  # channels beyond the last are 0 themselves: a word's table adds nothing for +1
+    digit_of = np.zeros(max(digits) - min(digits) + 1, np.uint8)
+    digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
+    digit_of[-min(digits)] = digits.index(0 if 0 in digits else fill)  # outputs beyond the last have zeros
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
-        if 0 not in digits:
-            dense = np.where(dense == 0, fill, dense)  # only outputs beyond the last have zeros here
-        digit = ((dense - digits[0]) // gap).astype(np.uint8).reshape(outputs, -1).T
-        digit = np.ascontiguousarray(digit).reshape(len(tile_units), words_per_unit, per_word, dense.shape[3], outputs)
-        words = np.zeros_like(digit[:, :, 0])
+        digit = digit_of[dense - np.int16(min(digits))]
+        digit = digit.reshape(*digit.shape[:3], words_per_unit, per_word, digit.shape[4])
+        words = np.zeros((*digit.shape[:4], digit.shape[5]), np.uint8)
         for j in range(per_word):
-            words += np.uint8(step * base**j) * digit[:, :, j]
-        packed.append(words.transpose(0, 2, 1, 3).ravel())
-        units.append(tile_units)
-        biases.append(np.maximum(-dense, 0).sum(axis=(1, 2, 3), dtype=np.int32).astype(np.int64))
+            words += digit[:, :, :, :, j] * np.uint8(base**j)
+        packed += list((words * np.uint8(step)).transpose(0, 2, 4, 3, 1).reshape(len(words), -1))
+        units += tile_units
+        biases.append(bias[words].sum(axis=(2, 3, 4)).ravel())
     flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
@@ -159,11 +168,11 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     """
     packed, units = [], []
     for tile_units, dense in _tiles(op, outputs, 2, 0):
-        pairs = dense.transpose(1, 3, 0, 2)
+        pairs = dense.transpose(0, 2, 4, 1, 3)
         if bits == 8:
             pairs = np.concatenate([pairs, pairs], axis=-1)
-        packed.append(pairs.astype(f"i{bits // 8}").ravel().view(np.uint8))
-        units.append(tile_units)
+        packed += list(pairs.astype(f"i{bits // 8}", order="C").reshape(len(pairs), -1).view(np.uint8))
+        units += tile_units
     bias = np.zeros(round_up(op.weight.shape[0], CHUNK), np.int64)
     return _packed(packed, units, 4 * outputs, bias)
 
@@ -210,21 +219,20 @@ def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.ui
     Returns:
         The bytes; the depth ``C * H * W``, rounded up to even; and the bytes of a weight, 1 or 2.
     """
-    dense = op.weight_type.decode(op.weight, op.weight_type.dtype)
-    if dense.dtype != np.int8 and -128 <= dense.min() and dense.max() <= 127:
-        dense = dense.astype(np.int8)
-    outputs, channels = dense.shape[:2]
-    if op.kernel != size or any(op.padding):
-        values, dense = dense, np.zeros((outputs, channels, *size), dense.dtype)
-        for i in range(op.kernel[0]):
-            for j in range(op.kernel[1]):
-                y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
-                if 0 <= y < size[0] and 0 <= x < size[1]:
-                    dense[:, :, y, x] = values[:, :, i, j]
-    rows, depth = round_up(outputs, lanes), round_up(dense[0].size, 2)
-    matrix = np.pad(dense.reshape(outputs, -1), ((0, rows - outputs), (0, depth - dense[0].size)))
-    pairs = matrix.view(f"u{2 * matrix.itemsize}").reshape(-1, lanes, depth // 2)
-    return np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(-1).view(np.uint8), depth, matrix.itemsize
+    values = op.values()
+    outputs, channels = values.shape[:2]
+    dense = np.zeros((outputs, channels, *size), np.int32)
+    for i in range(op.kernel[0]):
+        for j in range(op.kernel[1]):
+            y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
+            if 0 <= y < size[0] and 0 <= x < size[1]:
+                dense[:, :, y, x] = values[:, :, i, j]
+    depth = round_up(dense[0].size, 2)
+    dtype = np.int8 if -128 <= values.min() and values.max() <= 127 else np.int16
+    matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
+    matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
+    tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, matrix.itemsize
 
 
 def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError
+from .checks import Pair
 from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, TapPairs, round_up
 
 
@@ -48,41 +49,37 @@ class Workspace:
 
     def codes(self, channels: int, form: Form, geometry: Geometry) -> Stored:
         """Room for codes."""
-        return self._planes(form.plane_count(channels) * len(geometry.phases), form, geometry)
+        return self._codes(form.plane_count(channels) * len(geometry.phases), form, geometry)
 
-    def _planes(self, planes: int, form: Form, geometry: Geometry, reach: int = 0) -> Stored:
-        """``reach``: pixels that are read beyond where the pads would let one read."""
+    def single(self, channels: int, form: Form, pairs: TapPairs) -> Stored:
+        """Room for single bytes from which pairs are made."""
+        return self._codes(channels * len(pairs.geometry.phases), form, pairs.geometry, pairs.reach)
+
+    def _codes(self, planes: int, form: Form, geometry: Geometry, reach: int = 0) -> Stored:
+        """Room for so many planes; ``reach``: pixels that are read beyond where the pads would let one read."""
         stride = geometry.plane_stride(self.capacity, form.pixel_bytes)
         head = geometry.head(form.pixel_bytes)
         # A kernel reads a vector from any shift of any pixel of the last block.
         tail = round_up(head + (2 * MAX_PIXELS + reach) * form.pixel_bytes, LINE)
         buffer = self.buffer(head + planes * stride + tail)
-        return Stored(self._view(buffer, head, stride, form, geometry), buffer, head, stride, geometry, form)
+        return self._stored(buffer, head, stride, geometry, form)
 
-    def _view(self, buffer: Any, start: int, stride: int, form: Form, geometry: Geometry) -> Any:
-        return self.core.View(
-            buffer=buffer, start=start, stride=stride, pixel_bytes=form.pixel_bytes, height=geometry.phase_height,
-            width=geometry.phase_width, rows=geometry.rows, pitch=geometry.pitch,
-        )  # fmt: skip
-
-    def single(self, channels: int, form: Form, pairs: TapPairs) -> Stored:
-        """Room for single bytes from which pairs are made."""
-        reach = max(distance for _, _, distance in pairs.halves())
-        return self._planes(channels * len(pairs.geometry.phases), form, pairs.geometry, reach)
-
-    def pairs(self, form: Form, pairs: TapPairs, like: Geometry) -> Stored:
-        """Room for pairs of taps, whose pads are not 0: every plane has its own. ``like``: what the reader wants."""
+    def pairs(self, form: Form, pairs: TapPairs) -> Stored:
+        """Room for pairs of taps, whose pads are not 0: every plane has its own."""
         geometry = pairs.geometry
         head = geometry.head(form.pixel_bytes)
-        tail = 2 * MAX_PIXELS * form.pixel_bytes
-        stride = geometry.plane_stride(self.capacity, form.pixel_bytes) + 2 * round_up(head, LINE)
-        buffer = self.buffer(head + len(pairs.planes) * stride + head + tail)
-        return Stored(self._view(buffer, head, stride, form, geometry), buffer, head, stride, like, form)
+        stride = geometry.plane_stride(self.capacity, form.pixel_bytes) + 2 * head
+        buffer = self.buffer(head + len(pairs.planes) * stride + head + 2 * MAX_PIXELS * form.pixel_bytes)
+        return self._stored(buffer, head, stride, geometry, form)
 
-    def integers(self, channels: int, geometry: Geometry) -> Stored:
-        """Room for int32 planes, in memory that was given back where it fits."""
+    def _stored(self, buffer: Any, start: int, stride: int, geometry: Geometry, form: Form) -> Stored:
+        stored = Stored(None, buffer, start, stride, geometry, form)
+        return replace(stored, view=self._view(stored, start))
+
+    def integers(self, channels: int, geometry: Geometry, spare: int = 0) -> Stored:
+        """Room for int32 planes and spare ones behind them, in memory that was given back where it fits."""
         stride = round_up(self.capacity * geometry.rows * geometry.pitch * 4, LINE) | LINE
-        size = round_up(channels, CHUNK) * stride + MAX_PIXELS * 4
+        size = (round_up(channels, CHUNK) + spare) * stride + MAX_PIXELS * 4
         fitting = [b for b in self.free if size <= b.size <= 2 * size]
         if fitting:
             buffer = min(fitting, key=lambda b: b.size)
@@ -94,6 +91,28 @@ class Workspace:
             rows=geometry.rows, pitch=geometry.pitch,
         )  # fmt: skip
         return Stored(view, buffer, 0, stride, geometry, None)
+
+    def planes(self, stored: Stored, first_channel: int) -> Stored:
+        """The planes of a copy from a channel on, which is the first one of its plane."""
+        form = stored.form
+        plane = first_channel // form.channels_per_unit * form.planes_per_unit if form else first_channel
+        start = stored.start + plane * stored.plane_stride
+        return replace(stored, view=self._view(stored, start), start=start)
+
+    def pixels(self, stored: Stored, first: Pair, step: Pair, size: Pair) -> Any:
+        """A view of every so many pixels of a copy, from ``first`` on."""
+        pixel_bytes = stored.form.pixel_bytes if stored.form else 4
+        start = stored.start + (first[0] * stored.geometry.pitch + first[1]) * pixel_bytes
+        return self._view(stored, start, step, size)
+
+    def _view(self, stored: Stored, start: int, step: Pair = (1, 1), size: Pair | None = None) -> Any:
+        geometry = stored.geometry
+        height, width = size or (geometry.phase_height, geometry.phase_width)
+        return self.core.View(
+            buffer=stored.buffer, start=start, stride=stored.plane_stride,
+            pixel_bytes=stored.form.pixel_bytes if stored.form else 4, height=height, width=width,
+            rows=geometry.rows, pitch=geometry.pitch, step=step,
+        )  # fmt: skip
 
     def give_back(self, stored: Stored, value: int) -> None:
         """Let the memory of a value's integers be used again; that of codes is not, since its pads must stay 0."""

@@ -1,7 +1,8 @@
 """What follows each quantized layer of a network: its BatchNorm, and the layers that encode its output.
 
 Found on the graph that ``torch.fx`` traces, so functional calls count as well as modules. Only operations that commute
-with an activation's encoding may lie between: clipping, max-pool, dropout, flattening.
+with an activation's encoding may lie between: clipping, max-pool, dropout, flattening, concatenation, nearest
+upsampling.
 """
 
 from __future__ import annotations
@@ -26,21 +27,31 @@ CLIPPING: dict[Any, tuple[float, float]] = {
 }
 """Operations that clip, with their range; Hardtanh modules say their own."""
 
+JOINING = (torch.cat, torch.concat, torch.concatenate)
+"""Operations that put the values of several beside each other."""
+
 REARRANGING = {
     *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d),
     *(F.dropout, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d, torch.flatten),
     *("flatten", "view", "reshape", "contiguous"),
 }
-"""Operations that move values, or choose among them, without changing any (dropout in evaluation)."""
+"""Operations that move values, or choose among them, without changing any (dropout in evaluation).
+
+Nearest upsampling is one, too.
+"""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A quantized layer that reads an output, and the range the output is clipped to on the way there."""
+    """A quantized layer that reads an output, and the range the output is clipped to on the way there.
+
+    ``joined`` says that it reads other channels, too, beside those of the output.
+    """
 
     layer: str
     lo: float = -math.inf
     hi: float = math.inf
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,18 +129,20 @@ class Graph:
         readers: list[Reader] = []
         obstacles: list[str] = []
 
-        def follow(node: fx.Node, lo: float, hi: float) -> None:
+        def follow(node: fx.Node, lo: float, hi: float, joined: bool) -> None:
             for user in self.users(node):
                 if isinstance(self.module(user), QuantizedLayer):
-                    readers.append(Reader(str(user.target), lo, hi))
+                    readers.append(Reader(str(user.target), lo, hi, joined))
                 elif (clip := self._clip(user)) is not None:
-                    follow(user, max(lo, clip[0]), min(hi, clip[1]))
-                elif self._kind(user) in REARRANGING:
-                    follow(user, lo, hi)
+                    follow(user, max(lo, clip[0]), min(hi, clip[1]), joined)
+                elif self._kind(user) in REARRANGING or self._repeats(user):
+                    follow(user, lo, hi, joined)
+                elif self._kind(user) in JOINING:
+                    follow(user, lo, hi, True)
                 else:
                     obstacles.append(f"{self._spelling(user)} reads it")
 
-        follow(node, -math.inf, math.inf)
+        follow(node, -math.inf, math.inf, False)
         if not readers and not obstacles:
             obstacles.append("nothing reads it")
         return tuple(readers), tuple(obstacles)
@@ -138,6 +151,13 @@ class Graph:
         """What a node calls: a module's type, a function, or a method's name."""
         module = self.module(node)
         return type(module) if module is not None else node.target if node.op.startswith("call") else None
+
+    def _repeats(self, node: fx.Node) -> bool:
+        """Whether it is a nearest upsampling."""
+        module = self.module(node)
+        if isinstance(module, nn.Upsample):
+            return module.mode == "nearest"
+        return node.target is F.interpolate and node.kwargs.get("mode", "nearest") == "nearest" and len(node.args) < 4
 
     def _clip(self, node: fx.Node) -> tuple[float, float] | None:
         """The range that a node clips to, if that is what it does."""

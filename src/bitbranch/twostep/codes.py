@@ -104,7 +104,8 @@ def strip_affine(model: nn.Module) -> list[str]:
         model: a network with quantized layers, changed in place; the parameters stay, without gradient.
 
     Returns:
-        Names of the BatchNorms whose ``gamma`` was lost, because not only such layers are around them.
+        Names of the BatchNorms whose ``gamma`` was lost, because not only such layers are around them, or because the
+        layers behind read other channels beside.
 
     Raises:
         InputError: ``forward`` cannot be traced.
@@ -120,7 +121,7 @@ def strip_affine(model: nn.Module) -> list[str]:
             continue
         gamma = batchnorm.weight.detach().clone()
         kept = not (gamma < 0).any() or _flip_outputs(graph, node, gamma < 0)
-        if not obstacles and all(r.lo in (0, -math.inf) and r.hi == math.inf for r in readers):
+        if not obstacles and all(r.lo in (0, -math.inf) and r.hi == math.inf and not r.joined for r in readers):
             for layer in behind:
                 _scale_inputs(layer, gamma.abs())
         else:

@@ -152,7 +152,7 @@ def patches(layer: QuantizedLayer, values: Tensor, positions: Tensor) -> Tensor:
     """The inputs that single outputs of a layer are made of, in the order of the layer's weights, outputs first.
 
     Args:
-        layer: Conv1d, Conv2d, ConvTranspose2d or Linear.
+        layer: Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d or Linear.
         values: its whole input, ``[N, C, *spatial]`` or, for Linear, ``[N, *, C]``.
         positions: coordinates in the output, ``[p, 1 + spatial]``, channels left out.
 
@@ -164,9 +164,9 @@ def patches(layer: QuantizedLayer, values: Tensor, positions: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return values[tuple(positions.T)].unsqueeze(1)
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
         raise InputError(f"step 2 has no patches of {type(layer).__name__}")
-    transposed = isinstance(layer, nn.ConvTranspose2d)
+    transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     index, inside = [], []
     for axis, (kernel, size) in enumerate(zip(layer.kernel_size, values.shape[2:], strict=True)):
         tap = torch.arange(kernel) * layer.dilation[axis]
@@ -191,7 +191,7 @@ def patches(layer: QuantizedLayer, values: Tensor, positions: Tensor) -> Tensor:
     return out.reshape(len(out), layer.groups, -1)
 
 
-def _leading_pad(layer: nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d, axis: int) -> int:
+def _leading_pad(layer: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d, axis: int) -> int:
     """Zeros before the first input along a spatial axis; ``"same"`` puts the odd one behind."""
     if layer.padding == "valid":
         return 0

@@ -1,0 +1,203 @@
+#include "self_check.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "dot/kernels.hpp"
+
+namespace bitbranch {
+
+extern const DotSet kDotScalar;
+
+namespace {
+constexpr uint8_t kUntouched = 0xA5;
+constexpr int kReach = 256;  // bytes that taps lie apart at most
+
+int32_t pick(Random& random, Numbers numbers, int32_t lo, int32_t hi) {
+  switch (numbers) {
+    case Numbers::largest: return hi;
+    case Numbers::smallest: return lo;
+    default: return static_cast<int32_t>(random.between(lo, hi));
+  }
+}
+
+template <class T>
+T at(const std::vector<uint8_t>& bytes, size_t index) {
+  T value;
+  std::memcpy(&value, bytes.data() + index * sizeof(T), sizeof(T));
+  return value;
+}
+
+template <class T>
+void fill(std::vector<uint8_t>& bytes, size_t count, Random& random, Numbers numbers, int32_t lo, int32_t hi) {
+  bytes.resize(count * sizeof(T));
+  for (size_t i = 0; i < count; ++i) {
+    const T value = static_cast<T>(pick(random, numbers, lo, hi));
+    std::memcpy(bytes.data() + i * sizeof(T), &value, sizeof(T));
+  }
+}
+}  // namespace
+
+KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers numbers) : kernel_(kernel) {
+  const std::string family = kernel.family;
+  linear_ = family == "linear8" || family == "linear16";
+  dictionary_ = family == "dictionary" || family == "sextets" || family == "sextets64";
+  narrow_ = dictionary_ || family == "byte16";
+  signed_ = family == "byte_signed";
+  if (!linear_ && !narrow_ && !signed_ && family != "byte_unsigned")
+    throw std::invalid_argument("native/self_check.cpp has no plain loops for kernels of the family " + family);
+  Random random(seed);
+  tile_.taps = taps;
+  tile_.stride = linear_ ? kernel.outputs + 3 : kMaxPixels;
+
+  const int plane = kReach + 2 * kMaxPixels + 64;
+  if (linear_) {
+    fill<int16_t>(activations_, size_t{2} * taps * kernel.pixels, random, numbers, -511, 511);
+    tile_.second = static_cast<ptrdiff_t>(taps) * 4;
+  } else {
+    for (int t = 0; t < taps; ++t) offsets_.push_back(static_cast<int32_t>(random.between(0, kReach)));
+    fill<uint8_t>(activations_, 2 * plane, random, numbers == Numbers::smallest ? Numbers::random : numbers, 0, 255);
+    tile_.second = plane;
+    if (kernel.bits == 3 && family == "dictionary")
+      for (int i = plane; i < 2 * plane; ++i) activations_[i] &= 15;
+    if (family.compare(0, 7, "sextets") == 0)
+      for (uint8_t& x : activations_) x &= 63;
+  }
+  tile_.narrow = !linear_ && !narrow_ && seed % 2;
+  make_weights(random, numbers);
+  tile_.activations = activations_.data();
+  tile_.offsets = offsets_.data();
+  tile_.weights = weights_.data();
+  tile_.dictionary = tables_.data();
+}
+
+void KernelTrial::make_weights(Random& random, Numbers numbers) {
+  const std::string family = kernel_.family;
+  const size_t count = size_t{1} * tile_.taps * kernel_.outputs;
+  if (dictionary_) {
+    const int words_per_tap = family == "dictionary" && kernel_.bits == 1 ? 2 : 1;
+    bits_of_entry_ = family == "dictionary" ? 4 : 6;
+    word_step_ = family == "dictionary" ? 16 : family == "sextets" ? 8 : 64;
+    const int words = family == "sextets" ? 32 : 256;
+    tile_.flush = static_cast<int>(random.between(1, 31));
+    const int entry = 255 / (tile_.flush * words_per_tap);
+    fill<uint8_t>(tables_, static_cast<size_t>(words) << bits_of_entry_, random, numbers, 0, entry);
+    fill<uint8_t>(weights_, count * words_per_tap, random, Numbers::random, 0, words - 1);
+    if (family == "sextets")
+      for (uint8_t& word : weights_) word *= 8;
+  } else if (family == "byte16") {
+    // Neither a pair nor the sum may pass int16.
+    int largest = 1 << random.between(0, 8);
+    while (largest > 1 && 2 * tile_.taps * (largest - 1) > 32767) largest /= 2;
+    for (uint8_t& x : activations_) x = static_cast<uint8_t>(x % largest);
+    const int most = std::min(127, 32767 / std::max(1, 2 * tile_.taps * (largest - 1)));
+    std::vector<uint8_t> pairs;
+    fill<int8_t>(pairs, 2 * count, random, numbers, -most, most);
+    for (size_t i = 0; i < count; ++i)
+      for (int twice = 0; twice < 2; ++twice) weights_.insert(weights_.end(), &pairs[2 * i], &pairs[2 * i] + 2);
+  } else if (family == "linear8") {
+    fill<int8_t>(weights_, 2 * count, random, numbers, -128, 127);
+  } else {
+    fill<int16_t>(weights_, 2 * count, random, numbers, -32768, 32767);
+  }
+}
+
+// The byte of a pixel, or one channel of a pair.
+int32_t KernelTrial::activation(int tap, int channel, int pixel) const {
+  if (linear_) return at<int16_t>(activations_, (size_t{1} * pixel * tile_.taps + tap) * 2 + channel);
+  const uint8_t byte = activations_[offsets_[tap] + 2 * pixel + channel];
+  return signed_ ? static_cast<int8_t>(byte) : byte;
+}
+
+int32_t KernelTrial::plain_sum(int output, int pixel) const {
+  uint32_t sum = 0;
+  for (int tap = 0; tap < tile_.taps; ++tap) {
+    const size_t place = size_t{1} * tap * kernel_.outputs + output;
+    if (bits_of_entry_ == 6) {
+      const int index = activations_[offsets_[tap] + pixel];
+      sum += tables_[static_cast<size_t>(word_step_) * weights_[place] + index];
+    } else if (dictionary_) {
+      const uint8_t* const x = &activations_[offsets_[tap] + pixel];
+      const int nibbles[4] = {x[0] & 15, x[0] >> 4, x[tile_.second] & 15, x[tile_.second] >> 4};
+      if (kernel_.bits == 1) {
+        const uint8_t* const words = &weights_[size_t{2} * tap * kernel_.outputs];
+        sum += tables_[16 * words[output] + nibbles[0]] + tables_[16 * words[kernel_.outputs + output] + nibbles[1]];
+      } else {
+        for (int b = 0; b < kernel_.bits; ++b) sum += static_cast<uint32_t>(tables_[16 * weights_[place] + nibbles[b]]) << b;
+      }
+    } else {
+      for (int channel = 0; channel < 2; ++channel) {
+        const int32_t weight = narrow_ ? at<int8_t>(weights_, 4 * place + channel)
+                               : weights_.size() == 2 * size_t(tile_.taps) * kernel_.outputs
+                                   ? at<int8_t>(weights_, 2 * place + channel)
+                                   : at<int16_t>(weights_, 2 * place + channel);
+        sum += static_cast<uint32_t>(activation(tap, channel, pixel) * weight);
+      }
+    }
+  }
+  return static_cast<int32_t>(sum);
+}
+
+bool KernelTrial::passes() {
+  const int rows = linear_ ? kernel_.pixels : kernel_.outputs, columns = linear_ ? kernel_.outputs : kernel_.pixels;
+  const size_t size = narrow_ || tile_.narrow ? 2 : 4;
+  std::vector<uint8_t> got(size * rows * tile_.stride + 64, kUntouched), expected = got;
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column) {
+      int32_t sum = linear_ ? plain_sum(column, row) : plain_sum(row, column);
+      if (tile_.narrow) sum = std::min(std::max(sum, -32768), 32767);
+      std::memcpy(&expected[size * (size_t{1} * row * tile_.stride + column)], &sum, size);  // little-endian: the low half
+    }
+  tile_.sums = got.data();
+  kernel_.run(tile_);
+  return got == expected;
+}
+
+namespace {
+std::string kernel_fault(const InstructionSet& set) {
+  for (int i = 0; i < set.kernel_count; ++i) {
+    const Kernel& k = set.kernels[i];
+    const bool bytes = std::strncmp(k.family, "byte_", 5) == 0;
+    for (int seed = 0; seed < (bytes ? 2 : 1); ++seed)
+      if (!KernelTrial(k, 4, 2 * static_cast<uint64_t>(i) + seed, Numbers::random).passes()) return std::string("kernel ") + k.family + " of " + std::to_string(k.bits) + " bits, " + std::to_string(k.outputs) +
+             " x " + std::to_string(k.pixels);
+  }
+  return "";
+}
+
+std::string dot_fault(const DotSet& set) {
+  constexpr int chunks = 2, pixels = 7, step = 96;
+  Random random(1);
+  std::vector<uint8_t> x, weights, numbers;
+  fill<uint8_t>(x, (kDotPixels + 2) * step + 2 * kDotDepth, random, Numbers::random, 0, 255);
+  fill<int8_t>(weights, chunks * kDotChunk, random, Numbers::random, -128, 127);
+  fill<int32_t>(numbers, kDotOutputs * chunks, random, Numbers::random, -32768, 32767);
+  alignas(64) int32_t start[kDotOutputs], depth_weights[chunks * kDotOutputs];
+  std::memcpy(start, numbers.data(), sizeof start);
+  std::memcpy(depth_weights, numbers.data(), sizeof depth_weights);
+  const int32_t offsets[chunks] = {3, 64};
+  const uint8_t quads[chunks] = {16, 5};
+  // What the quads that are not there would multiply is 0, since all 64 bytes of a chunk may be.
+  for (int half = 0; half < 2; ++half)
+    std::memset(&weights[kDotChunk + half * (kDotChunk / 2) + quads[1] * 64], 0, (16 - quads[1]) * 64);
+  std::vector<int32_t> sums[2];
+  for (const DotSet* s : {&kDotScalar, &set}) {
+    std::vector<int32_t>& got = sums[s == &set];
+    alignas(64) int32_t out[2][kDotPixels * kDotOutputs];
+    s->begin();
+    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels});
+    s->depthwise({x.data(), step, offsets, chunks, depth_weights, start, out[1], pixels});
+    s->end();
+    for (const auto& tile : out) got.insert(got.end(), tile, tile + pixels * kDotOutputs);
+  }
+  return sums[0] == sums[1] ? "" : "products of the dot-product path";
+}
+}  // namespace
+
+std::string first_fault(const InstructionSet& set) {
+  const std::string fault = kernel_fault(set);
+  return fault.empty() && set.dot ? dot_fault(*set.dot) : fault;
+}
+
+}  // namespace bitbranch

@@ -1,0 +1,358 @@
+// Every function of the dot-product path against the scalar set's, and the scalar set's products against plain loops.
+#include "../dot/kernels.hpp"
+
+#include <algorithm>
+#include <functional>
+
+#include "testing.hpp"
+
+namespace bitbranch {
+extern const DotSet kDotScalar;
+}
+
+namespace bitbranch::testing {
+
+namespace {
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 17,
+              "every function of DotSet needs a case in this file");
+
+constexpr int kTile = kDotPixels * kDotOutputs;
+
+struct alignas(64) Line64 {
+  uint8_t bytes[64];
+};
+
+// Memory that starts on a cache line, as a plan's does, with random numbers or zeros in it.
+template <class T>
+class Lines {
+ public:
+  explicit Lines(size_t count) : lines_(count * sizeof(T) / 64 + 3) {}
+  Lines(Random& random, size_t count, int64_t lo, int64_t hi) : Lines(count) {
+    const auto x = numbers<T>(random, count, lo, hi);
+    std::copy(x.begin(), x.end(), data());
+  }
+  T* data() { return reinterpret_cast<T*>(lines_.data()); }
+
+ private:
+  std::vector<Line64> lines_;
+};
+
+int small(Random& random, int most) { return static_cast<int>(random.between(1, most)); }
+
+Bytes products(const DotSet* set, Random& random) {
+  constexpr int chunks_most = 4;
+  const int chunks = small(random, chunks_most), step = static_cast<int>(random.between(1, 200));
+  const int pixels = small(random, kDotPixels);
+  Lines<uint8_t> x(random, size_t{1} * kDotPixels * step + 1024, 0, 255);
+  Lines<int8_t> weights(random, chunks * kDotChunk, -128, 127);
+  uint8_t quads[chunks_most];
+  int32_t offsets[chunks_most];
+  for (int c = 0; c < chunks; ++c) {
+    offsets[c] = static_cast<int32_t>(random.between(0, 900));
+    quads[c] = static_cast<uint8_t>(small(random, 16));
+    for (int half = 0; half < 2; ++half)  // a set may multiply the quads that are not there
+      std::fill_n(weights.data() + c * kDotChunk + half * (kDotChunk / 2) + quads[c] * 64, (16 - quads[c]) * 64, int8_t{0});
+  }
+  Lines<int32_t> start(random, kTile, -1000000, 1000000), sums(kTile);
+  const int start_step = random.between(0, 1) ? kDotOutputs : 0;
+  const bool in_place = start_step && random.between(0, 1);
+  int32_t* const out = in_place ? start.data() : sums.data();
+  if (set) {
+    set->begin();
+    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels});
+    set->end();
+  } else {
+    for (int p = 0; p < pixels; ++p)
+      for (int o = 0; o < kDotOutputs; ++o) {
+        int32_t sum = start.data()[p * start_step + o];
+        for (int c = 0; c < chunks; ++c)
+          for (int k = 0; k < 4 * quads[c]; ++k)
+            sum += x.data()[p * step + offsets[c] + k] *
+                   weights.data()[c * kDotChunk + o / 16 * (kDotChunk / 2) + k / 4 * 64 + o % 16 * 4 + k % 4];
+        out[p * kDotOutputs + o] = sum;
+      }
+  }
+  Bytes bytes;
+  append(bytes, out, pixels * kDotOutputs);
+  return bytes;
+}
+
+Bytes depthwise(const DotSet* set, Random& random) {
+  const int taps = small(random, 49), pixels = small(random, kDotPixels), step = static_cast<int>(random.between(1, 200));
+  Lines<uint8_t> x(random, size_t{1} * kDotPixels * step + 1024, 0, 255);
+  Lines<int32_t> weights(random, taps * kDotOutputs, -32768, 32767), start(random, kDotOutputs, -1000000, 1000000);
+  Lines<int32_t> sums(kTile);
+  const auto offsets = numbers<int32_t>(random, taps, 0, 900);
+  if (set) {
+    set->depthwise({x.data(), step, offsets.data(), taps, weights.data(), start.data(), sums.data(), pixels});
+  } else {
+    for (int p = 0; p < pixels; ++p)
+      for (int o = 0; o < kDotOutputs; ++o) {
+        int32_t sum = start.data()[o];
+        for (int t = 0; t < taps; ++t) sum += x.data()[p * step + offsets[t] + o] * weights.data()[t * kDotOutputs + o];
+        sums.data()[p * kDotOutputs + o] = sum;
+      }
+  }
+  Bytes bytes;
+  append(bytes, sums.data(), pixels * kDotOutputs);
+  return bytes;
+}
+
+Bytes expand(const DotSet* set, Random& random) {
+  const int bits = 1 << random.between(0, 2), vectors = small(random, 9), rows = 8 / bits;
+  Lines<int8_t> tables(random, 4 / bits * 16, -128, 127), out(size_t{64} * vectors * rows);
+  Lines<uint8_t> packed(random, size_t{64} * vectors, 0, 255);
+  if (set) {
+    set->expand(bits, tables.data(), packed.data(), vectors, out.data());
+  } else {
+    for (int v = 0; v < vectors; ++v)
+      for (int row = 0; row < rows; ++row)
+        for (int i = 0; i < 64; ++i) {
+          const uint8_t byte = packed.data()[64 * v + i];
+          const int field = row % (rows / 2), nibble = row < rows / 2 ? byte & 15 : byte >> 4;
+          out.data()[64 * (v * rows + row) + i] = tables.data()[16 * field + nibble];
+        }
+  }
+  Bytes bytes;
+  append(bytes, out.data(), size_t{64} * vectors * rows);
+  return bytes;
+}
+
+// What is done to the rows of a tile: sums, and a target of up to 32 numbers of 4 bytes for each row.
+struct Chain {
+  Lines<int32_t> sums;
+  std::vector<uint8_t> row;
+  Lines<uint8_t> memory;
+  std::vector<void*> targets;
+  DotRows rows;
+
+  Chain(Random& random, int64_t spread) : sums(random, kTile, -spread, spread), memory(random, kTile * 4, 0, 255) {
+    for (int p = 0; p < kDotPixels; ++p)
+      if (random.between(0, 3)) row.push_back(static_cast<uint8_t>(p));
+    for (size_t i = 0; i < row.size(); ++i) targets.push_back(memory.data() + i * kDotOutputs * 4);
+    rows = {sums.data(), static_cast<int>(row.size()), row.data(), random.between(0, 2) ? kDotOutputs : small(random, 32)};
+  }
+  template <class T>
+  T* const* to() {
+    return reinterpret_cast<T* const*>(targets.data());
+  }
+  // All that may have been written; of rows and channels that are not there, what was there before.
+  Bytes bytes(bool with_sums) {
+    Bytes all;
+    append(all, memory.data(), kTile * 4);
+    if (with_sums)
+      for (const uint8_t r : row) append(all, sums.data() + r * kDotOutputs, kDotOutputs);
+    return all;
+  }
+};
+
+Bytes requantize(const DotSet* set, Random& random) {
+  Chain c(random, int64_t{1} << random.between(4, 30));
+  Lines<int64_t> multiplier(random, kDotOutputs, -(1 << 30), 1 << 30), shift(random, kDotOutputs, 0, 40);
+  Lines<int64_t> offset(random, kDotOutputs, -(int64_t{1} << 60), int64_t{1} << 60);
+  const auto lo = static_cast<int32_t>(random.between(-1000000, 0)), hi = static_cast<int32_t>(random.between(0, 1000000));
+  if (set) {
+    set->requantize(c.rows, multiplier.data(), shift.data(), offset.data(), lo, hi);
+  } else {
+    for (const uint8_t r : c.row)
+      for (int o = 0; o < kDotOutputs; ++o) {
+        int32_t& v = c.sums.data()[r * kDotOutputs + o];
+        const int64_t product = v * multiplier.data()[o] + offset.data()[o], unit = int64_t{1} << shift.data()[o];
+        v = static_cast<int32_t>(std::clamp<int64_t>(product / unit - (product % unit < 0), lo, hi));
+      }
+  }
+  return c.bytes(true);
+}
+
+Bytes add(const DotSet& set, Random& random) {
+  Chain c(random, 1000000);
+  const bool narrow = random.between(0, 1);
+  set.add(c.rows, c.to<const void>(), narrow, -70000, static_cast<int32_t>(random.between(0, 70000)));
+  return narrow ? c.bytes(true) : Bytes();
+}
+
+Bytes add_wide(const DotSet& set, Random& random) {
+  Chain c(random, 1000000);
+  Lines<int32_t> other(random, kTile, -(1 << 30), 1 << 30);
+  for (size_t i = 0; i < c.targets.size(); ++i) c.targets[i] = other.data() + i * kDotOutputs;
+  set.add(c.rows, c.to<const void>(), false, static_cast<int32_t>(random.between(-70000, 0)), 70000);
+  return c.bytes(true);
+}
+
+Bytes store(const DotSet& set, Random& random) {
+  Chain c(random, 32767);
+  set.store(c.rows, random.between(0, 1), c.targets.data());
+  return c.bytes(false);
+}
+
+// Ascending limits [count][32].
+Lines<int32_t> ascending(Random& random, int count, int64_t spread) {
+  Lines<int32_t> limits(random, size_t{1} * count * kDotOutputs, -spread, spread);
+  for (int o = 0; o < kDotOutputs; ++o) {
+    std::vector<int32_t> column(count);
+    for (int k = 0; k < count; ++k) column[k] = limits.data()[k * kDotOutputs + o];
+    std::sort(column.begin(), column.end());
+    for (int k = 0; k < count; ++k) limits.data()[k * kDotOutputs + o] = column[k];
+  }
+  return limits;
+}
+
+DotCode code(Random& random) {
+  return {static_cast<int>(random.between(0, 1)), static_cast<int>(random.between(-128, 0))};
+}
+
+Bytes compare(const DotSet* set, Random& random) {
+  const int64_t spread = int64_t{1} << random.between(2, 30);
+  const int count = (1 << random.between(1, 6)) - 1;
+  Chain c(random, spread);
+  auto limits = ascending(random, count, spread);
+  const auto table = numbers<uint8_t>(random, count + 1, 0, 255);
+  const uint8_t* const mapped = random.between(0, 3) ? nullptr : table.data();
+  const DotCode how = code(random);
+  if (set) {
+    set->compare(c.rows, limits.data(), count, mapped, how, c.to<uint8_t>());
+  } else {
+    for (size_t i = 0; i < c.row.size(); ++i)
+      for (int o = 0; o < c.rows.channels; ++o) {
+        int rank = 0;
+        for (int k = 0; k < count; ++k) rank += c.sums.data()[c.row[i] * kDotOutputs + o] >= limits.data()[k * kDotOutputs + o];
+        rank = mapped ? mapped[rank] : rank;
+        static_cast<uint8_t*>(c.targets[i])[o] = static_cast<uint8_t>((rank << how.shift) + how.add);
+      }
+  }
+  return c.bytes(false);
+}
+
+Bytes lines(const DotSet& set, Random& random, bool near) {
+  const int64_t spread = int64_t{1} << random.between(4, 24);
+  const int last = (1 << random.between(1, 8)) - 1;
+  Chain c(random, spread);
+  Lines<float> slope(kDotOutputs), intercept(kDotOutputs);
+  for (int o = 0; o < kDotOutputs; ++o) {
+    slope.data()[o] = static_cast<float>(random.between(-1000, 1000)) * static_cast<float>(last) / (1000 * static_cast<float>(spread));
+    intercept.data()[o] = static_cast<float>(random.between(-1000, 1000)) * 1e-2f;
+  }
+  auto limits = ascending(random, last + 2, spread);
+  const DotCode how = code(random);
+  if (near) set.near(c.rows, slope.data(), intercept.data(), limits.data(), last, how, c.to<uint8_t>());
+  else set.line(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());
+  return c.bytes(false);
+}
+
+Bytes scale(const DotSet& set, Random& random) {
+  Chain c(random, (int64_t{1} << 31) - 1);
+  Lines<float> factor(kDotOutputs), bias(kDotOutputs);
+  for (int o = 0; o < kDotOutputs; ++o) {
+    factor.data()[o] = static_cast<float>(random.between(-100000, 100000)) * 1e-7f;
+    bias.data()[o] = static_cast<float>(random.between(-100000, 100000)) * 1e-3f;
+  }
+  if (random.between(0, 1)) {
+    set.scale(c.rows, factor.data(), bias.data(), c.to<float>(), 1);
+  } else {
+    c.memory = Lines<uint8_t>(kTile * 4);
+    for (size_t i = 0; i < c.targets.size(); ++i) c.targets[i] = c.memory.data() + 4 * i;
+    set.scale(c.rows, factor.data(), bias.data(), c.to<float>(), kDotPixels);
+  }
+  return c.bytes(false);
+}
+
+// Some places in memory, and what is made of them.
+struct Places {
+  Lines<uint8_t> memory;
+  std::vector<const uint8_t*> at;
+  std::vector<const void*> numbers;
+  Places(Random& random, int count, int size) : memory(random, size_t{1} * count * (size + 8) + 256, 0, 255) {
+    for (int i = 0; i < count; ++i) {
+      at.push_back(memory.data() + i * (size + 8));
+      numbers.push_back(at.back());
+    }
+  }
+};
+
+Bytes max_bytes(const DotSet& set, Random& random) {
+  const int count = small(random, 9), bytes = small(random, 300);
+  Places p(random, count, bytes);
+  Bytes out(bytes + 64, 0x5A);
+  set.max_bytes(p.at.data(), count, bytes, out.data());
+  return out;
+}
+
+Bytes max_sums(const DotSet& set, Random& random) {
+  const int count = small(random, 9);
+  Places p(random, count, 4 * kDotOutputs);
+  Lines<int32_t> sums(kDotOutputs);
+  set.max_sums(p.numbers.data(), count, random.between(0, 1), sums.data());
+  Bytes out;
+  append(out, sums.data(), kDotOutputs);
+  return out;
+}
+
+Bytes sum_bytes(const DotSet& set, Random& random) {
+  const int count = small(random, 49);
+  Places p(random, count, kDotOutputs);
+  Lines<int32_t> sums(random, kDotOutputs, -1000000, 1000000);
+  set.sum_bytes(p.at.data(), count, static_cast<int>(random.between(-32767, 32767)), sums.data());
+  Bytes out;
+  append(out, sums.data(), kDotOutputs);
+  return out;
+}
+
+Bytes sum_sums(const DotSet& set, Random& random) {
+  const int count = small(random, 9);
+  Places p(random, count, 4 * kDotOutputs);
+  const bool narrow = random.between(0, 1);
+  if (!narrow)
+    for (const uint8_t* at : p.at)
+      for (int i = 0; i < kDotOutputs; ++i) {
+        const auto number = static_cast<int32_t>(random.between(-(1 << 20), 1 << 20));
+        std::memcpy(const_cast<uint8_t*>(at) + 4 * i, &number, 4);
+      }
+  Lines<int32_t> sums(random, kDotOutputs, -1000000, 1000000);
+  set.sum_sums(p.numbers.data(), count, narrow, static_cast<int>(random.between(-100, 100)), sums.data());
+  Bytes out;
+  append(out, sums.data(), kDotOutputs);
+  return out;
+}
+
+Bytes interleave4(const DotSet& set, Random& random) {
+  const int count = small(random, 300);
+  Places p(random, 4, count);
+  Lines<uint8_t> made(4 * count);
+  set.interleave4(p.at.data(), made.data(), count);
+  Bytes out;
+  append(out, made.data(), 4 * count);
+  return out;
+}
+}  // namespace
+
+void test_dot(const InstructionSet& set) {
+  if (!set.dot) return;
+  const auto repeat = [&](const char* name, const std::function<Bytes(Random&)>& got, const std::function<Bytes(Random&)>& expected) {
+    for (uint64_t seed = 0; seed < 60; ++seed) {
+      Random one(seed), other(seed);
+      expect(got(one) == expected(other), std::string(set.name) + " dot " + name + ", seed " + std::to_string(seed));
+    }
+  };
+  // Against plain loops.
+  using Plain = Bytes (*)(const DotSet*, Random&);
+  const std::pair<const char*, Plain> plain[] = {
+      {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"requantize", requantize}, {"compare", compare}};
+  for (const auto& [name, run] : plain) {
+    const Plain f = run;
+    repeat(name, [&](Random& r) { return f(set.dot, r); }, [&](Random& r) { return f(nullptr, r); });
+  }
+  // Against the scalar set.
+  using Like = Bytes (*)(const DotSet&, Random&);
+  const std::pair<const char*, Like> like[] = {
+      {"add", add},           {"add, wide", add_wide}, {"store", store},         {"scale", scale},
+      {"max_bytes", max_bytes}, {"max_sums", max_sums}, {"sum_bytes", sum_bytes}, {"sum_sums", sum_sums},
+      {"interleave4", interleave4},
+      {"line", [](const DotSet& s, Random& r) { return lines(s, r, false); }},
+      {"near", [](const DotSet& s, Random& r) { return lines(s, r, true); }}};
+  for (const auto& [name, run] : like) {
+    const Like f = run;
+    repeat(name, [&](Random& r) { return f(*set.dot, r); }, [&](Random& r) { return f(kDotScalar, r); });
+  }
+}
+
+}  // namespace bitbranch::testing

@@ -1,0 +1,23 @@
+"""What every test starts from: no cost table of the user who runs the tests, no forced kernels; which compiled core."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+os.environ["BITBRANCH_TUNING"] = "off"
+os.environ.pop("BITBRANCH_FAMILY", None)
+
+CORE = "bitbranch.runtime._core"
+
+if path := os.environ.get("BITBRANCH_TEST_CORE"):  # tools/sanitize.sh has built another one
+    spec = importlib.util.spec_from_file_location(CORE, path)
+    assert spec is not None and spec.loader is not None, path
+    sys.modules[CORE] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[CORE])
+
+
+def pytest_report_header() -> str:
+    """Which compiled core the tests run on, if not the installed one."""
+    return f"compiled core: {path}" if path else ""
