@@ -43,9 +43,15 @@ class Convolution final : public Step {
   int block_pixels() const;
   int sum_bytes() const { return epilogue.wide ? 4 : 2; }
   void run_pooled(const Run& run) const;
+  struct Rows {
+    int first, last;
+  };
+  Rows rows_of(int band) const;
   template <class Sum>
-  void pool_band(int64_t image, int band, int chunk, uint8_t* scratch) const;
+  void pool_band(int64_t image, int band, int chunk, uint8_t* scratch, int slot, bool follows) const;
 
+  int shared_rows_ = 0;                      // by neighbouring windows; negative: rows between them
+  int slots_ = 1;                            // bands of sums in the scratch, one for each chunk that is made together
   int band_stride_ = 0, pooled_stride_ = 0;  // elements of a channel's sums in a band, before and after
   int columns_ = 0;                          // see WindowRow
   size_t scratch_bytes_ = 0;

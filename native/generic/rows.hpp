@@ -202,7 +202,8 @@ static void pick(const void* from, void* to, int step, int count) {
 }
 
 template <class Sum>
-static void max_row(const WindowRow& w) {
+static void max_row(const WindowRow& row) {
+  const WindowRow w = row;  // what is written could overlap the caller's, which would forbid vectors
   Sum* __restrict const column = static_cast<Sum*>(w.scratch);
   Sum* __restrict const best = column + w.columns;
   constexpr Sum least = static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1));
