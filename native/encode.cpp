@@ -7,6 +7,34 @@
 
 namespace bitbranch {
 
+namespace {
+// Thresholds of a uniform quantizer: a line in double gives the rank. It is monotone, so it is right for every real if
+// it is right at each threshold and at the greatest real below it.
+bool find_line(const std::vector<float>& thresholds, FloatEncoder& e) {
+  const int count = static_cast<int>(thresholds.size());
+  if (count < 2 || !(thresholds.front() < thresholds.back())) return false;
+  const auto below = [](float x) { return std::nextafter(x, -std::numeric_limits<float>::infinity()); };
+  const double step = (double{thresholds.back()} - thresholds.front()) / (count - 1);
+  for (const double s : {double{static_cast<float>(step)}, step}) {
+    // The middle of a step is most often a multiple of half a step; a little more, for reals right on a threshold.
+    const double first = thresholds.front() / s, near = std::round(2 * first) / 2;
+    const double factor = 1 / s, offset = 1 + 0x1p-40 - (std::abs(first - near) < 1e-4 ? near : first);
+    const auto is_rank = [&](float x, int rank) {
+      const double y = x * factor + offset;
+      return y > -1 && y < count + 2.0 && static_cast<int>(y) == rank;
+    };
+    bool right = std::isfinite(factor) && std::isfinite(offset);
+    for (int k = 0; right && k < count; ++k) right = is_rank(thresholds[k], k + 1) && is_rank(below(thresholds[k]), k);
+    if (!right) continue;
+    e.factor = factor;
+    e.offset = offset;
+    e.least = below(thresholds.front());
+    return true;
+  }
+  return false;
+}
+}  // namespace
+
 Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int multiplier, int add)
     : isa(set), thresholds_(std::move(thresholds)) {
   const int count = static_cast<int>(thresholds_.size());
@@ -33,9 +61,11 @@ Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int mul
     for (int b = 1; b < buckets; ++b) start_[b] = start_[b - 1] + in_bucket[b - 1];
     steps = *std::max_element(in_bucket.begin(), in_bucket.end());
   }
+  FloatEncoder line{};
+  find_line(thresholds_, line);
   thresholds_.push_back(std::numeric_limits<float>::infinity());
-  encoder_ = {thresholds_.data(), count, even ? nullptr : start_.data(), buckets, low, high, scale, steps, multiplier,
-              add};
+  encoder_ = {thresholds_.data(), count, even ? nullptr : start_.data(), buckets, low, high, scale, steps, line.factor,
+              line.offset, line.least, multiplier, add};
 }
 
 void Encode::encode(const Images& images, int channel, int64_t from, uint8_t* bytes, int count) const {

@@ -91,6 +91,8 @@ struct FloatEncoder {
   int buckets;
   float low, high, scale;   // bucket = int((clamp(x, low, high) - low) * scale + 0.5)
   int steps;                // most thresholds in one bucket
+  double factor, offset;    // rank = int(clamp(x, least, high) * factor + offset), in double; factor 0: not so
+  float least;              // the greatest real that passes no threshold
   int multiplier, add;      // stored byte = multiplier * rank + add
 };
 

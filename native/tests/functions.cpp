@@ -152,12 +152,18 @@ Bytes to_int32(const InstructionSet* set, Random& random) {
 // Reals at thresholds and beside them, the extremes and the infinities.
 Bytes encode(const InstructionSet* set, Random& random) {
   const int count = some(random), levels = (1 << random.between(1, 8)) - static_cast<int>(random.between(0, 1));
-  const int kind = static_cast<int>(random.between(0, 2));  // evenly spaced, not, and extreme
+  const int kind = static_cast<int>(random.between(0, 3));  // evenly spaced, not, extreme, and of a uniform quantizer
   constexpr float most = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
   std::vector<float> thresholds(std::max(1, levels - 1));
   for (size_t k = 0; k < thresholds.size(); ++k)
     thresholds[k] = kind == 0 ? 0.0173f * static_cast<float>(k) - 1
                               : static_cast<float>(random.between(-1000000, 1000000)) * (kind == 1 ? 1e-6f : 3e32f);
+  const float step = static_cast<float>(random.between(1, 1 << 24)) * 1e-8f;
+  for (size_t k = 0; kind == 3 && k < thresholds.size(); ++k) {
+    const double exact = (static_cast<double>(k) + 0.5 - levels / 2) * step;
+    thresholds[k] = static_cast<float>(exact);
+    if (thresholds[k] < exact) thresholds[k] = std::nextafter(thresholds[k], infinity);
+  }
   std::sort(thresholds.begin(), thresholds.end());
   std::vector<float> x(count);
   for (float& v : x) {
