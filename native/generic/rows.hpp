@@ -211,6 +211,8 @@ static void pick(const void* from, void* to, int step, int count) {
   Pixel* __restrict const y = static_cast<Pixel*>(to);
   if (step == 2)
     for (int i = 0; i < count; ++i) y[i] = x[2 * i];
+  else if (step == 4)
+    for (int i = 0; i < count; ++i) y[i] = x[4 * i];
   else
     for (int i = 0; i < count; ++i) y[i] = x[static_cast<int64_t>(i) * step];
 }
