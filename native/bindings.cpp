@@ -195,17 +195,22 @@ void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Arr
 }
 
 void add_linear(HeldPlan& p, nb::handle single, nb::handle several, std::shared_ptr<Buffer> activations, int depth,
-                Array<uint8_t> weights, int weight_bytes, int outputs, const HeldEpilogue& epilogue) {
+                Array<uint8_t> weights, int weight_bits, int step, int low, int flush, int outputs,
+                const HeldEpilogue& epilogue) {
   Linear& s = p.add(std::make_unique<Linear>());
   const auto one = key_of(single), few = key_of(several);
   s.single = find_kernel(*p.isa(), std::get<0>(one), std::get<1>(one), std::get<2>(one), std::get<3>(one));
   s.several = find_kernel(*p.isa(), std::get<0>(few), std::get<1>(few), std::get<2>(few), std::get<3>(few));
-  s.activations = reinterpret_cast<const int16_t*>(activations->data());
-  p.keep_.push_back(std::move(activations));
+  s.activations = activations->data();
   s.depth = depth;
   s.weights = hold(p.keep_, weights);
-  s.weight_bytes = weight_bytes;
+  s.weight_bits = weight_bits;
+  s.step = step;
+  s.low = low;
+  s.flush = flush;
   s.outputs = outputs;
+  s.reserve(static_cast<int>(activations->size() / depth));
+  p.keep_.push_back(std::move(activations));
   s.epilogue = p.hold_epilogue(epilogue);
 }
 
@@ -224,11 +229,12 @@ void add_repack(HeldPlan& p, const HeldView& source, const Form& from, const Hel
 }
 
 void add_flatten(HeldPlan& p, const HeldView& source, const Form& from, int channels, std::shared_ptr<Buffer> target,
-                 int depth) {
+                 int depth, bool narrow) {
   Flatten& s = p.add(std::make_unique<Flatten>(from));
   s.source = p.hold_view(source);
   s.channels = channels;
-  s.target = reinterpret_cast<int16_t*>(target->data());
+  s.target = target->data();
+  s.narrow = narrow;
   p.keep_.push_back(std::move(target));
   s.depth = depth;
 }
@@ -492,10 +498,10 @@ NB_MODULE(_core, m) {
            "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a,
            "pool"_a = nb::none(), "before"_a = nb::none())
       .def("linear", add_linear, nb::kw_only(), "single"_a, "several"_a, "activations"_a, "depth"_a,
-           "weights"_a.noconvert(), "weight_bytes"_a, "outputs"_a, "epilogue"_a)
+           "weights"_a.noconvert(), "weight_bits"_a, "step"_a, "low"_a, "flush"_a, "outputs"_a, "epilogue"_a)
       .def("repack", add_repack, nb::kw_only(), "source"_a, "source_form"_a, "target"_a, "target_form"_a, "channels"_a,
            "stride"_a, "phases"_a)
-      .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a)
+      .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a, "narrow"_a)
       .def("threshold", add_threshold, nb::kw_only(), "source"_a, "chunks"_a, "epilogue"_a)
       .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a, "stream"_a)
       .def("add", add_add, nb::kw_only(), "left"_a, "right"_a, "target"_a, "channels"_a, "lo"_a, "hi"_a)

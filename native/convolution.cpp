@@ -170,7 +170,18 @@ void Linear::run(const Run& run) const {
   const int lanes = single.outputs;
   const int64_t columns = (outputs + lanes - 1) / lanes;
   const int64_t blocks = (run.images + kLinearBlock - 1) / kLinearBlock;
-  const int64_t column_bytes = int64_t{depth} * lanes * weight_bytes;
+  const int64_t column_bytes = int64_t{depth} * lanes * weight_bits / 8;
+  const bool packed = weight_bits < 8;
+  const int64_t row_bytes = int64_t{depth} * (packed ? 1 : 2);
+  if (packed)
+    run.pool.parallel(run.images, plain_grain(depth), [&](int, int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        const int8_t* const x = reinterpret_cast<const int8_t*>(activations) + image * row_bytes;
+        int32_t total = 0;
+        for (int i = 0; i < depth; ++i) total += x[i];
+        totals_[image] = low * total;
+      }
+    });
   const int64_t grain = 1 + kGrain / (int64_t{depth} * std::min(run.images, kLinearBlock));
 
   run.pool.parallel(blocks * columns, grain, [&](int, int64_t begin, int64_t end) {
@@ -184,10 +195,12 @@ void Linear::run(const Run& run) const {
       epilogue.describe(first, count, block);
       for (int i = 0; i < count;) {
         const Kernel& kernel = count - i >= several.pixels ? several : single;
-        kernel.run({activations + (first + i) * depth, nullptr, weights + column * column_bytes, depth / 2, nullptr, 0,
-                    static_cast<ptrdiff_t>(depth) * 2, rows, lanes, false});
-        for (int k = 0; k < kernel.pixels; ++k)
-          for (int lane = 0; lane < lanes; ++lane) sums[lane * kMaxPixels + i + k] = rows[k * lanes + lane];
+        kernel.run({activations + (first + i) * row_bytes, nullptr, weights + column * column_bytes,
+                    depth / (packed ? 4 : 2), nullptr, flush, row_bytes, rows, lanes, false});
+        for (int k = 0; k < kernel.pixels; ++k) {
+          const int32_t total = packed ? totals_[first + i + k] : 0;
+          for (int lane = 0; lane < lanes; ++lane) sums[lane * kMaxPixels + i + k] = step * rows[k * lanes + lane] + total;
+        }
         i += kernel.pixels;
       }
       for (int lane = 0; lane < lanes && column * lanes + lane < outputs; lane += kChunk)

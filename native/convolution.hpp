@@ -58,18 +58,24 @@ class Convolution final : public Step {
   mutable std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_]
 };
 
-// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth].
+// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth], or int8 for packed weights.
 class Linear final : public Step {
  public:
   Kernel single{}, several{};  // one image, and a few at once
-  const int16_t* activations = nullptr;
-  int depth = 0;  // even
+  const uint8_t* activations = nullptr;
+  int depth = 0;  // whole taps
   const uint8_t* weights = nullptr;
-  int weight_bytes = 1;
+  int weight_bits = 8;  // below 8: ranks, weight = step * rank + low
+  int step = 1, low = 0;
+  int flush = 0;  // see Tile
   int outputs = 0;
   Epilogue epilogue;
 
+  void reserve(int images) { totals_.resize(images); }
   void run(const Run& run) const override;
+
+ private:
+  mutable std::vector<int32_t> totals_;  // of each image's activations, times `low`
 };
 
 }  // namespace bitbranch

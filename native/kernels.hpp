@@ -13,12 +13,13 @@ constexpr int kMaxPixels = 128;
 
 // One register tile of a kernel: `outputs` channels x `pixels` pixels, summed over a list of taps.
 struct Tile {
-  const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
+  const void* activations;    // at the tile's first pixel; linear: int16 [images][depth], packed: int8
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form
-  int taps;                   // linear: depth / 2
+  int taps;                   // linear: depth / 2; packed: depth / 4, a multiple of 8 / (bits of a weight)
   const uint8_t* dictionary;  // [words][16], [words][64] for sextets
-  int flush;                  // taps whose table entries sum to at most 255
+  int flush;                  // taps whose table entries sum to at most 255; packed: so many that sums fit int16,
+                              // which is a multiple of 8 / (bits of a weight)
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
   int stride;                 // elements
@@ -35,6 +36,7 @@ struct Tile {
 //   byte_signed    the same for signed bytes
 //   linear8        int16 activations x int8 weights, lanes are outputs, `pixels` counts images, int32 sums
 //   linear16       the same for int16 weights
+//   linear1, linear2, linear4  int8 activations x ranks of so many bits, packed: `bits` 8, else the same
 struct Kernel {
   const char* family;
   int bits;

@@ -157,7 +157,10 @@ Flatten::Flatten(const Form& form) : form_(form) {
       }
 }
 
-void Flatten::run(const Run& run) const {
+void Flatten::run(const Run& run) const { narrow ? run_as<int8_t>(run) : run_as<int16_t>(run); }
+
+template <class Value>
+void Flatten::run_as(const Run& run) const {
   const int planes = form_.bits > 2 ? 2 : 1, per_unit = form_.bits == 0 ? 2 : form_.sextets ? 6 / form_.bits : form_.bits == 1 ? 8 : 4;
   const int units = (channels + per_unit - 1) / per_unit;
   const int64_t plane = int64_t{source.height} * source.width;
@@ -165,7 +168,7 @@ void Flatten::run(const Run& run) const {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / units, unit = item % units;
       const int used = std::min<int>(per_unit, channels - static_cast<int>(unit) * per_unit);
-      int16_t* out = target + image * depth + unit * per_unit * plane;
+      Value* out = reinterpret_cast<Value*>(target) + image * depth + unit * per_unit * plane;
       for (int y = 0; y < source.height; ++y) {
         const uint8_t* const row = source.at(unit * planes, source.pixel(image, y, 0));
         for (int x = 0; x < source.width; ++x, ++out) {
@@ -183,9 +186,7 @@ void Flatten::run(const Run& run) const {
             if (planes == 2)
               for (int c = 0; c < 4; ++c) value[c] += values_[1024 + row[source.stride + x] * 4 + c];
           }
-          if (plane == 1) std::memcpy(out, value, static_cast<size_t>(used) * 2);
-          else
-            for (int c = 0; c < used; ++c) out[c * plane] = value[c];
+          for (int c = 0; c < used; ++c) out[c * plane] = static_cast<Value>(value[c]);
         }
       }
     }

@@ -41,19 +41,22 @@ void fill(std::vector<uint8_t>& bytes, size_t count, Random& random, Numbers num
 
 KernelTrial::KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers numbers) : kernel_(kernel) {
   const std::string family = kernel.family;
-  linear_ = family == "linear8" || family == "linear16";
+  packed_ = family == "linear1" || family == "linear2" || family == "linear4" ? family.back() - '0' : 0;
+  linear_ = packed_ || family == "linear8" || family == "linear16";
   dictionary_ = family == "dictionary" || family == "sextets" || family == "sextets64";
   narrow_ = dictionary_ || family == "byte16";
   signed_ = family == "byte_signed";
   if (!linear_ && !narrow_ && !signed_ && family != "byte_unsigned")
     throw std::invalid_argument("native/self_check.cpp has no plain loops for kernels of the family " + family);
   Random random(seed);
+  if (packed_) taps = (taps + 7) / 8 * 8;
   tile_.taps = taps;
   tile_.stride = linear_ ? kernel.outputs + 3 : kMaxPixels;
 
   const int plane = kReach + 2 * kMaxPixels + 64;
   if (linear_) {
-    fill<int16_t>(activations_, size_t{2} * taps * kernel.pixels, random, numbers, -511, 511);
+    if (packed_) fill<int8_t>(activations_, size_t{4} * taps * kernel.pixels, random, numbers, -128, 127);
+    else fill<int16_t>(activations_, size_t{2} * taps * kernel.pixels, random, numbers, -511, 511);
     tile_.second = static_cast<ptrdiff_t>(taps) * 4;
   } else {
     for (int t = 0; t < taps; ++t) offsets_.push_back(static_cast<int32_t>(random.between(0, kReach)));
@@ -96,6 +99,10 @@ void KernelTrial::make_weights(Random& random, Numbers numbers) {
     fill<int8_t>(pairs, 2 * count, random, numbers, -most, most);
     for (size_t i = 0; i < count; ++i)
       for (int twice = 0; twice < 2; ++twice) weights_.insert(weights_.end(), &pairs[2 * i], &pairs[2 * i] + 2);
+  } else if (packed_) {
+    fill<uint8_t>(weights_, count * packed_ / 2, random, numbers, 0, 255);
+    const int steps = 8 / packed_;
+    tile_.flush = 32767 / (2 * ((1 << packed_) - 1) * 128) / steps * steps;
   } else if (family == "linear8") {
     fill<int8_t>(weights_, 2 * count, random, numbers, -128, 127);
   } else {
@@ -112,7 +119,13 @@ int32_t KernelTrial::activation(int tap, int channel, int pixel) const {
 
 int32_t KernelTrial::plain_sum(int output, int pixel) const {
   uint32_t sum = 0;
-  for (int tap = 0; tap < tile_.taps; ++tap) {
+  for (int i = 0; packed_ && i < 4 * tile_.taps; ++i) {
+    const int steps = 8 / packed_, group = i / (4 * steps), step = i / 4 % steps;
+    const uint8_t byte = weights_[(size_t{1} * group * kernel_.outputs + output) * 4 + i % 4];
+    const int rank = byte >> (step * packed_) & ((1 << packed_) - 1);
+    sum += static_cast<uint32_t>(rank * at<int8_t>(activations_, size_t{4} * tile_.taps * pixel + i));
+  }
+  for (int tap = 0; !packed_ && tap < tile_.taps; ++tap) {
     const size_t place = size_t{1} * tap * kernel_.outputs + output;
     if (bits_of_entry_ == 6) {
       const int index = activations_[offsets_[tap] + pixel];

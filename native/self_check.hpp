@@ -44,6 +44,7 @@ class KernelTrial {
   Kernel kernel_;
   Tile tile_{};
   bool linear_, dictionary_, narrow_, signed_;  // narrow: int16 sums of int8 weights or words
+  int packed_ = 0;                     // bits of a packed weight
   int bits_of_entry_ = 4;              // bits that index a dictionary's table
   int word_step_ = 16;                 // bytes from a stored word to the next
   std::vector<uint8_t> activations_, tables_;

@@ -309,8 +309,9 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         v = b.conv(0, 10 if groups > 1 else outputs + extra, t("t" if family == "byte16" else "s8"), (1, 1), groups)
         n = 1
     else:
-        b = Builder((7, 3, 1), t("u8"), 3)
-        v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
+        weight_type = {"linear1": "b1", "linear2": "t", "linear4": "b4", "linear8": "s8", "linear16": "b8"}[family]
+        b = Builder((7, 3, 1), t("s8" if bits == 8 else "u8"), 3)
+        v = b.conv(0, outputs + extra, t(weight_type), (3, 1))
         n = pixels + 1 + extra
     program = b.program(b.conv(v, 3, t("s4")) if family in choice.DICTIONARIES else v)
     with dictionary_bits(4):

@@ -20,11 +20,12 @@ import numpy.typing as npt
 from ..errors import FormatError
 from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
-from .choice import DICTIONARIES, INT16_MAX, Choice, choose
+from .choice import DICTIONARIES, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, TapPairs, Taps
 from .rewrite import pool_first, readers_of
 from .transposed import Phase
 from .tuning import Rates
+from .tiles import INT16_MAX
 from .workspace import Stored, Workspace
 
 MAX_PHASES = 8
@@ -490,27 +491,35 @@ class Planner:
 
     def _linear(self, i: int, op: p.Conv, fused: Fused) -> None:
         source = self._codes(op.inputs[0])
-        single = self._kernel("linear8", 16)
+        bits = tiles.linear_bits(op, source)
+        by_images = sorted((k for k in self.kernels if k.family == f"linear{bits}"), key=lambda k: k.pixels)
         if (i, "linear") not in self.packed:
-            self.packed[i, "linear"] = tiles.pack_linear(op, source.shape[1:], single.outputs)
-        weights, depth, weight_bytes = self.packed[i, "linear"]
-        family = "linear8" if weight_bytes == 1 else "linear16"
-        by_images = sorted((k for k in self.kernels if k.family == family), key=lambda k: k.pixels)
-        flat = self.workspace.buffer(self.capacity * depth * 2)
+            lanes = by_images[0].outputs
+            self.packed[i, "linear"] = (
+                tiles.pack_ranks(op, source.code_type, lanes, bits)
+                if bits < 8
+                else tiles.pack_linear(op, source.shape[1:], lanes)
+            )
+        packed: tiles.LinearWeights = self.packed[i, "linear"]
+        flat = self.workspace.buffer(self.capacity * packed.depth * (1 if bits < 8 else 2))
         stored = self._find(op.inputs[0], None)
         assert stored.form is not None
         self.plan.flatten(
-            source=stored.view, form=self._form(stored.form), channels=source.shape[0], target=flat, depth=depth
-        )
+            source=stored.view, form=self._form(stored.form), channels=source.shape[0], target=flat,
+            depth=packed.depth, narrow=bits < 8,
+        )  # fmt: skip
         self._add(i, "flatten", completes=(), what=" (flatten)")
         no_bias = np.zeros(layout.round_up(len(op.weight), CHUNK), np.int64)
         self.plan.linear(
             single=by_images[0],
             several=by_images[-1],
             activations=flat,
-            depth=depth,
-            weights=weights,
-            weight_bytes=weight_bytes,
+            depth=packed.depth,
+            weights=packed.weights,
+            weight_bits=bits,
+            step=packed.step,
+            low=packed.low,
+            flush=packed.flush,
             outputs=len(op.weight),
             **self._epilogue(i, op, self.choices[i], Geometry(1, 1), no_bias, fused),
         )

@@ -9,11 +9,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from ..contract import CodeType
 from . import program as p
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
 PACKED_TOGETHER = 64
 """Outputs whose weights are packed at once: many are quick, few need little memory."""
+INT16_MAX = 2**15 - 1
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
@@ -208,16 +210,64 @@ def _packed(
     return PackedWeights(np.concatenate(packed), at, tuple(units), word_bytes, bias, dictionary, flush)
 
 
-def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+@dataclass(frozen=True, eq=False)
+class LinearWeights:
+    """Weights of a convolution with one output pixel."""
+
+    weights: npt.NDArray[np.uint8]
+    depth: int
+    """``C * H * W``, rounded up."""
+    bits: int
+    """Of a stored weight: 16, 8, or packed ranks of 4, 2 or 1."""
+    step: int = 1
+    low: int = 0
+    """``weight = step * rank + low``."""
+    flush: int = 0
+    """Fours of the depth whose sums fit int16, if packed."""
+
+
+def linear_bits(op: p.Conv, source: p.Codes) -> int:
+    """Bits of a stored weight: packed if weights have at most 4 and activations are int8."""
+    count, values = op.weight_type.count, source.code_type
+    whole = op.kernel == source.shape[1:] and not any(op.padding)
+    if whole and count <= 16 and values.lo >= -128 and values.hi <= 127:
+        return 1 if count == 2 else 2 if count <= 4 else 4
+    return 8 if -128 <= op.weight_type.lo and op.weight_type.hi <= 127 else 16
+
+
+def pack_ranks(op: p.Conv, code_type: CodeType, lanes: int, bits: int) -> LinearWeights:
+    """Weights of a convolution that covers its input, as ranks: ``[O / lanes][depth / n][lanes][n]``, n ranks in 4 bytes.
+
+    Args:
+        op: the convolution, one group.
+        code_type: of its input.
+        lanes: outputs of the kernel's tile.
+        bits: of a rank; byte ``b`` of an output holds those of depths ``b``, ``4 + b`` and so on, from its lowest bits up.
+    """
+    low, step, steps = op.weight_type.lo, op.weight_type.step, 8 // bits
+    rank = ((op.weight_type.decode(np.arange(op.weight_type.count)) - low) // step).astype(np.uint8)
+    outputs, deep = len(op.weight), op.weight[0].size
+    depth = round_up(deep, 4 * steps)
+    packed = np.zeros((round_up(outputs, lanes) // lanes, depth // (4 * steps), lanes, 4), np.uint8)
+    for tile in range(len(packed)):
+        codes = op.weight[tile * lanes : (tile + 1) * lanes].reshape(-1, deep)
+        ranks = np.zeros((lanes, depth), np.uint8)
+        ranks[: len(codes), :deep] = rank[codes]
+        places = ranks.reshape(lanes, -1, steps, 4)
+        for s in range(steps):
+            packed[tile] |= (places[:, :, s] << np.uint8(s * bits)).transpose(1, 0, 2)
+    largest = 2 * (op.weight_type.count - 1) * max(-code_type.lo, code_type.hi)
+    flush = min(INT16_MAX // largest, depth) // steps * steps
+    return LinearWeights(packed.reshape(-1), depth, bits, step, low, max(flush, steps))
+
+
+def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> LinearWeights:
     """Weights of a convolution with one output pixel: ``[O / lanes][depth / 2][lanes][2]``.
 
     Args:
         op: the convolution, one group.
         size: height and width of its input.
         lanes: outputs of the kernel's tile.
-
-    Returns:
-        The bytes; the depth ``C * H * W``, rounded up to even; and the bytes of a weight, 1 or 2.
     """
     values = op.values()
     outputs, channels = values.shape[:2]
@@ -228,11 +278,11 @@ def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.ui
             if 0 <= y < size[0] and 0 <= x < size[1]:
                 dense[:, :, y, x] = values[:, :, i, j]
     depth = round_up(dense[0].size, 2)
-    dtype = np.int8 if -128 <= values.min() and values.max() <= 127 else np.int16
+    dtype = np.int8 if -128 <= op.weight_type.lo and op.weight_type.hi <= 127 else np.int16
     matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
     matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
     tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, matrix.itemsize
+    return LinearWeights(np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, 8 * matrix.itemsize)
 
 
 def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:
