@@ -129,7 +129,7 @@ void Epilogue::write_by_table(const Output& output, int chunk, const void* value
   codes.pixels = block.pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
-  codes.guess = output.guess + int64_t{chunk} * kChunk * 2;
+  codes.guess = output.guess + int64_t{chunk} * kChunk * 3;
   codes.multiplier = 1;
   codes.packed = reinterpret_cast<uint8_t*>(pairs);
   codes.packed_stride = sizeof pairs[0];
@@ -168,7 +168,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   codes.pixels = block.pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
-  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
+  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 3 : nullptr;
   codes.multiplier = form.multiplier;
   codes.add = form.add;
   codes.third = third;

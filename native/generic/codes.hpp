@@ -154,18 +154,23 @@ static void pack_sextets(const Codes& c) {
   }
 }
 
-// Evenly spaced limits: a monotone guess that is exact up to one comparison.
-template <class Sum>
-static void rank_even(const Sum* __restrict sums, const int32_t* __restrict limits, int last, const float* guess,
+// Nearly evenly spaced limits: a monotone guess, and a search among the few limits about it. Nothing else of a long
+// list is read.
+template <int Steps, class Sum>
+static void rank_near(const Sum* __restrict sums, const int32_t* __restrict limits, int thresholds, const float* guess,
                       int multiplier, int add, uint8_t* __restrict out, int count) {
+  constexpr int window = (1 << Steps) - 1;
   const float low = guess[0], scale = guess[1];
-  const int32_t least = limits[0], greatest = limits[last];
+  const int32_t least = limits[0], greatest = limits[thresholds - 1], last = thresholds - window;
   for (int p = 0; p < count; ++p) {
     const int32_t sum = sums[p];
     int32_t y = sum > least ? sum : least;
     y = y < greatest ? y : greatest;
-    const int32_t rank = static_cast<int32_t>((static_cast<float>(y) - low) * scale + 0.5f);
-    out[p] = static_cast<uint8_t>(multiplier * (rank + (sum > limits[rank] ? 1 : 0)) + add);
+    int32_t rank = static_cast<int32_t>((static_cast<float>(y) - low) * scale + 0.5f) - window / 2;
+    rank = rank > 0 ? rank : 0;
+    rank = rank < last ? rank : last;
+    UNROLL for (int step = 1 << (Steps - 1); step > 0; step /= 2) rank += sum > limits[rank + step - 1] ? step : 0;
+    out[p] = static_cast<uint8_t>(multiplier * rank + add);
   }
 }
 
@@ -192,8 +197,9 @@ template <class Sum>
 static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
   const Sum* const sums = static_cast<const Sum*>(c.sums) + channel * c.stride;
   const int32_t* const limits = c.limits + channel * c.thresholds;
-  const float* const guess = c.guess + 2 * channel;
-  if (guess[1] > 0) rank_even(sums, limits, c.thresholds - 1, guess, c.multiplier, c.add, out, c.pixels);
+  const float* const guess = c.guess + 3 * channel;
+  const auto near = guess[2] == 1 ? rank_near<1, Sum> : guess[2] == 2 ? rank_near<2, Sum> : rank_near<3, Sum>;
+  if (guess[2] > 0) near(sums, limits, c.thresholds, guess, c.multiplier, c.add, out, c.pixels);
   else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
 }
 

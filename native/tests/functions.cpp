@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 
@@ -30,21 +31,25 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
   const auto sums = numbers<Sum>(random, kChunk * kMaxPixels, random.between(0, 3) ? -spread : least,
                                  random.between(0, 3) ? spread : most);
   std::vector<int32_t> limits(kChunk * thresholds), plain;
-  std::vector<float> guess(2 * kChunk);
+  std::vector<float> guess(3 * kChunk);
   for (int r = 0; r < kChunk; ++r) {
     int32_t* const row = &limits[r * thresholds];
     const bool even = bytes && random.between(0, 1);
-    const int64_t step = 1 + spread / (thresholds + 1);
+    const int64_t step = 1 + spread / (thresholds + 1), uneven = random.between(0, 4);
     for (int k = 0; k < thresholds; ++k)
-      row[k] = static_cast<int32_t>(even ? k * step - spread / 2 : random.between(-spread, spread));
+      row[k] = static_cast<int32_t>(even ? k * step - spread / 2 + random.between(-step, step) * uneven / 2
+                                         : random.between(-spread, spread));
     if (!even && random.between(0, 2) == 0) row[0] = static_cast<int32_t>(most);  // which no sum passes
     std::sort(row, row + thresholds);
-    if (!even || thresholds == 1) continue;
-    float* const g = &guess[2 * r];
+    if (!even || row[0] == row[thresholds - 1]) continue;
+    float* const g = &guess[3 * r];
     g[0] = static_cast<float>(row[0]);
     g[1] = static_cast<float>(thresholds - 1) / (static_cast<float>(row[thresholds - 1]) - g[0]);
+    int off = 0;
     for (int k = 0; k < thresholds; ++k)
-      if (static_cast<int>((static_cast<float>(row[k]) - g[0]) * g[1] + 0.5f) != k) g[1] = 0;
+      off = std::max(off, std::abs(static_cast<int>((static_cast<float>(row[k]) - g[0]) * g[1] + 0.5f) - k));
+    const int steps = off == 0 ? 1 : off == 1 ? 2 : 3;
+    if (off <= 3 && (1 << steps) <= thresholds + 1) g[2] = static_cast<float>(steps);
   }
   plain = limits;
   if (narrow && !bytes)

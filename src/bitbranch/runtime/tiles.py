@@ -16,6 +16,8 @@ from .layout import CHUNK, LINE, Form, Ints, round_up
 PACKED_TOGETHER = 64
 """Outputs whose weights are packed at once: many are quick, few need little memory."""
 INT16_MAX = 2**15 - 1
+MOST_OFF = 3
+"""A guess of a rank is searched in so many limits on either side."""
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
@@ -309,19 +311,23 @@ def byte_limits(thresholds: Ints, channels: int) -> tuple[npt.NDArray[np.int32],
     """The same for codes stored as bytes, which are searched: padded to ``2^m - 1`` limits.
 
     Returns:
-        The limits, and ``[C rounded up, 2]`` low and scale of a guess: if scale is positive, then
-        ``int((limit - low) * scale + 0.5)`` in float32 is ``k`` for the ``k``-th of all limits.
+        The limits, and ``[C rounded up, 3]`` low, scale and steps of a guess: if steps are not 0, then
+        ``int((limit - low) * scale + 0.5)`` in float32 is off by less than ``2^(steps - 1)`` from ``k`` for the
+        ``k``-th of all limits, of which there are ``2^steps - 1`` at least.
     """
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
     out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int32)
     out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
-    guess = np.zeros((len(out), 2), np.float32)
+    guess = np.zeros((len(out), 3), np.float32)
     with np.errstate(over="ignore"):
         reals = out.astype(np.float32)
         guess[:, 0] = reals[:, 0]
         span = reals[:, -1] - reals[:, 0]
         scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
         found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
-    guess[:, 1] = np.where((found == np.arange(out.shape[1])).all(axis=1), scale, 0)
+    off = abs(found - np.arange(out.shape[1])).max(axis=1)
+    steps = np.select([off == 0, off == 1, off <= MOST_OFF], [1, 2, 3], 0)
+    guess[:, 1] = scale
+    guess[:, 2] = np.where((scale > 0) & (2**steps <= out.shape[1] + 1), steps, 0)
     return out, guess
