@@ -199,7 +199,8 @@ void Linear::run(const Run& run) const {
                     depth / (packed ? 4 : 2), nullptr, flush, row_bytes, rows, lanes, false});
         for (int k = 0; k < kernel.pixels; ++k) {
           const int32_t total = packed ? totals_[first + i + k] : 0;
-          for (int lane = 0; lane < lanes; ++lane) sums[lane * kMaxPixels + i + k] = step * rows[k * lanes + lane] + total;
+          for (int lane = 0; lane < lanes; ++lane)
+            sums[lane * kMaxPixels + i + k] = step * rows[k * lanes + lane] + total;
         }
         i += kernel.pixels;
       }

@@ -58,7 +58,8 @@ class Convolution final : public Step {
   mutable std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_]
 };
 
-// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth], or int8 for packed weights.
+// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth], or to int8 for packed
+// weights.
 class Linear final : public Step {
  public:
   Kernel single{}, several{};  // one image, and a few at once

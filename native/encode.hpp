@@ -6,8 +6,8 @@
 
 namespace bitbranch {
 
-// Float32 through thresholds or uint8 through a table, to bytes: pairs of channels, or single ones (a target of one byte
-// per pixel) in the phases of a stride, whose planes are [channel][phase row][phase column].
+// Float32 through thresholds or uint8 through a table, to bytes: pairs of channels, or single ones (a target of one
+// byte per pixel) in the phases of a stride, whose planes are [channel][phase row][phase column].
 class Encode final : public Step {
  public:
   Encode(const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add);
@@ -16,8 +16,8 @@ class Encode final : public Step {
   int input = 0;  // which of the run's
   int channels = 0;
   const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
-  View target;         // single: height, width of one phase
-  int height = 0, width = 0;  // of an image
+  View target;                     // single: height, width of one phase
+  int height = 0, width = 0;       // of an image
   int stride_y = 1, stride_x = 1;
 
   const FloatEncoder& encoder() const { return encoder_; }

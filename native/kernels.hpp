@@ -53,9 +53,9 @@ struct Codes {
   const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. Planes of int16 sums: both
                           // halves equal.
   int thresholds;         // padded to 2^n - 1 with limits that no sum passes
-  const float* guess;     // bytes: [8][3] low, scale, steps; with x clamped to the limits, int((x - low) * scale + 0.5)
-                          // is k for the k-th limit, or off by less than 2^(steps - 1), and there are 2^steps - 1 limits
-                          // at least; up to 3 steps, 0: limits are too uneven for that
+  const float* guess;     // bytes: [8][3] low, scale, steps; with x clamped to the limits, int((x - low) * scale +
+                          // 0.5) is k for the k-th limit, or off by less than 2^(steps - 1), and there are
+                          // 2^steps - 1 limits at least; up to 3 steps, 0: limits are too uneven for that
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add
   uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
   ptrdiff_t packed_stride;  // bytes from plane to plane

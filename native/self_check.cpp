@@ -173,8 +173,9 @@ std::string kernel_fault(const InstructionSet& set) {
     const Kernel& k = set.kernels[i];
     const bool bytes = std::strncmp(k.family, "byte_", 5) == 0;
     for (int seed = 0; seed < (bytes ? 2 : 1); ++seed)
-      if (!KernelTrial(k, 4, 2 * static_cast<uint64_t>(i) + seed, Numbers::random).passes()) return std::string("kernel ") + k.family + " of " + std::to_string(k.bits) + " bits, " + std::to_string(k.outputs) +
-             " x " + std::to_string(k.pixels);
+      if (!KernelTrial(k, 4, 2 * static_cast<uint64_t>(i) + seed, Numbers::random).passes())
+        return std::string("kernel ") + k.family + " of " + std::to_string(k.bits) + " bits, " +
+               std::to_string(k.outputs) + " x " + std::to_string(k.pixels);
   }
   return "";
 }

@@ -11,13 +11,6 @@ from hypothesis import strategies as st
 from bitbranch.contract import CodeType, Kind
 from bitbranch.runtime import program as p
 
-
-def examples(count: int) -> settings:
-    """Settings of a property test of so many examples, or the share of them that ``BITBRANCH_EXAMPLES`` asks for."""
-    share = float(os.environ.get("BITBRANCH_EXAMPLES", "1"))
-    return settings(max_examples=max(1, round(count * share)), deadline=None, suppress_health_check=list(HealthCheck))
-
-
 CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
 
 code_types = st.sampled_from(CODE_TYPES)
@@ -28,8 +21,10 @@ MOST_EXAMPLES = int(os.environ.get("BITBRANCH_MOST_EXAMPLES", 10**9))
 
 
 def examples(count: int) -> settings:
-    """How many examples a property is tried on, each for as long as it takes."""
-    return settings(max_examples=min(count, MOST_EXAMPLES), deadline=None, suppress_health_check=list(HealthCheck))
+    """Settings of a property test of so many examples, or the share of them that ``BITBRANCH_EXAMPLES`` asks for."""
+    share = float(os.environ.get("BITBRANCH_EXAMPLES", "1"))
+    most = min(MOST_EXAMPLES, max(1, round(count * share)))
+    return settings(max_examples=most, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class _Builder:

@@ -226,19 +226,25 @@ static void max_row(const WindowRow& row) {
   for (int i = 0; i < w.left; ++i) column[i] = least;
   for (int i = w.left + w.width; i < w.columns; ++i) column[i] = least;
   Sum* __restrict const inner = column + w.left;
-  const Sum *__restrict const x = static_cast<const Sum*>(w.x), *const x1 = x + w.row_stride, *const x2 = x1 + w.row_stride;
+  const Sum *__restrict const x = static_cast<const Sum*>(w.x), *const x1 = x + w.row_stride,
+            *const x2 = x1 + w.row_stride;
   const auto most = [](Sum a, Sum b) { return a > b ? a : b; };
-  if (w.rows == 1) for (int i = 0; i < w.width; ++i) inner[i] = x[i];
-  else if (w.rows == 2) for (int i = 0; i < w.width; ++i) inner[i] = most(x[i], x1[i]);
-  else for (int i = 0; i < w.width; ++i) inner[i] = most(most(x[i], x1[i]), x2[i]);
+  if (w.rows == 1)
+    for (int i = 0; i < w.width; ++i) inner[i] = x[i];
+  else if (w.rows == 2)
+    for (int i = 0; i < w.width; ++i) inner[i] = most(x[i], x1[i]);
+  else
+    for (int i = 0; i < w.width; ++i) inner[i] = most(most(x[i], x1[i]), x2[i]);
   for (int r = 3; r < w.rows; ++r) {
     const Sum* __restrict const below = x + r * w.row_stride;
     for (int i = 0; i < w.width; ++i) inner[i] = most(inner[i], below[i]);
   }
   Sum* __restrict const out = static_cast<Sum*>(w.out);
   if (w.stride == 2 && w.dilation == 1 && (w.kernel == 2 || w.kernel == 3)) {
-    if (w.kernel == 2) for (int i = 0; i < w.count; ++i) out[i] = most(column[2 * i], column[2 * i + 1]);
-    else for (int i = 0; i < w.count; ++i) out[i] = most(most(column[2 * i], column[2 * i + 1]), column[2 * i + 2]);
+    if (w.kernel == 2)
+      for (int i = 0; i < w.count; ++i) out[i] = most(column[2 * i], column[2 * i + 1]);
+    else
+      for (int i = 0; i < w.count; ++i) out[i] = most(most(column[2 * i], column[2 * i + 1]), column[2 * i + 2]);
     return;
   }
   const int last = (w.count - 1) * w.stride + 1;

@@ -23,9 +23,9 @@ from . import program as p
 from .choice import DICTIONARIES, Choice, choose
 from .layout import CHUNK, Form, Geometry, Ints, TapPairs, Taps
 from .rewrite import pool_first, readers_of
+from .tiles import INT16_MAX
 from .transposed import Phase
 from .tuning import Rates
-from .tiles import INT16_MAX
 from .workspace import Stored, Workspace
 
 MAX_PHASES = 8

@@ -238,13 +238,13 @@ def linear_bits(op: p.Conv, source: p.Codes) -> int:
 
 
 def pack_ranks(op: p.Conv, code_type: CodeType, lanes: int, bits: int) -> LinearWeights:
-    """Weights of a convolution that covers its input, as ranks: ``[O / lanes][depth / n][lanes][n]``, n ranks in 4 bytes.
+    """Weights of a convolution that covers its input, as ranks: ``[O / lanes][depth / n][lanes][n]``, n in 4 bytes.
 
     Args:
         op: the convolution, one group.
         code_type: of its input.
         lanes: outputs of the kernel's tile.
-        bits: of a rank; byte ``b`` of an output holds those of depths ``b``, ``4 + b`` and so on, from its lowest bits up.
+        bits: of a rank; byte ``b`` of an output holds those of depths ``b``, ``4 + b`` and so on, from its lowest bits.
     """
     low, step, steps = op.weight_type.lo, op.weight_type.step, 8 // bits
     rank = ((op.weight_type.decode(np.arange(op.weight_type.count)) - low) // step).astype(np.uint8)
