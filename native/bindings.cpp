@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
@@ -141,12 +142,27 @@ class HeldPlan {
 };
 
 void add_encode(HeldPlan& p, int input, int channels, std::vector<float> thresholds, MaybeArray<uint8_t> table,
-                int multiplier, int add, const HeldView& target) {
+                int multiplier, int add, const HeldView& target, std::pair<int, int> size,
+                std::pair<int, int> stride) {
   Encode& s = p.add(std::make_unique<Encode>(p.isa(), std::move(thresholds), multiplier, add));
   s.input = input;
   s.channels = channels;
   s.table = hold(p.keep_, table);
   s.target = p.hold_view(target);
+  s.height = size.first;
+  s.width = size.second;
+  s.stride_y = stride.first;
+  s.stride_x = stride.second;
+}
+
+void add_pair(HeldPlan& p, const HeldView& source, const HeldView& target, int64_t head,
+              const std::vector<std::tuple<int, int, int64_t>>& planes) {
+  PairUp& s = p.add(std::make_unique<PairUp>());
+  s.isa = p.isa();
+  s.source = p.hold_view(source);
+  s.target = p.hold_view(target);
+  s.head = head;
+  for (const auto& [first, second, distance] : planes) s.planes.push_back({first, second, distance});
 }
 
 void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Array<int32_t> offsets,
@@ -179,17 +195,22 @@ void add_convolution(HeldPlan& p, nb::handle kernel, const HeldView& source, Arr
 }
 
 void add_linear(HeldPlan& p, nb::handle single, nb::handle several, std::shared_ptr<Buffer> activations, int depth,
-                Array<uint8_t> weights, int weight_bytes, int outputs, const HeldEpilogue& epilogue) {
+                Array<uint8_t> weights, int weight_bits, int step, int low, int flush, int outputs,
+                const HeldEpilogue& epilogue) {
   Linear& s = p.add(std::make_unique<Linear>());
   const auto one = key_of(single), few = key_of(several);
   s.single = find_kernel(*p.isa(), std::get<0>(one), std::get<1>(one), std::get<2>(one), std::get<3>(one));
   s.several = find_kernel(*p.isa(), std::get<0>(few), std::get<1>(few), std::get<2>(few), std::get<3>(few));
-  s.activations = reinterpret_cast<const int16_t*>(activations->data());
-  p.keep_.push_back(std::move(activations));
+  s.activations = activations->data();
   s.depth = depth;
   s.weights = hold(p.keep_, weights);
-  s.weight_bytes = weight_bytes;
+  s.weight_bits = weight_bits;
+  s.step = step;
+  s.low = low;
+  s.flush = flush;
   s.outputs = outputs;
+  s.reserve(static_cast<int>(activations->size() / depth));
+  p.keep_.push_back(std::move(activations));
   s.epilogue = p.hold_epilogue(epilogue);
 }
 
@@ -208,11 +229,12 @@ void add_repack(HeldPlan& p, const HeldView& source, const Form& from, const Hel
 }
 
 void add_flatten(HeldPlan& p, const HeldView& source, const Form& from, int channels, std::shared_ptr<Buffer> target,
-                 int depth) {
+                 int depth, bool narrow) {
   Flatten& s = p.add(std::make_unique<Flatten>(from));
   s.source = p.hold_view(source);
   s.channels = channels;
-  s.target = reinterpret_cast<int16_t*>(target->data());
+  s.target = target->data();
+  s.narrow = narrow;
   p.keep_.push_back(std::move(target));
   s.depth = depth;
 }
@@ -469,16 +491,17 @@ NB_MODULE(_core, m) {
       .def(nb::init<std::shared_ptr<Machine>>(), "machine"_a)
       .def("__len__", [](const HeldPlan& p) { return p.plan_.size(); })
       .def("encode", add_encode, nb::kw_only(), "input"_a, "channels"_a, "thresholds"_a, "table"_a.noconvert().none(),
-           "multiplier"_a, "add"_a, "target"_a)
+           "multiplier"_a, "add"_a, "target"_a, "size"_a, "stride"_a)
+      .def("pair", add_pair, nb::kw_only(), "source"_a, "target"_a, "head"_a, "planes"_a)
       .def("convolution", add_convolution, nb::kw_only(), "kernel"_a, "source"_a, "offsets"_a.noconvert(),
            "first_tap"_a.noconvert(), "taps"_a.noconvert(), "weights_at"_a.noconvert(), "weights"_a.noconvert(),
            "dictionary"_a.noconvert().none(), "second"_a, "word_bytes"_a, "flush"_a, "span"_a, "chunks"_a, "epilogue"_a,
            "pool"_a = nb::none(), "before"_a = nb::none())
       .def("linear", add_linear, nb::kw_only(), "single"_a, "several"_a, "activations"_a, "depth"_a,
-           "weights"_a.noconvert(), "weight_bytes"_a, "outputs"_a, "epilogue"_a)
+           "weights"_a.noconvert(), "weight_bits"_a, "step"_a, "low"_a, "flush"_a, "outputs"_a, "epilogue"_a)
       .def("repack", add_repack, nb::kw_only(), "source"_a, "source_form"_a, "target"_a, "target_form"_a, "channels"_a,
            "stride"_a, "phases"_a)
-      .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a)
+      .def("flatten", add_flatten, nb::kw_only(), "source"_a, "form"_a, "channels"_a, "target"_a, "depth"_a, "narrow"_a)
       .def("threshold", add_threshold, nb::kw_only(), "source"_a, "chunks"_a, "epilogue"_a)
       .def("requantize", add_requantize, nb::kw_only(), "source"_a, "target"_a, "channels"_a, "stream"_a)
       .def("add", add_add, nb::kw_only(), "left"_a, "right"_a, "target"_a, "channels"_a, "lo"_a, "hi"_a)

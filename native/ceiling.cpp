@@ -20,6 +20,7 @@ int channels_per_tap(const Kernel& kernel) {
   if (family == "dictionary" || family == "xnor" || family == "xnor_ternary") return kernel.bits == 1 ? 8 : 4;
   if (family == "sextets" || family == "sextets64") return 6 / kernel.bits;
   if (family == "byte16" || family == "byte_unsigned" || family == "byte_signed") return 2;
+  if (family == "linear1" || family == "linear2" || family == "linear4") return 4;
   if (family == "linear8" || family == "linear16") return 2;
   throw std::invalid_argument("no micro-benchmark of kernel family " + family);
 }
@@ -44,10 +45,10 @@ Rate measure_kernel(const Kernel& kernel, int taps, int repeat) {
   std::vector<int32_t> offsets(static_cast<size_t>(taps) + 1);
   for (int i = 0; i < taps; ++i) offsets[static_cast<size_t>(i)] = i * kTapBytes;
 
-  const int flush = 255 / 4 / (kernel.bits == 1 ? 2 : 1);  // of ternary words
+  const int flush = linear ? 32 : 255 / 4 / (kernel.bits == 1 ? 2 : 1);  // of ternary words
   Tile tile{aligned(activations), offsets.data(), aligned(weights), taps, aligned(dictionary), flush,
             linear ? static_cast<ptrdiff_t>(taps) * 4 : static_cast<ptrdiff_t>(plane), aligned(sums),
-            linear ? kernel.outputs : kernel.pixels};
+            linear ? kernel.outputs : kernel.pixels, false};
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < repeat; ++i) kernel.run(tile);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -43,27 +43,40 @@ class Convolution final : public Step {
   int block_pixels() const;
   int sum_bytes() const { return epilogue.wide ? 4 : 2; }
   void run_pooled(const Run& run) const;
+  struct Rows {
+    int first, last;
+  };
+  Rows rows_of(int band) const;
   template <class Sum>
-  void pool_band(int64_t image, int band, int chunk, uint8_t* scratch) const;
+  void pool_band(int64_t image, int band, int chunk, uint8_t* scratch, int slot, bool follows) const;
 
+  int shared_rows_ = 0;                      // by neighbouring windows; negative: rows between them
+  int slots_ = 1;                            // bands of sums in the scratch, one for each chunk that is made together
   int band_stride_ = 0, pooled_stride_ = 0;  // elements of a channel's sums in a band, before and after
   int columns_ = 0;                          // see WindowRow
   size_t scratch_bytes_ = 0;
   mutable std::vector<uint8_t> scratch_;  // [threads][scratch_bytes_]
 };
 
-// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth].
+// Outputs of one pixel: lanes are outputs, activations are decoded to int16 [images][depth], or to int8 for packed
+// weights.
 class Linear final : public Step {
  public:
   Kernel single{}, several{};  // one image, and a few at once
-  const int16_t* activations = nullptr;
-  int depth = 0;  // even
+  const uint8_t* activations = nullptr;
+  int depth = 0;  // whole taps
   const uint8_t* weights = nullptr;
-  int weight_bytes = 1;
+  int weight_bits = 8;  // below 8: ranks, weight = step * rank + low
+  int step = 1, low = 0;
+  int flush = 0;  // see Tile
   int outputs = 0;
   Epilogue epilogue;
 
+  void reserve(int images) { totals_.resize(images); }
   void run(const Run& run) const override;
+
+ private:
+  mutable std::vector<int32_t> totals_;  // of each image's activations, times `low`
 };
 
 }  // namespace bitbranch

@@ -7,6 +7,34 @@
 
 namespace bitbranch {
 
+namespace {
+// Thresholds of a uniform quantizer: a line in double gives the rank. It is monotone, so it is right for every real if
+// it is right at each threshold and at the greatest real below it.
+bool find_line(const std::vector<float>& thresholds, FloatEncoder& e) {
+  const int count = static_cast<int>(thresholds.size());
+  if (count < 2 || !(thresholds.front() < thresholds.back())) return false;
+  const auto below = [](float x) { return std::nextafter(x, -std::numeric_limits<float>::infinity()); };
+  const double step = (double{thresholds.back()} - thresholds.front()) / (count - 1);
+  for (const double s : {double{static_cast<float>(step)}, step}) {
+    // The middle of a step is most often a multiple of half a step; a little more, for reals right on a threshold.
+    const double first = thresholds.front() / s, near = std::round(2 * first) / 2;
+    const double factor = 1 / s, offset = 1 + 0x1p-40 - (std::abs(first - near) < 1e-4 ? near : first);
+    const auto is_rank = [&](float x, int rank) {
+      const double y = x * factor + offset;
+      return y > -1 && y < count + 2.0 && static_cast<int>(y) == rank;
+    };
+    bool right = std::isfinite(factor) && std::isfinite(offset);
+    for (int k = 0; right && k < count; ++k) right = is_rank(thresholds[k], k + 1) && is_rank(below(thresholds[k]), k);
+    if (!right) continue;
+    e.factor = factor;
+    e.offset = offset;
+    e.least = below(thresholds.front());
+    return true;
+  }
+  return false;
+}
+}  // namespace
+
 Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int multiplier, int add)
     : isa(set), thresholds_(std::move(thresholds)) {
   const int count = static_cast<int>(thresholds_.size());
@@ -33,41 +61,85 @@ Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int mul
     for (int b = 1; b < buckets; ++b) start_[b] = start_[b - 1] + in_bucket[b - 1];
     steps = *std::max_element(in_bucket.begin(), in_bucket.end());
   }
+  FloatEncoder line{};
+  find_line(thresholds_, line);
   thresholds_.push_back(std::numeric_limits<float>::infinity());
-  encoder_ = {thresholds_.data(), count, even ? nullptr : start_.data(), buckets, low, high, scale, steps, multiplier,
-              add};
+  encoder_ = {thresholds_.data(), count, even ? nullptr : start_.data(), buckets, low, high, scale, steps, line.factor,
+              line.offset, line.least, multiplier, add};
 }
 
-void Encode::run(const Run& run) const {
-  const int pairs = (channels + 1) / 2, height = target.height, width = target.width;
+void Encode::encode(const Images& images, int channel, int64_t from, uint8_t* bytes, int count) const {
+  if (images.is_float) return isa->encode(encoder_, static_cast<const float*>(images.data) + from, bytes, count);
+  const uint8_t* const pixels = static_cast<const uint8_t*>(images.data) + from;
+  const uint8_t* const codes = table + channel * 256;
+  for (int i = 0; i < count; ++i) bytes[i] = codes[pixels[i]];
+}
+
+void Encode::run(const Run& run) const { target.pixel_bytes == 1 ? run_single(run) : run_pairs(run); }
+
+namespace {
+// Rows that lie one after the other in the input are encoded together: short ones would not fill the vectors.
+constexpr int kPiece = 2048;
+}  // namespace
+
+void Encode::run_single(const Run& run) const {
   const int64_t plane = int64_t{height} * width;
-  // Rows that lie one after the other in the input are encoded together: short ones would not fill the vectors.
-  constexpr int piece = 2048;
-  const int columns = std::min(width, piece), rows = std::max(1, piece / width);
-  const Images& input_images = run.inputs[input];
-  run.pool.parallel(int64_t{run.images} * pairs, plain_grain(2 * plane), [&](int, int64_t begin, int64_t end) {
-    uint8_t bytes[2][piece];
+  const int columns = std::min(width, kPiece / stride_x * stride_x), rows = std::max(1, kPiece / width);
+  run.pool.parallel(int64_t{run.images} * channels, plain_grain(plane), [&](int, int64_t begin, int64_t end) {
+    uint8_t bytes[kPiece];
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / pairs;
-      const int first = static_cast<int>(item % pairs) * 2, used = std::min(2, channels - first);
-      if (used == 1) std::memset(bytes[1], 0, piece);
+      const int64_t image = item / channels;
+      const int channel = static_cast<int>(item % channels);
       for (int y = 0; y < height; y += rows)
         for (int x = 0; x < width; x += columns) {
           const int here = std::min(rows, height - y), count = std::min(columns, width - x);
-          for (int c = 0; c < used; ++c) {
-            const int64_t from = (image * channels + first + c) * plane + int64_t{y} * width + x;
-            if (input_images.is_float) {
-              isa->encode(encoder_, static_cast<const float*>(input_images.data) + from, bytes[c], here * count);
-            } else {
-              const uint8_t* const pixels = static_cast<const uint8_t*>(input_images.data) + from;
-              const uint8_t* const codes = table + (first + c) * 256;
-              for (int i = 0; i < here * count; ++i) bytes[c][i] = codes[pixels[i]];
+          encode(run.inputs[input], channel, item * plane + int64_t{y} * width + x, bytes, here * count);
+          for (int row = 0; row < here; ++row) {
+            const int phase_row = (y + row) % stride_y;
+            for (int phase = 0; phase < std::min(stride_x, count); ++phase) {
+              uint8_t* const out = target.at((int64_t{channel} * stride_y + phase_row) * stride_x + phase,
+                                             target.pixel(image, (y + row) / stride_y, x / stride_x));
+              isa->pick1(bytes + row * count + phase, out, stride_x, (count - phase + stride_x - 1) / stride_x);
             }
           }
+        }
+    }
+  });
+}
+
+void Encode::run_pairs(const Run& run) const {
+  const int pairs = (channels + 1) / 2;
+  const int64_t plane = int64_t{height} * width;
+  const int columns = std::min(width, kPiece), rows = std::max(1, kPiece / width);
+  run.pool.parallel(int64_t{run.images} * pairs, plain_grain(2 * plane), [&](int, int64_t begin, int64_t end) {
+    uint8_t bytes[2][kPiece];
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / pairs;
+      const int first = static_cast<int>(item % pairs) * 2, used = std::min(2, channels - first);
+      if (used == 1) std::memset(bytes[1], 0, kPiece);
+      for (int y = 0; y < height; y += rows)
+        for (int x = 0; x < width; x += columns) {
+          const int here = std::min(rows, height - y), count = std::min(columns, width - x);
+          for (int c = 0; c < used; ++c)
+            encode(run.inputs[input], first + c, (image * channels + first + c) * plane + int64_t{y} * width + x,
+                   bytes[c], here * count);
           for (int row = 0; row < here; ++row)
             isa->interleave(bytes[0] + row * count, bytes[1] + row * count,
                             target.at(first / 2, target.pixel(image, y + row, x)), count);
         }
+    }
+  });
+}
+
+void PairUp::run(const Run& run) const {
+  const int64_t pixels = head + run.images * source.image_pixels();
+  const int64_t pieces = (pixels + kPiece - 1) / kPiece, count = static_cast<int64_t>(planes.size());
+  run.pool.parallel(pieces * count, plain_grain(2 * kPiece), [&](int, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item / count * kPiece - head, plane = item % count;
+      const Halves& halves = planes[plane];
+      isa->interleave(source.at(halves.first, first), source.at(halves.second, first + halves.distance),
+                      target.at(plane, first), static_cast<int>(std::min<int64_t>(kPiece, pixels - head - first)));
     }
   });
 }

@@ -29,6 +29,7 @@ void Epilogue::describe(int64_t first, int count, Block& block) const {
   block.first = first;
   block.pixels = count;
   block.segments = block.border_pixels = 0;
+  block.complete = pitch == width && rows == height;
   std::memset(block.exists, 0, sizeof block.exists);
   const int64_t row = first / pitch;
   int64_t image = row / rows;
@@ -76,6 +77,12 @@ void Epilogue::correct(int chunk, Sum* sums, ptrdiff_t stride, const Block& bloc
 void Epilogue::scatter(const View& target, const uint8_t* packed, ptrdiff_t packed_stride, int planes, int first_plane,
                        const Block& block) const {
   const int size = target.pixel_bytes;
+  if (block.complete && flat(target)) {
+    for (int plane = 0; plane < planes; ++plane)
+      std::memcpy(target.at(first_plane + plane, block.first), packed + plane * packed_stride,
+                  static_cast<size_t>(block.pixels) * size);
+    return;
+  }
   for (int s = 0; s < block.segments; ++s) {
     const Segment& segment = block.segment[s];
     const int64_t to = target.pixel(segment.image, segment.y, segment.x);
@@ -122,7 +129,7 @@ void Epilogue::write_by_table(const Output& output, int chunk, const void* value
   codes.pixels = block.pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
-  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
+  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 3 : nullptr;
   codes.multiplier = 1;
   codes.packed = reinterpret_cast<uint8_t*>(pairs);
   codes.packed_stride = sizeof pairs[0];
@@ -161,7 +168,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   codes.pixels = block.pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
-  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 2 : nullptr;
+  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 3 : nullptr;
   codes.multiplier = form.multiplier;
   codes.add = form.add;
   codes.third = third;

@@ -35,7 +35,7 @@ struct Epilogue {
     Form form;                        // of the codes
     const int32_t* limits = nullptr;  // see Codes::limits, [chunks * 8][thresholds]
     int thresholds = 0;
-    const float* guess = nullptr;     // see Codes::guess, [chunks * 8][2]
+    const float* guess = nullptr;     // see Codes::guess, [chunks * 8][3]
     const uint8_t* table = nullptr;   // [256] what is stored for a rank: bytes, or for planes another rank; or null
     int channels = 0;                 // those beyond are not written as integers, and are 0 after a table
     View target;
@@ -57,6 +57,7 @@ struct Epilogue {
     int pixels = 0, segments = 0, border_pixels = 0;
     Segment segment[kMaxPixels];
     BorderPixel border[kMaxPixels];
+    bool complete = false;  // all of them exist
     alignas(64) uint8_t exists[kMaxPixels];
   };
 

@@ -13,15 +13,17 @@ constexpr int kMaxPixels = 128;
 
 // One register tile of a kernel: `outputs` channels x `pixels` pixels, summed over a list of taps.
 struct Tile {
-  const void* activations;    // at the tile's first pixel; linear: int16 [images][depth]
+  const void* activations;    // at the tile's first pixel; linear: int16 [images][depth], packed: int8
   const int32_t* offsets;     // [taps] bytes from `activations` to a tap's plane and shift
   const void* weights;        // [taps][outputs], in the family's form; xnor: [groups of 16 taps][outputs][16]
-  int taps;                   // linear: depth / 2
+  int taps;                   // linear: depth / 2; packed: depth / 4, a multiple of 8 / (bits of a weight)
   const uint8_t* dictionary;  // [words][16], [words][64] for sextets, [words][4] for xnor, [words][8] for xnor_ternary
-  int flush;                  // dictionaries: taps whose table entries sum to at most 255
+  int flush;                  // dictionaries: taps whose table entries sum to at most 255; packed: so many that sums
+                              // fit int16, which is a multiple of 8 / (bits of a weight)
   ptrdiff_t second;           // bytes to the second plane of 3 and 4-bit codes; linear: bytes between images
   void* sums;                 // [outputs][stride] int16 or int32; linear: int32 [images][stride]
   int stride;                 // elements
+  bool narrow;                // byte_unsigned, byte_signed: sums are int16, saturated
 };
 
 // A row of the table. Families:
@@ -38,6 +40,7 @@ struct Tile {
 //   byte_signed    the same for signed bytes
 //   linear8        int16 activations x int8 weights, lanes are outputs, `pixels` counts images, int32 sums
 //   linear16       the same for int16 weights
+//   linear1, linear2, linear4  int8 activations x ranks of so many bits, packed: `bits` 8, else the same
 struct Kernel {
   const char* family;
   int bits;
@@ -54,9 +57,10 @@ struct Codes {
   const int32_t* limits;  // [8][thresholds], ascending; a sum passes where sum > limit. int16 sums, where there is no
                           // guess: both halves equal.
   int thresholds;         // with a guess: padded to 2^n - 1 with limits that no sum passes
-  const float* guess;     // bytes of many limits: [8][2] low and scale. Scale above 0: with x clamped to the limits,
-                          // int((x - low) * scale + 0.5) is k for the k-th limit. Below 0: int(x * -scale + low),
-                          // clamped to 0 .. thresholds, is the rank. 0: limits are too uneven for that.
+  const float* guess;     // bytes of many limits: [8][3] low, scale, steps. Steps above 0: with x clamped to the limits,
+                          // int((x - low) * scale + 0.5) is k for the k-th limit, or off by less than 2^(steps - 1),
+                          // and there are 2^steps - 1 limits at least; up to 3. Below 0: int(x * scale + low), clamped
+                          // to 0 .. thresholds, is the rank. 0: limits are too uneven for that.
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add; multiplier 1 or 2
   uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
   ptrdiff_t packed_stride;  // bytes from plane to plane
@@ -95,6 +99,8 @@ struct FloatEncoder {
   int buckets;
   float low, high, scale;   // bucket = int((clamp(x, low, high) - low) * scale + 0.5)
   int steps;                // most thresholds in one bucket
+  double factor, offset;    // rank = int(clamp(x, least, high) * factor + offset), in double; factor 0: not so
+  float least;              // the greatest real that passes no threshold
   int multiplier, add;      // stored byte = multiplier * rank + add
 };
 

@@ -93,12 +93,27 @@ void Repack::convert_row(int chunk, int64_t first, const View& out, int64_t at, 
   }
 }
 
+// Phases of one pixel: a plane of the target is one pixel of every image.
+void Repack::gather_pixels(const Run& run, int plane_count) const {
+  const auto pick = source.pixel_bytes == 1 ? isa->pick1 : isa->pick2;
+  const int64_t phase_count = static_cast<int64_t>(phases.size());
+  const int step = static_cast<int>(source.image_pixels());
+  run.pool.parallel(plane_count * phase_count, plain_grain(run.images), [&](int, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Phase& phase = phases[item % phase_count];
+      if (phase.y < source.height && phase.x < source.width)
+        pick(source.at(item / phase_count, source.pixel(0, phase.y, phase.x)), target.at(item, 0), step, run.images);
+    }
+  });
+}
+
 void Repack::run(const Run& run) const {
   const int64_t phase_count = static_cast<int64_t>(phases.size());
   const int planes = from.planes_per_group();
   const bool same = from.bits == to.bits && from.sextets == to.sextets && from.multiplier == to.multiplier && from.add == to.add;
   const int all_chunks = (channels + kChunk - 1) / kChunk;
   const int chunks = same ? from.groups(all_chunks) : all_chunks;  // or groups of them, where whole planes are copied
+  if (same && target.image_pixels() == 1) return gather_pixels(run, chunks * planes);
   const int64_t work = int64_t{target.height} * target.width * kChunk;
   run.pool.parallel(run.images * chunks * phase_count, plain_grain(work), [&](int, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -142,7 +157,10 @@ Flatten::Flatten(const Form& form) : form_(form) {
       }
 }
 
-void Flatten::run(const Run& run) const {
+void Flatten::run(const Run& run) const { narrow ? run_as<int8_t>(run) : run_as<int16_t>(run); }
+
+template <class Value>
+void Flatten::run_as(const Run& run) const {
   const int planes = form_.bits > 2 ? 2 : 1, per_unit = form_.bits == 0 ? 2 : form_.sextets ? 6 / form_.bits : form_.bits == 1 ? 8 : 4;
   const int units = (channels + per_unit - 1) / per_unit;
   const int64_t plane = int64_t{source.height} * source.width;
@@ -150,7 +168,7 @@ void Flatten::run(const Run& run) const {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / units, unit = item % units;
       const int used = std::min<int>(per_unit, channels - static_cast<int>(unit) * per_unit);
-      int16_t* out = target + image * depth + unit * per_unit * plane;
+      Value* out = reinterpret_cast<Value*>(target) + image * depth + unit * per_unit * plane;
       for (int y = 0; y < source.height; ++y) {
         const uint8_t* const row = source.at(unit * planes, source.pixel(image, y, 0));
         for (int x = 0; x < source.width; ++x, ++out) {
@@ -168,9 +186,7 @@ void Flatten::run(const Run& run) const {
             if (planes == 2)
               for (int c = 0; c < 4; ++c) value[c] += values_[1024 + row[source.stride + x] * 4 + c];
           }
-          if (plane == 1) std::memcpy(out, value, static_cast<size_t>(used) * 2);
-          else
-            for (int c = 0; c < used; ++c) out[c * plane] = value[c];
+          for (int c = 0; c < used; ++c) out[c * plane] = static_cast<Value>(value[c]);
         }
       }
     }

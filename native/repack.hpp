@@ -24,23 +24,28 @@ class Repack final : public Step {
   void run(const Run& run) const override;
 
  private:
+  void gather_pixels(const Run& run, int plane_count) const;
   void copy_row(int plane, int64_t first, const View& out, int64_t at, int count) const;
   void convert_row(int chunk, int64_t first, const View& out, int64_t at, int count) const;
 };
 
-// Codes to int16 values in the order channel, row, column, for a linear layer.
+// Codes to int16 or int8 values in the order channel, row, column, for a linear layer.
 class Flatten final : public Step {
  public:
   explicit Flatten(const Form& form);
 
   View source;
   int channels = 0;
-  int16_t* target = nullptr;  // [images][depth]
+  uint8_t* target = nullptr;  // [images][depth]
   int depth = 0;
+  bool narrow = false;  // int8
 
   void run(const Run& run) const override;
 
  private:
+  template <class Value>
+  void run_as(const Run& run) const;
+
   Form form_;
   std::vector<int16_t> values_;  // what a byte of a plane means: [planes of a unit][256][channels of a unit]
 };

@@ -30,7 +30,7 @@ enum class Numbers { random, largest, smallest };
 // A tile for a kernel with random activations, taps and weights, within what the family's contract allows.
 class KernelTrial {
  public:
-  // Throws std::invalid_argument for a family without plain loops here.
+  // Throws std::invalid_argument for a family without plain loops here. Odd seeds: a kernel of bytes saturates.
   KernelTrial(const Kernel& kernel, int taps, uint64_t seed, Numbers numbers);
 
   // Whether the kernel makes the sums that plain loops make, and writes nothing else.
@@ -43,7 +43,8 @@ class KernelTrial {
 
   Kernel kernel_;
   Tile tile_{};
-  bool linear_, dictionary_, xnor_, narrow_, signed_;  // narrow: int16 sums
+  bool linear_, dictionary_, xnor_, narrow_, signed_;  // narrow: int16 sums of int8 weights or words
+  int packed_ = 0;                     // bits of a packed weight
   int bits_of_entry_ = 4;              // bits that index a dictionary's table
   int word_step_ = 16;                 // bytes from a stored word to the next
   std::vector<uint8_t> activations_, tables_;

@@ -357,8 +357,9 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         v = b.conv(0, 10 if groups > 1 else outputs + extra, t("t" if family == "byte16" else "s8"), (1, 1), groups)
         n = 1
     else:
-        b = Builder((7, 3, 1), t("u8"), 3)
-        v = b.conv(0, outputs + extra, t("s8" if family == "linear8" else "b8"), (3, 1))
+        weight_type = {"linear1": "b1", "linear2": "t", "linear4": "b4", "linear8": "s8", "linear16": "b8"}[family]
+        b = Builder((7, 3, 1), t("s8" if bits == 8 else "u8"), 3)
+        v = b.conv(0, outputs + extra, t(weight_type), (3, 1))
         n = pixels + 1 + extra
     program = b.program(b.conv(v, 3, t("s4")) if family in choice.BIASED else v)
     forced = (
@@ -370,6 +371,31 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
         engine(b.batch(n))
     taken = {s.family for plan in engine._plans.values() for s in plan.steps}
     assert ("linear" if family.startswith("linear") else family) in taken
+
+
+@examples(60)
+@given(st.sampled_from(["b1", "u1", "t", "b2", "s2", "u2", "b3", "s3", "b4", "u4"]), activations, st.data())
+def test_linear_layers_of_few_bit_weights(weight_type: str, code_type: CodeType, data) -> None:
+    """Weights are packed where activations are int8; any depth, with and without thresholds, more images than one."""
+    channels, size = data.draw(st.integers(1, 90)), data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    b = Builder((channels, *size), code_type, data.draw(st.integers(0, 2**16)))
+    v = b.conv(0, data.draw(st.integers(1, 70)), CodeType.parse(weight_type), size)
+    if data.draw(st.booleans()):
+        v = b.conv(
+            b.threshold(v, CodeType.parse(data.draw(st.sampled_from(["u2", "s8", "b8"])))), 5, CodeType.parse("t")
+        )
+    assert_equal(b.program(v), b.batch(data.draw(st.integers(1, 9))), PLANAR, (1, 2))
+
+
+@pytest.mark.parametrize("weight_type", ["b1", "t", "b4"])
+@pytest.mark.parametrize("value", [-99, 99])
+def test_largest_sums_of_packed_weights(weight_type: str, value: float) -> None:
+    """Weights and activations at their extremes over a long depth: no part of a sum passes int16 on the way."""
+    b = Builder((600, 2, 2), CodeType.parse("s8"), 4)
+    v = b.conv(0, 40, CodeType.parse(weight_type), (2, 2))
+    weight = b.operations[v].weight
+    weight[:20], weight[20:] = weight.max(), 0
+    assert_equal(b.program(v), np.full((5, 600, 2, 2), value, np.float32), PLANAR)
 
 
 # ---- edges ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import images, pixels, programs
-from test_engine import ISAS, Builder, activations, dictionary_bits, examples, kinds, weights
+from test_engine import ISAS, Builder, activations, examples, kinds, preferred, weights
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import FormatError
@@ -167,9 +167,9 @@ CASES = {"joined": joined(), "enlarging": enlarging(), "by_table": by_table(), "
 def test_operations(what: str) -> None:
     @examples(120)
     @given(CASES[what], kinds)
-    def check(case: tuple[p.Program, np.ndarray], most: int | None) -> None:
+    def check(case: tuple[p.Program, np.ndarray], family: str | None) -> None:
         program, x = case
-        with dictionary_bits(most):
+        with preferred(family):
             compare(program, (x,))
 
     check()
@@ -177,19 +177,19 @@ def test_operations(what: str) -> None:
 
 @examples(150)
 @given(programs(), st.integers(0, 2**16), st.integers(1, 5), st.booleans(), kinds)
-def test_programs(program: p.Program, seed: int, count: int, uint8: bool, most: int | None) -> None:
+def test_programs(program: p.Program, seed: int, count: int, uint8: bool, family: str | None) -> None:
     """Programs of all operations, with several inputs and outputs."""
     uint8 = uint8 and all(op.table is not None for op in program.inputs)
-    with dictionary_bits(most):
+    with preferred(family):
         compare(program, (pixels if uint8 else images)(program, seed, count))
 
 
 @pytest.mark.long
 @examples(3000)
 @given(st.one_of(*CASES.values()), kinds)
-def test_many(case: tuple[p.Program, np.ndarray], most: int | None) -> None:
+def test_many(case: tuple[p.Program, np.ndarray], family: str | None) -> None:
     program, x = case
-    with dictionary_bits(most):
+    with preferred(family):
         compare(program, (x,))
 
 

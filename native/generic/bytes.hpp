@@ -27,6 +27,13 @@ static void bytes(const Tile& tile) {
     pairs += R;
   }
 
+  if (tile.narrow) {
+    int16_t* const out = static_cast<int16_t*>(tile.sums);
+    UNROLL for (int r = 0; r < R; ++r)
+      UNROLL for (int c = 0; c < C; c += 2)
+        store(out + r * tile.stride + c * lanes, narrow32(sum[r][c], sum[r][c + 1]));
+    return;
+  }
   int32_t* const out = static_cast<int32_t*>(tile.sums);
   UNROLL for (int r = 0; r < R; ++r)
     UNROLL for (int c = 0; c < C; ++c) store(out + r * tile.stride + c * lanes, sum[r][c]);

@@ -3,6 +3,7 @@
 // Included inside the namespace of an instruction set, after its vector wrapper.
 
 constexpr int kHalf = kBytes / 2;
+// So many limits are compared one by one; more are searched.
 
 // Ranks of kBytes pixels of one channel, in 16-bit lanes, pixels in order.
 static inline void ranks(const int16_t* sums, const int32_t* limits, int thresholds, Vector& low, Vector& high) {
@@ -46,12 +47,50 @@ static inline void add_channel(Vector rank, Vector plane[2]) {
   if constexpr (Bits >= 4) plane[1] = or_(plane[1], move_bit<3, 4 + J>(rank));
 }
 
+// The same from the sums themselves: the rank's bits from the top one down, as in a binary search.
+template <int Bits, int J>
+static inline void add_ranked(Vector x, const int32_t* limits, Vector plane[2]) {
+  const auto bit = [](int place) { return broadcast32((1 << place) * 0x10001); };
+  const auto pick = [&](Vector above, int yes, int no) {
+    return where_greater16(x, above, broadcast32(limits[yes]), broadcast32(limits[no]));
+  };
+  constexpr int middle = (1 << Bits) / 2 - 1, half = (middle + 1) / 2, quarter = half / 2;
+  const Vector top = broadcast32(limits[middle]);
+  const Vector next = pick(top, middle + half, middle - half);
+  if constexpr (Bits == 2) {
+    plane[0] = add_where_greater16(plane[0], x, top, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, next, bit(J));
+    return;
+  }
+  const Vector third = where_greater16(x, next, pick(top, middle + half + quarter, middle - half + quarter),
+                                       pick(top, middle + half - quarter, middle - half - quarter));
+  if constexpr (Bits == 3) {
+    plane[1] = add_where_greater16(plane[1], x, top, bit(J));
+    plane[0] = add_where_greater16(plane[0], x, next, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, third, bit(J));
+  } else {
+    const Vector last = where_greater16(x, third, where_greater16(x, next, pick(top, 14, 6), pick(top, 10, 2)),
+                                        where_greater16(x, next, pick(top, 12, 4), pick(top, 8, 0)));
+    plane[1] = add_where_greater16(plane[1], x, top, bit(4 + J));
+    plane[1] = add_where_greater16(plane[1], x, next, bit(J));
+    plane[0] = add_where_greater16(plane[0], x, third, bit(4 + J));
+    plane[0] = add_where_greater16(plane[0], x, last, bit(J));
+  }
+}
+
 template <int Bits, int J, class Sum>
 static inline void pack_channel(const Codes& c, const Sum* sums, int channel, Vector low[2], Vector high[2]) {
-  Vector a, b;
-  ranks(sums + (channel + J) * c.stride, c.limits + (channel + J) * c.thresholds, c.thresholds, a, b);
-  add_channel<Bits, J>(a, low);
-  add_channel<Bits, J>(b, high);
+  const Sum* const x = sums + (channel + J) * c.stride;
+  const int32_t* const limits = c.limits + (channel + J) * c.thresholds;
+  if constexpr (sizeof(Sum) == 2) {
+    add_ranked<Bits, J>(load(x), limits, low);
+    add_ranked<Bits, J>(load(x + kHalf), limits, high);
+  } else {
+    Vector a, b;
+    ranks(x, limits, c.thresholds, a, b);
+    add_channel<Bits, J>(a, low);
+    add_channel<Bits, J>(b, high);
+  }
 }
 
 // Writes kBytes pixels of a plane; those that do not exist become 0.
@@ -114,18 +153,23 @@ static void pack_sextets(const Codes& c) {
   }
 }
 
-// Evenly spaced limits: a monotone guess that is exact up to one comparison.
-template <class Sum>
-static void rank_even(const Sum* __restrict sums, const int32_t* __restrict limits, int last, const float* guess,
+// Nearly evenly spaced limits: a monotone guess, and a search among the few limits about it. Nothing else of a long
+// list is read.
+template <int Steps, class Sum>
+static void rank_near(const Sum* __restrict sums, const int32_t* __restrict limits, int thresholds, const float* guess,
                       int multiplier, int add, uint8_t* __restrict out, int count) {
+  constexpr int window = (1 << Steps) - 1;
   const float low = guess[0], scale = guess[1];
-  const int32_t least = limits[0], greatest = limits[last];
+  const int32_t least = limits[0], greatest = limits[thresholds - 1], last = thresholds - window;
   for (int p = 0; p < count; ++p) {
     const int32_t sum = sums[p];
     int32_t y = sum > least ? sum : least;
     y = y < greatest ? y : greatest;
-    const int32_t rank = static_cast<int32_t>((static_cast<float>(y) - low) * scale + 0.5f);
-    out[p] = static_cast<uint8_t>(multiplier * (rank + (sum > limits[rank] ? 1 : 0)) + add);
+    int32_t rank = static_cast<int32_t>((static_cast<float>(y) - low) * scale + 0.5f) - window / 2;
+    rank = rank > 0 ? rank : 0;
+    rank = rank < last ? rank : last;
+    UNROLL for (int step = 1 << (Steps - 1); step > 0; step /= 2) rank += sum > limits[rank + step - 1] ? step : 0;
+    out[p] = static_cast<uint8_t>(multiplier * rank + add);
   }
 }
 
@@ -165,9 +209,10 @@ template <class Sum>
 static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
   const Sum* const sums = static_cast<const Sum*>(c.sums) + channel * c.stride;
   const int32_t* const limits = c.limits + channel * c.thresholds;
-  const float* const guess = c.guess + 2 * channel;
-  if (guess[1] < 0) rank_line(sums, -guess[1], guess[0], c.thresholds, c.multiplier, c.add, out, c.pixels);
-  else if (guess[1] > 0) rank_even(sums, limits, c.thresholds - 1, guess, c.multiplier, c.add, out, c.pixels);
+  const float* const guess = c.guess + 3 * channel;
+  const auto near = guess[2] == 1 ? rank_near<1, Sum> : guess[2] == 2 ? rank_near<2, Sum> : rank_near<3, Sum>;
+  if (guess[2] < 0) rank_line(sums, guess[1], guess[0], c.thresholds, c.multiplier, c.add, out, c.pixels);
+  else if (guess[2] > 0) near(sums, limits, c.thresholds, guess, c.multiplier, c.add, out, c.pixels);
   else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
 }
 

@@ -56,6 +56,18 @@ static void encode_many(const FloatEncoder& e, const float* __restrict x, uint8_
   }
 }
 
+// The thresholds of a uniform quantizer: no look-up.
+static void encode_line(const FloatEncoder& e, const float* __restrict x, uint8_t* __restrict out, int count) {
+  const double factor = e.factor, offset = e.offset;
+  const float least = e.least, most = e.thresholds[e.count - 1];
+  const int multiplier = e.multiplier, add = e.add;
+  for (int i = 0; i < count; ++i) {
+    float y = x[i] < most ? x[i] : most;
+    y = y > least ? y : least;
+    out[i] = static_cast<uint8_t>(multiplier * static_cast<int>(y * factor + offset) + add);
+  }
+}
+
 static void encode(const FloatEncoder& e, const float* x, uint8_t* out, int count) {
   switch (e.count) {
     case 1: return encode_few<1>(e, x, out, count);
@@ -63,7 +75,9 @@ static void encode(const FloatEncoder& e, const float* x, uint8_t* out, int coun
     case 3: return encode_few<3>(e, x, out, count);
     case 7: return encode_few<7>(e, x, out, count);
     case 15: return encode_few<15>(e, x, out, count);
-    default: return e.start ? encode_many<false>(e, x, out, count) : encode_many<true>(e, x, out, count);
+    default:
+      if (e.factor > 0) return encode_line(e, x, out, count);
+      return e.start ? encode_many<false>(e, x, out, count) : encode_many<true>(e, x, out, count);
   }
 }
 
@@ -197,31 +211,48 @@ static void pick(const void* from, void* to, int step, int count) {
   Pixel* __restrict const y = static_cast<Pixel*>(to);
   if (step == 2)
     for (int i = 0; i < count; ++i) y[i] = x[2 * i];
+  else if (step == 4)
+    for (int i = 0; i < count; ++i) y[i] = x[4 * i];
   else
     for (int i = 0; i < count; ++i) y[i] = x[static_cast<int64_t>(i) * step];
 }
 
 template <class Sum>
-static void max_row(const WindowRow& w) {
+static void max_row(const WindowRow& row) {
+  const WindowRow w = row;  // what is written could overlap the caller's, which would forbid vectors
   Sum* __restrict const column = static_cast<Sum*>(w.scratch);
   Sum* __restrict const best = column + w.columns;
   constexpr Sum least = static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1));
   for (int i = 0; i < w.left; ++i) column[i] = least;
   for (int i = w.left + w.width; i < w.columns; ++i) column[i] = least;
   Sum* __restrict const inner = column + w.left;
-  const Sum* __restrict const x = static_cast<const Sum*>(w.x);
-  for (int i = 0; i < w.width; ++i) inner[i] = x[i];
-  for (int r = 1; r < w.rows; ++r) {
+  const Sum *__restrict const x = static_cast<const Sum*>(w.x), *const x1 = x + w.row_stride,
+            *const x2 = x1 + w.row_stride;
+  const auto most = [](Sum a, Sum b) { return a > b ? a : b; };
+  if (w.rows == 1)
+    for (int i = 0; i < w.width; ++i) inner[i] = x[i];
+  else if (w.rows == 2)
+    for (int i = 0; i < w.width; ++i) inner[i] = most(x[i], x1[i]);
+  else
+    for (int i = 0; i < w.width; ++i) inner[i] = most(most(x[i], x1[i]), x2[i]);
+  for (int r = 3; r < w.rows; ++r) {
     const Sum* __restrict const below = x + r * w.row_stride;
-    for (int i = 0; i < w.width; ++i) inner[i] = inner[i] > below[i] ? inner[i] : below[i];
+    for (int i = 0; i < w.width; ++i) inner[i] = most(inner[i], below[i]);
+  }
+  Sum* __restrict const out = static_cast<Sum*>(w.out);
+  if (w.stride == 2 && w.dilation == 1 && (w.kernel == 2 || w.kernel == 3)) {
+    if (w.kernel == 2)
+      for (int i = 0; i < w.count; ++i) out[i] = most(column[2 * i], column[2 * i + 1]);
+    else
+      for (int i = 0; i < w.count; ++i) out[i] = most(most(column[2 * i], column[2 * i + 1]), column[2 * i + 2]);
+    return;
   }
   const int last = (w.count - 1) * w.stride + 1;
   for (int i = 0; i < last; ++i) best[i] = column[i];
   for (int k = 1; k < w.kernel; ++k) {
     const Sum* __restrict const right = column + k * w.dilation;
-    for (int i = 0; i < last; ++i) best[i] = best[i] > right[i] ? best[i] : right[i];
+    for (int i = 0; i < last; ++i) best[i] = most(best[i], right[i]);
   }
-  Sum* __restrict const out = static_cast<Sum*>(w.out);
   if (w.stride == 2)
     for (int i = 0; i < w.count; ++i) out[i] = best[2 * i];
   else

@@ -51,9 +51,17 @@ static inline Vector count_greater16(Vector count, Vector x, Vector limit) {
 static inline Vector count_greater32(Vector count, Vector x, Vector limit) {
   return _mm256_sub_epi32(count, _mm256_cmpgt_epi32(x, limit));
 }
+// x > limit ? a : b, and v + (x > limit ? bits : 0).
+static inline Vector where_greater16(Vector x, Vector limit, Vector a, Vector b) {
+  return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi16(x, limit));
+}
+static inline Vector add_where_greater16(Vector v, Vector x, Vector limit, Vector bits) {
+  return add16(v, and_(_mm256_cmpgt_epi16(x, limit), bits));
+}
 static inline Vector narrow16(Vector low, Vector high) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xD8);
 }
+// Saturates.
 static inline Vector narrow32(Vector low, Vector high) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
 }
@@ -86,6 +94,12 @@ static const Kernel kernels[] = {
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},
     {"byte_signed", 8, 2, kBytes, bytes<true, 2, 4>},
+    {"linear1", 8, kBytes / 2, 1, linear_packed<1, 1, 2>},
+    {"linear1", 8, kBytes / 2, 4, linear_packed<1, 4, 2>},
+    {"linear2", 8, kBytes / 2, 1, linear_packed<2, 1, 2>},
+    {"linear2", 8, kBytes / 2, 4, linear_packed<2, 4, 2>},
+    {"linear4", 8, kBytes / 2, 1, linear_packed<4, 1, 2>},
+    {"linear4", 8, kBytes / 2, 4, linear_packed<4, 4, 2>},
     {"linear8", 16, kBytes / 2, 1, linear<1, 1, 2>},
     {"linear8", 16, kBytes / 2, 4, linear<1, 4, 2>},
     {"linear16", 16, kBytes / 2, 1, linear<2, 1, 2>},

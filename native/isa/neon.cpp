@@ -57,8 +57,18 @@ static inline Vector count_greater16(Vector count, Vector x, Vector limit) {
 static inline Vector count_greater32(Vector count, Vector x, Vector limit) {
   return bytes_of(vsubq_s32(words(count), vreinterpretq_s32_u32(vcgtq_s32(words(x), words(limit)))));
 }
+// x > limit ? a : b, and v + (x > limit ? bits : 0).
+static inline Vector where_greater16(Vector x, Vector limit, Vector a, Vector b) {
+  return vbslq_u8(bytes_of(vcgtq_s16(halves(x), halves(limit))), a, b);
+}
+static inline Vector add_where_greater16(Vector v, Vector x, Vector limit, Vector bits) {
+  return add16(v, vandq_u8(bytes_of(vcgtq_s16(halves(x), halves(limit))), bits));
+}
 static inline Vector narrow16(Vector low, Vector high) { return vuzp1q_u8(low, high); }
-static inline Vector narrow32(Vector low, Vector high) { return bytes_of(vuzp1q_s16(halves(low), halves(high))); }
+// Saturates.
+static inline Vector narrow32(Vector low, Vector high) {
+  return bytes_of(vqmovn_high_s32(vqmovn_s32(words(low)), words(high)));
+}
 
 static inline Vector widen_signed(const uint8_t* p) { return bytes_of(vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)))); }
 static inline Vector widen_unsigned(const uint8_t* p) { return bytes_of(vmovl_u8(vld1_u8(p))); }
@@ -90,6 +100,12 @@ static const Kernel kernels[] = {
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes, bytes<true, 4, 4>},
     {"byte_signed", 8, 2, kBytes, bytes<true, 2, 4>},
+    {"linear1", 8, kBytes, 1, linear_packed<1, 1, 4>},
+    {"linear1", 8, kBytes, 4, linear_packed<1, 4, 4>},
+    {"linear2", 8, kBytes, 1, linear_packed<2, 1, 4>},
+    {"linear2", 8, kBytes, 4, linear_packed<2, 4, 4>},
+    {"linear4", 8, kBytes, 1, linear_packed<4, 1, 4>},
+    {"linear4", 8, kBytes, 4, linear_packed<4, 4, 4>},
     {"linear8", 16, kBytes, 1, linear<1, 1, 4>},
     {"linear8", 16, kBytes, 4, linear<1, 4, 4>},
     {"linear16", 16, kBytes, 1, linear<2, 1, 4>},

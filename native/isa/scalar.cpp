@@ -64,15 +64,28 @@ static inline Vector count_greater16(Vector count, Vector x, Vector limit) {
 static inline Vector count_greater32(Vector count, Vector x, Vector limit) {
   return (Vector)((Words)count - ((Words)x > (Words)limit));
 }
+// x > limit ? a : b, and v + (x > limit ? bits : 0).
+static inline Vector where_greater16(Vector x, Vector limit, Vector a, Vector b) {
+  const Vector greater = (Vector)((SignedHalves)x > (SignedHalves)limit);
+  return (a & greater) | (b & ~greater);
+}
+static inline Vector add_where_greater16(Vector v, Vector x, Vector limit, Vector bits) {
+  return add16(v, (Vector)((SignedHalves)x > (SignedHalves)limit) & bits);
+}
 static inline Vector narrow16(Vector low, Vector high) {
   Vector v;
   for (int i = 0; i < 8; ++i) v[i] = low[2 * i], v[8 + i] = high[2 * i];
   return v;
 }
+// Saturates.
 static inline Vector narrow32(Vector low, Vector high) {
-  Halves v;
-  for (int i = 0; i < 4; ++i) v[i] = ((Halves)low)[2 * i], v[4 + i] = ((Halves)high)[2 * i];
-  return (Vector)v;
+  const auto clamp = [](int32_t x) { return static_cast<int16_t>(x < -32768 ? -32768 : x > 32767 ? 32767 : x); };
+  int32_t a[4], b[4];
+  int16_t v[8];
+  store(a, low);
+  store(b, high);
+  for (int i = 0; i < 4; ++i) v[i] = clamp(a[i]), v[4 + i] = clamp(b[i]);
+  return load(v);
 }
 
 static inline Vector widen_signed(const uint8_t* p) {
@@ -119,6 +132,12 @@ static const Kernel kernels[] = {
     {"byte_unsigned", 8, 2, kBytes, bytes<false, 2, 4>},
     {"byte_signed", 8, 4, kBytes / 2, bytes<true, 4, 2>},
     {"byte_signed", 8, 2, kBytes, bytes<true, 2, 4>},
+    {"linear1", 8, kBytes / 2, 1, linear_packed<1, 1, 2>},
+    {"linear1", 8, kBytes / 2, 4, linear_packed<1, 4, 2>},
+    {"linear2", 8, kBytes / 2, 1, linear_packed<2, 1, 2>},
+    {"linear2", 8, kBytes / 2, 4, linear_packed<2, 4, 2>},
+    {"linear4", 8, kBytes / 2, 1, linear_packed<4, 1, 2>},
+    {"linear4", 8, kBytes / 2, 4, linear_packed<4, 4, 2>},
     {"linear8", 16, kBytes / 2, 1, linear<1, 1, 2>},
     {"linear8", 16, kBytes / 2, 4, linear<1, 4, 2>},
     {"linear16", 16, kBytes / 2, 1, linear<2, 1, 2>},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 
@@ -25,7 +26,7 @@ int32_t last_below(const float* line, int rank) {
   int64_t passes = int64_t{std::numeric_limits<Sum>::max()} + 1, below = std::numeric_limits<Sum>::min();
   while (passes - below > 1) {
     const int64_t middle = below + (passes - below) / 2;
-    const float y = static_cast<float>(static_cast<Sum>(middle)) * -line[1] + line[0];
+    const float y = static_cast<float>(static_cast<Sum>(middle)) * line[1] + line[0];
     (y >= static_cast<float>(rank) ? passes : below) = middle;
   }
   return static_cast<int32_t>(below);
@@ -42,26 +43,31 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
   const auto sums = numbers<Sum>(random, kChunk * kMaxPixels, random.between(0, 3) ? -spread : least,
                                  random.between(0, 3) ? spread : most);
   std::vector<int32_t> limits(kChunk * thresholds), plain;
-  std::vector<float> guess(2 * kChunk);
+  std::vector<float> guess(3 * kChunk);
   for (int r = 0; r < kChunk; ++r) {
     int32_t* const row = &limits[r * thresholds];
     const bool even = bytes && !few && random.between(0, 1);
-    const int64_t step = 1 + spread / (thresholds + 1);
+    const int64_t step = 1 + spread / (thresholds + 1), uneven = random.between(0, 4);
     for (int k = 0; k < thresholds; ++k)
-      row[k] = static_cast<int32_t>(even ? k * step - spread / 2 : random.between(-spread, spread));
+      row[k] = static_cast<int32_t>(even ? k * step - spread / 2 + random.between(-step, step) * uneven / 2
+                                         : random.between(-spread, spread));
     if (!even && random.between(0, 2) == 0) row[0] = static_cast<int32_t>(most);  // which no sum passes
     std::sort(row, row + thresholds);
-    float* const g = &guess[2 * r];
+    float* const g = &guess[3 * r];
     if (bytes && !few && !even && random.between(0, 1)) {
-      g[1] = -static_cast<float>(thresholds + 1) / static_cast<float>(spread) * static_cast<float>(random.between(1, 9));
+      g[2] = -1;
+      g[1] = static_cast<float>(thresholds + 1) / static_cast<float>(spread) * static_cast<float>(random.between(1, 9));
       g[0] = static_cast<float>(random.between(-300, 0)) / 3;
       for (int k = 0; k < thresholds; ++k) row[k] = last_below<Sum>(g, k + 1);
     }
-    if (!even || thresholds == 1) continue;
+    if (!even || row[0] == row[thresholds - 1]) continue;
     g[0] = static_cast<float>(row[0]);
     g[1] = static_cast<float>(thresholds - 1) / (static_cast<float>(row[thresholds - 1]) - g[0]);
+    int off = 0;
     for (int k = 0; k < thresholds; ++k)
-      if (static_cast<int>((static_cast<float>(row[k]) - g[0]) * g[1] + 0.5f) != k) g[1] = 0;
+      off = std::max(off, std::abs(static_cast<int>((static_cast<float>(row[k]) - g[0]) * g[1] + 0.5f) - k));
+    const int steps = off == 0 ? 1 : off == 1 ? 2 : 3;
+    if (off <= 3 && (1 << steps) <= thresholds + 1) g[2] = static_cast<float>(steps);
   }
   plain = limits;
   if (narrow && (!bytes || few))
@@ -169,12 +175,18 @@ Bytes to_int32(const InstructionSet* set, Random& random) {
 // Reals at thresholds and beside them, the extremes and the infinities.
 Bytes encode(const InstructionSet* set, Random& random) {
   const int count = some(random), levels = (1 << random.between(1, 8)) - static_cast<int>(random.between(0, 1));
-  const int kind = static_cast<int>(random.between(0, 2));  // evenly spaced, not, and extreme
+  const int kind = static_cast<int>(random.between(0, 3));  // evenly spaced, not, extreme, and of a uniform quantizer
   constexpr float most = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
   std::vector<float> thresholds(std::max(1, levels - 1));
   for (size_t k = 0; k < thresholds.size(); ++k)
     thresholds[k] = kind == 0 ? 0.0173f * static_cast<float>(k) - 1
                               : static_cast<float>(random.between(-1000000, 1000000)) * (kind == 1 ? 1e-6f : 3e32f);
+  const float step = static_cast<float>(random.between(1, 1 << 24)) * 1e-8f;
+  for (size_t k = 0; kind == 3 && k < thresholds.size(); ++k) {
+    const double exact = (static_cast<double>(k) + 0.5 - levels / 2) * step;
+    thresholds[k] = static_cast<float>(exact);
+    if (thresholds[k] < exact) thresholds[k] = std::nextafter(thresholds[k], infinity);
+  }
   std::sort(thresholds.begin(), thresholds.end());
   std::vector<float> x(count);
   for (float& v : x) {

@@ -11,8 +11,8 @@ from ..errors import InputError
 from . import layout, tiles, tuning
 from . import program as p
 from .layout import Form, Ints, Taps
+from .tiles import INT16_MAX
 
-INT16_MAX = 2**15 - 1
 DICTIONARY_BITS = {
     "amx": 3, "avx512_vnni": 3, "avx512_vbmi": 3, "avx512": 3, "avx_vnni": 3, "avx2": 3, "neon_dotprod": 4, "neon": 4,
     "scalar": 0,

@@ -9,7 +9,7 @@ and every tap is a constant distance again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,8 @@ class Form:
 
     ``bits`` 1..4: nibble bit-planes of ranks. A byte holds 8 channels of 1 bit (channels 0..3 in its low nibble), or
     4 channels of 2 bits (bit 0 in its low nibble); 3 and 4 bits take a second byte for bits 2 and 3. ``bits`` 0: one
-    byte per code, channels in pairs. ``sextets``: a byte holds 6 channels of 1 bit or 3 of 2 bits, side by side from
-    its lowest bit on.
+    byte per code, channels in pairs, or with ``single`` each in a plane of its own. ``sextets``: a byte holds 6
+    channels of 1 bit or 3 of 2 bits, side by side from its lowest bit on.
     """
 
     bits: int
@@ -47,6 +47,7 @@ class Form:
     multiplier: int
     add: int
     sextets: bool = False
+    single: bool = False
 
     @classmethod
     def planes(cls, code_type: CodeType) -> Form:
@@ -72,11 +73,13 @@ class Form:
     @property
     def pixel_bytes(self) -> int:
         """Bytes of one pixel of a plane."""
-        return 1 if self.bits else 2
+        return 1 if self.bits or self.single else 2
 
     @property
     def channels_per_unit(self) -> int:
         """Channels that share a pixel of a plane (of two planes for 3 and 4 bits)."""
+        if self.single:
+            return 1
         return 6 // self.bits if self.sextets else {0: 2, 1: 8}.get(self.bits, 4)
 
     @property
@@ -86,6 +89,8 @@ class Form:
 
     def plane_count(self, channels: int) -> int:
         """Planes of so many channels, rounded up to whole chunks, and to whole planes of them."""
+        if self.single:
+            return channels
         return round_up(channels, 3 * CHUNK if self.sextets else CHUNK) // self.channels_per_unit * self.planes_per_unit
 
 
@@ -180,6 +185,84 @@ def convolution_taps(op: p.Conv, size: p.Pair, out: p.Pair, stride: p.Pair) -> T
     return Taps(geometry, np.asarray([unique.index(pair) for pair in pairs]), grid)
 
 
+@dataclass(frozen=True, eq=False)
+class TapPairs:
+    """A first layer's taps two by two, so that no half of a pair is empty where channels are odd in number.
+
+    A plane of pairs holds two planes of single bytes, ``[channel][phase]`` with all phases of the stride; the second is
+    read at a distance. Two channels make a pair at each tap; the taps of the last channel of an odd number are paired
+    along the kernel's rows, and those of its last column down it.
+    """
+
+    geometry: Geometry
+    """Of the single bytes."""
+    planes: tuple[tuple[int, int, p.Pair], ...]
+    """First plane, second plane, and the second's distance in rows and columns."""
+    plane: Ints
+    """``[pairs]`` index into ``planes``."""
+    shift: Ints
+    """``[pairs, 2]`` rows and columns from the output pixel."""
+    weights: Ints
+    """``[pairs, 2]`` index into an output's weights ``[C * kh * kw]``; that number itself: no weight."""
+
+    @property
+    def reach(self) -> int:
+        """The greatest distance in pixels."""
+        return max(distance for _, _, distance in self.halves())
+
+    def halves(self) -> list[tuple[int, int, int]]:
+        """``planes`` with distances in pixels."""
+        return [(a, b, rows * self.geometry.pitch + columns) for a, b, (rows, columns) in self.planes]
+
+    def offsets(self, plane_stride: int) -> npt.NDArray[np.int32]:
+        """Bytes from an output pixel to each pair."""
+        within = (self.shift[:, 0] * self.geometry.pitch + self.shift[:, 1]) * 2
+        return (self.plane * plane_stride + within).astype(np.int32)
+
+
+def tap_pairs(taps: Taps, channels: int, kernel: p.Pair) -> TapPairs:
+    """The pairs of a convolution without groups.
+
+    Args:
+        taps: its taps.
+        channels: of its input.
+        kernel: height and width of its kernel.
+    """
+    stride, (height, width) = taps.geometry.stride, kernel
+    count = height * width
+    couples: list[tuple[int, int | None]] = [
+        (c * count + k, (c + 1) * count + k) for c in range(0, channels - 1, 2) for k in range(count)
+    ]
+    if channels % 2:
+        grid = (channels - 1) * count + np.arange(count).reshape(height, width)
+        last = [*grid[:, : width // 2 * 2].ravel(), *(grid[:, -1] if width % 2 else ())]
+        couples += [(int(a), int(b)) for a, b in zip(last[::2], last[1::2], strict=False)]
+        if count % 2:
+            couples.append((int(last[-1]), None))
+
+    def single(weight: int) -> int:
+        y, x = taps.geometry.phases[taps.phase[weight % count]]
+        return (weight // count * stride[0] + y) * stride[1] + x
+
+    planes: list[tuple[int, int, p.Pair]] = []
+    plane, shift = [], []
+    for a, b in couples:
+        here = taps.shift[a % count]
+        if b is None:  # any plane with its first half serves
+            kind = next((k for k in planes if k[0] == single(a)), (single(a), single(a), (0, 0)))
+        else:
+            rows, columns = taps.shift[b % count] - here
+            kind = (single(a), single(b), (int(rows), int(columns)))
+        if kind not in planes:
+            planes.append(kind)
+        plane.append(planes.index(kind))
+        shift.append(here)
+    phases = tuple((y, x) for y in range(stride[0]) for x in range(stride[1]))
+    weights = [(a, channels * count if b is None else b) for a, b in couples]
+    geometry = replace(taps.geometry, phases=phases)
+    return TapPairs(geometry, tuple(planes), np.asarray(plane), np.asarray(shift), np.asarray(weights))
+
+
 def _inside(op: p.Conv, size: p.Pair, out: p.Pair) -> list[npt.NDArray[np.bool_]]:
     """For each axis, whether output position ``i`` reads the image, not padding, at kernel position ``k``."""
     inside = []
@@ -218,13 +301,13 @@ def border(op: p.Conv, size: p.Pair, out: p.Pair) -> tuple[npt.NDArray[np.int32]
 def unpack(
     memory: npt.NDArray[np.uint8], start: int, plane_stride: int, geometry: Geometry, form: Form, channels: int, n: int
 ) -> npt.NDArray[np.uint8]:
-    """The numbers stored for the first phase of a value.
+    """The numbers stored for a value, or for its first phase; of single bytes for all phases.
 
     Args:
         memory: the buffer.
         start: of the first pixel of plane 0.
         plane_stride: bytes from plane to plane.
-        geometry: of the value, without a stride.
+        geometry: of the value, without a stride but for single bytes.
         form: of the value.
         channels: C.
         n: images wanted.
@@ -233,7 +316,14 @@ def unpack(
         ranks or bytes ``[n, C, H, W]``.
     """
     size = n * geometry.rows * geometry.pitch * form.pixel_bytes
-    at = start + np.arange(form.plane_count(channels))[:, None] * plane_stride + np.arange(size)
+    count = form.plane_count(channels) * (len(geometry.phases) if form.single else 1)
+    at = start + np.arange(count)[:, None] * plane_stride + np.arange(size)
+    if form.single:
+        phases = memory[at].reshape(channels, *geometry.stride, n, geometry.rows, geometry.pitch)
+        phases = phases[..., : geometry.phase_height, : geometry.phase_width].transpose(3, 0, 4, 1, 5, 2)
+        shape = geometry.phase_height * geometry.stride[0], geometry.phase_width * geometry.stride[1]
+        whole = phases.reshape(n, channels, *shape)[:, :, : geometry.height, : geometry.width]
+        return np.ascontiguousarray(whole)
     planes = memory[at].reshape(-1, n, geometry.rows, geometry.pitch, form.pixel_bytes)
     planes = planes[:, :, : geometry.height, : geometry.width]
     if form.sextets:

@@ -21,14 +21,17 @@ from ..errors import FormatError
 from . import concat, epilogue, layout, tiles, transposed
 from . import program as p
 from .choice import BIASED, DICTIONARIES, Choice, choose
-from .layout import CHUNK, LINE, Form, Geometry, Ints, Taps
+from .layout import CHUNK, LINE, Form, Geometry, Ints, TapPairs, Taps
 from .rewrite import pool_first, readers_of
+from .tiles import INT16_MAX
 from .transposed import Phase
 from .tuning import Rates
 from .workspace import Stored, Workspace
 
 PAD_MOST = 1.1
 """A copy may have so many times the pixels that its readers want, to have them where a convolution's sums are."""
+MAX_PHASES = 8
+"""Up to this stride, a first layer's input is split into its phases by the encoder."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class Planner:
             elif isinstance(op, p.ConvTranspose):
                 parts = transposed.phases(op, self.values[op.inputs[0]].shape[1:], out)
                 self.phases[i] = [(part, self._choose(i, part.conv, part.size, True)) for part in parts]
+        self.paired = {i: pairs for i in self.choices if (pairs := self._tap_pairs(i)) is not None}
         self.neighbours = self._neighbours()
         self.pads: dict[int, p.Pair] = dict.fromkeys(self.neighbours, (0, 0))  # the most that a reader wants
         for value, first in enumerate(self.neighbours):
@@ -204,6 +208,36 @@ class Planner:
             return False
         made = isinstance(op, p.Threshold) and op.table is None and v.shape[1:] != (1, 1)
         return made and self._take_sextets(value)
+
+    def _tap_pairs(self, i: int) -> TapPairs | None:
+        """How a first layer's taps are paired, if the encoder's bytes have no other reader and it gains by that."""
+        op, choice = self.operations[i], self.choices[i]
+        (source,) = op.inputs
+        if choice.taps is None or choice.form.bits or not isinstance(self.operations[source], p.Encode):
+            return None
+        channels, stride = self.values[source].shape[0], choice.taps.geometry.stride
+        assert isinstance(op, p.Conv)
+        if len(self.readers[source]) > 1 or op.groups > 1 or max(stride) > MAX_PHASES:
+            return None
+        if channels % 2 == 0 and stride == (1, 1):
+            return None
+        return layout.tap_pairs(choice.taps, channels, op.kernel)
+
+    def _narrowed(self, i: int, fused: Fused) -> Choice:
+        """The choice for convolution ``i`` with its sums saturated to int16, if its thresholds see no difference."""
+        choice = self.choices[i]
+        if not choice.folded or choice.span or choice.taps is None or fused.kept or fused.stream is not None:
+            return choice
+        op, out = self.operations[i], self.values[i]
+        assert isinstance(op, p.Conv) and isinstance(out, p.Integers)
+        no_bias = np.zeros(layout.round_up(len(op.weight), CHUNK), np.int64)
+        sums = epilogue.Sums(op, self._codes(op.inputs[0]).shape[1:], out.shape, choice, Geometry(1, 1), no_bias)
+        beyond = 255 * op.sums()[1][:, None]  # no sum of products with bytes exceeds that
+        for j in fused.codes:
+            limits = sums.bars(self._bars(j)) - 1
+            if not ((limits >= -INT16_MAX - 1) & ((limits < INT16_MAX) | (limits >= beyond))).all():
+                return choice
+        return replace(choice, wide=False)
 
     def _take_sextets(self, value: int) -> bool:
         bits = self._codes(value).code_type.bits
@@ -410,7 +444,8 @@ class Planner:
 
     def _convolution(self, i: int, op: p.Conv) -> None:
         """One step for operation ``i`` and for what it makes of its accumulators."""
-        choice, fused = self.choices[i], self._fuse(i)
+        fused = self._fuse(i)
+        choice = self.choices[i] = self._narrowed(i, fused)
         if choice.taps is None:
             self._linear(i, op, fused)
         else:
@@ -437,8 +472,7 @@ class Planner:
 
     def _tiled(self, i: int, op: p.Conv, choice: Choice, taps: Taps, fused: Fused, phase: Phase | None = None) -> None:
         form, stored = choice.form, self._find(op.inputs[0], choice.form, taps.geometry.stride)
-        # A wide tile is a little faster; a narrow one loses less at the end of a small image. Not of a whole batch: the
-        # form of the weights must not depend on the capacity.
+        # A wide tile is a little faster; a narrow one loses less at the end of a small image.
         pixels = stored.geometry.rows * stored.geometry.pitch
         if form.sextets:
             rows = [k for k in self.kernels if (k.family, k.bits) == (choice.family, form.bits)]
@@ -448,14 +482,17 @@ class Planner:
         else:
             rows = [k for k in self.kernels if k.family == choice.family]
             kernel = _least_loss([k for k in rows if (k.outputs == 2) == tiles.is_sparse(op)], pixels)
-        name = f"{choice.family} {phase.first}" if phase else choice.family
+        name = f"{choice.family} {kernel.outputs}" + (f" {phase.first}" if phase else "")
         if (i, name) not in self.packed:
+            bits = 8 if choice.family == "byte16" else 16
             self.packed[i, name] = (
                 tiles.pack_dictionary(op, form, kernel.outputs, choice.digits)
                 if choice.family in DICTIONARIES
                 else tiles.pack_xnor(op, form, kernel.outputs, choice.digits)
                 if choice.family in BIASED
-                else tiles.pack_pairs(op, kernel.outputs, 8 if choice.family == "byte16" else 16)
+                else tiles.pack_tap_pairs(op, kernel.outputs, bits, self.paired[i].weights)
+                if i in self.paired
+                else tiles.pack_pairs(op, kernel.outputs, bits)
             )
         packed: tiles.PackedWeights = self.packed[i, name]
 
@@ -464,7 +501,11 @@ class Planner:
         for units in packed.units:
             if units not in lists:
                 starts[units] = sum(map(len, lists.values()))
-                lists[units] = taps.offsets(stored.geometry, form, units, stored.plane_stride)
+                lists[units] = (
+                    self.paired[i].offsets(stored.plane_stride)
+                    if i in self.paired
+                    else taps.offsets(stored.geometry, form, units, stored.plane_stride)
+                )
         levels = 2**form.bits - 1 if choice.family in BIASED else 0
         self.plan.convolution(
             kernel=kernel,
@@ -485,27 +526,35 @@ class Planner:
 
     def _linear(self, i: int, op: p.Conv, fused: Fused) -> None:
         source = self._codes(op.inputs[0])
-        single = self._kernel("linear8", 16)
+        bits = tiles.linear_bits(op, source)
+        by_images = sorted((k for k in self.kernels if k.family == f"linear{bits}"), key=lambda k: k.pixels)
         if (i, "linear") not in self.packed:
-            self.packed[i, "linear"] = tiles.pack_linear(op, source.shape[1:], single.outputs)
-        weights, depth, weight_bytes = self.packed[i, "linear"]
-        family = "linear8" if weight_bytes == 1 else "linear16"
-        by_images = sorted((k for k in self.kernels if k.family == family), key=lambda k: k.pixels)
-        flat = self.workspace.buffer(self.capacity * depth * 2)
+            lanes = by_images[0].outputs
+            self.packed[i, "linear"] = (
+                tiles.pack_ranks(op, source.code_type, lanes, bits)
+                if bits < 8
+                else tiles.pack_linear(op, source.shape[1:], lanes)
+            )
+        packed: tiles.LinearWeights = self.packed[i, "linear"]
+        flat = self.workspace.buffer(self.capacity * packed.depth * (1 if bits < 8 else 2))
         stored = self._find(op.inputs[0], None)
         assert stored.form is not None
         self.plan.flatten(
-            source=stored.view, form=self._form(stored.form), channels=source.shape[0], target=flat, depth=depth
-        )
+            source=stored.view, form=self._form(stored.form), channels=source.shape[0], target=flat,
+            depth=packed.depth, narrow=bits < 8,
+        )  # fmt: skip
         self._add(i, "flatten", completes=(), what=" (flatten)")
         no_bias = np.zeros(layout.round_up(len(op.weight), CHUNK), np.int64)
         self.plan.linear(
             single=by_images[0],
             several=by_images[-1],
             activations=flat,
-            depth=depth,
-            weights=weights,
-            weight_bytes=weight_bytes,
+            depth=packed.depth,
+            weights=packed.weights,
+            weight_bits=bits,
+            step=packed.step,
+            low=packed.low,
+            flush=packed.flush,
             outputs=len(op.weight),
             **self._epilogue(i, op, self.choices[i], Geometry(1, 1), no_bias, fused),
         )
@@ -615,7 +664,11 @@ class Planner:
     def _encode(self, i: int, op: p.Encode) -> None:
         # Bytes come out of the encoder, whatever else is wanted.
         form = next((f for f, _ in self._wanted(i) if f.bits == 0), Form.bytes(op.code_type))
-        target = self._first_copy(i, form)
+        pairs = self.paired.get(self.readers[i][0])
+        if pairs is None:
+            target = self._first_copy(i, form)
+        else:
+            target = self.workspace.single(op.shape[0], replace(form, single=True), pairs)
         multiplier, add = form.stored(op.code_type)
         table = None
         if op.table is not None:
@@ -624,11 +677,18 @@ class Planner:
             table = (multiplier * rank[op.table] + add).astype(np.uint8)
         self.plan.encode(
             input=self.program.input_names.index(op.name), channels=op.shape[0], thresholds=op.thresholds.tolist(),
-            table=table, multiplier=multiplier, add=add,
-            target=target.view,
+            table=table, multiplier=multiplier, add=add, target=target.view, size=op.shape[1:],
+            stride=target.geometry.stride,
         )  # fmt: skip
         self._add(i, "encode")
-        self._copies(i)
+        if pairs is None:
+            self._copies(i)
+            return
+        copy = self.workspace.pairs(form, pairs)
+        self.stored[i] = [target, copy]
+        head = copy.geometry.pad_rows * copy.geometry.pitch + copy.geometry.pad_columns
+        self.plan.pair(source=target.view, target=copy.view, head=head, planes=pairs.halves())
+        self._add(i, "pair", completes=(), what=" (pairs)")
 
     def _threshold(self, i: int, op: p.Threshold) -> None:
         shape, stored = self.values[i].shape, self._integers(op.inputs[0])

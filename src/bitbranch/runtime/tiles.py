@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from ..contract import CodeType
 from . import program as p
 from .dot import fit_lines
 from .layout import CHUNK, LINE, Form, Ints, round_up
@@ -17,6 +18,9 @@ PACKED_TOGETHER = 64
 """Outputs whose weights are packed at once: many are quick, few need little memory."""
 XNOR_GROUP = 16
 """Taps that the XNOR kernels add up at once."""
+INT16_MAX = 2**15 - 1
+MOST_OFF = 3
+"""A guess of a rank is searched in so many limits on either side."""
 SEXTET_WORDS = 32
 """Largest dictionary of sextets whose words are stored times 8."""
 
@@ -227,6 +231,25 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
     return _packed(packed, units, 4 * outputs, bias)
 
 
+def pack_tap_pairs(op: p.Conv, outputs: int, bits: int, weights: Ints) -> PackedWeights:
+    """The same for other pairs than those of channels: ``[pair][outputs][2]``.
+
+    Args:
+        op: the convolution, one group.
+        outputs: of the kernel's tile.
+        bits: see :func:`pack_pairs`.
+        weights: ``[pairs, 2]`` index into an output's weights, or beyond them for 0.
+    """
+    values = op.values().reshape(len(op.weight), -1)
+    rows = round_up(len(values), CHUNK)
+    padded = np.pad(values, ((0, rows - len(values)), (0, 1)))[:, weights].astype(f"i{bits // 8}")
+    pairs = padded.reshape(-1, outputs, len(weights), 2).transpose(0, 2, 1, 3)
+    if bits == 8:
+        pairs = np.concatenate([pairs, pairs], axis=-1)
+    tiles = np.ascontiguousarray(pairs).reshape(len(pairs), -1).view(np.uint8)
+    return _packed(list(tiles), [range(0)] * len(tiles), 4 * outputs, np.zeros(rows, np.int64))
+
+
 def _packed(
     packed: list[npt.NDArray[np.uint8]],
     units: list[range],
@@ -239,16 +262,64 @@ def _packed(
     return PackedWeights(np.concatenate(packed), at, tuple(units), word_bytes, bias, dictionary, flush)
 
 
-def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+@dataclass(frozen=True, eq=False)
+class LinearWeights:
+    """Weights of a convolution with one output pixel."""
+
+    weights: npt.NDArray[np.uint8]
+    depth: int
+    """``C * H * W``, rounded up."""
+    bits: int
+    """Of a stored weight: 16, 8, or packed ranks of 4, 2 or 1."""
+    step: int = 1
+    low: int = 0
+    """``weight = step * rank + low``."""
+    flush: int = 0
+    """Fours of the depth whose sums fit int16, if packed."""
+
+
+def linear_bits(op: p.Conv, source: p.Codes) -> int:
+    """Bits of a stored weight: packed if weights have at most 4 and activations are int8."""
+    count, values = op.weight_type.count, source.code_type
+    whole = op.kernel == source.shape[1:] and not any(op.padding)
+    if whole and count <= 16 and values.lo >= -128 and values.hi <= 127:
+        return 1 if count == 2 else 2 if count <= 4 else 4
+    return 8 if -128 <= op.weight_type.lo and op.weight_type.hi <= 127 else 16
+
+
+def pack_ranks(op: p.Conv, code_type: CodeType, lanes: int, bits: int) -> LinearWeights:
+    """Weights of a convolution that covers its input, as ranks: ``[O / lanes][depth / n][lanes][n]``, n in 4 bytes.
+
+    Args:
+        op: the convolution, one group.
+        code_type: of its input.
+        lanes: outputs of the kernel's tile.
+        bits: of a rank; byte ``b`` of an output holds those of depths ``b``, ``4 + b`` and so on, from its lowest bits.
+    """
+    low, step, steps = op.weight_type.lo, op.weight_type.step, 8 // bits
+    rank = ((op.weight_type.decode(np.arange(op.weight_type.count)) - low) // step).astype(np.uint8)
+    outputs, deep = len(op.weight), op.weight[0].size
+    depth = round_up(deep, 4 * steps)
+    packed = np.zeros((round_up(outputs, lanes) // lanes, depth // (4 * steps), lanes, 4), np.uint8)
+    for tile in range(len(packed)):
+        codes = op.weight[tile * lanes : (tile + 1) * lanes].reshape(-1, deep)
+        ranks = np.zeros((lanes, depth), np.uint8)
+        ranks[: len(codes), :deep] = rank[codes]
+        places = ranks.reshape(lanes, -1, steps, 4)
+        for s in range(steps):
+            packed[tile] |= (places[:, :, s] << np.uint8(s * bits)).transpose(1, 0, 2)
+    largest = 2 * (op.weight_type.count - 1) * max(-code_type.lo, code_type.hi)
+    flush = min(INT16_MAX // largest, depth) // steps * steps
+    return LinearWeights(packed.reshape(-1), depth, bits, step, low, max(flush, steps))
+
+
+def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> LinearWeights:
     """Weights of a convolution with one output pixel: ``[O / lanes][depth / 2][lanes][2]``.
 
     Args:
         op: the convolution, one group.
         size: height and width of its input.
         lanes: outputs of the kernel's tile.
-
-    Returns:
-        The bytes; the depth ``C * H * W``, rounded up to even; and the bytes of a weight, 1 or 2.
     """
     values = op.values()
     outputs, channels = values.shape[:2]
@@ -259,11 +330,11 @@ def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> tuple[npt.NDArray[np.ui
             if 0 <= y < size[0] and 0 <= x < size[1]:
                 dense[:, :, y, x] = values[:, :, i, j]
     depth = round_up(dense[0].size, 2)
-    dtype = np.int8 if -128 <= values.min() and values.max() <= 127 else np.int16
+    dtype = np.int8 if -128 <= op.weight_type.lo and op.weight_type.hi <= 127 else np.int16
     matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
     matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
     tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, matrix.itemsize
+    return LinearWeights(np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, 8 * matrix.itemsize)
 
 
 def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:
@@ -275,11 +346,12 @@ def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.
         wide: whether sums are int32; else int16, and so are limits, twice in 32 bits.
 
     Returns:
-        ``[C rounded up to chunks, n]``; no sum exceeds the limits of the channels that are not there.
+        ``[C rounded up to chunks, 2^m - 1]``; no sum exceeds the limits of the channels and levels that are not there.
     """
     info = np.iinfo(np.int32 if wide else np.int16)
-    out = np.full((round_up(channels, CHUNK), thresholds.shape[1]), info.max, np.int64)
-    out[:channels] = np.clip(thresholds - 1, info.min, info.max)
+    count = thresholds.shape[1]
+    out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int64)
+    out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
     if not wide:
         out = (out & 0xFFFF) * 0x10001
     return out.astype(np.uint32).view(np.int32) if not wide else out.astype(np.int32)
@@ -296,25 +368,30 @@ def byte_limits(
         bounds: least and greatest sum, ``[C or 1]`` each.
 
     Returns:
-        The limits, and ``[C rounded up, 2]`` low and scale of a guess. Positive scale: ``int((limit - low) * scale +
-        0.5)`` in float32 is ``k`` for the ``k``-th of all limits. Negative scale: ``int(sum * -scale + low)``, clamped
-        to the ranks, is a sum's rank.
+        The limits, and ``[C rounded up, 3]`` low, scale and steps of a guess. Positive steps: ``int((limit - low) *
+        scale + 0.5)`` in float32 is off by less than ``2^(steps - 1)`` from ``k`` for the ``k``-th of all limits, of
+        which there are ``2^steps - 1`` at least. Negative steps: ``int(sum * scale + low)``, clamped to the ranks, is a
+        sum's rank.
     """
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
     out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int32)
     out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
-    guess = np.zeros((len(out), 2), np.float32)
+    guess = np.zeros((len(out), 3), np.float32)
     with np.errstate(over="ignore"):
         reals = out.astype(np.float32)
         guess[:, 0] = reals[:, 0]
         span = reals[:, -1] - reals[:, 0]
         scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
         found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
-    guess[:, 1] = np.where((found == np.arange(out.shape[1])).all(axis=1), scale, 0)
+    off = abs(found - np.arange(out.shape[1])).max(axis=1)
+    steps = np.select([off == 0, off == 1, off <= MOST_OFF], [1, 2, 3], 0)
+    guess[:, 1] = scale
+    guess[:, 2] = np.where((scale > 0) & (2**steps <= out.shape[1] + 1), steps, 0)
     if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
         lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
         if lines is not None:
             good = (lines.off == 0) & (lines.slope > 0)
-            guess[:channels][good] = np.stack([lines.intercept, -lines.slope], axis=1)[good]
+            fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1)], axis=1)
+            guess[:channels][good] = fitted[good]
     return out, guess

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from .checks import Pair
-from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, round_up
+from .layout import CHUNK, LINE, MAX_PIXELS, Form, Geometry, TapPairs, round_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +49,32 @@ class Workspace:
 
     def codes(self, channels: int, form: Form, geometry: Geometry) -> Stored:
         """Room for codes."""
+        return self._codes(form.plane_count(channels) * len(geometry.phases), form, geometry)
+
+    def single(self, channels: int, form: Form, pairs: TapPairs) -> Stored:
+        """Room for single bytes from which pairs are made."""
+        return self._codes(channels * len(pairs.geometry.phases), form, pairs.geometry, pairs.reach)
+
+    def _codes(self, planes: int, form: Form, geometry: Geometry, reach: int = 0) -> Stored:
+        """Room for so many planes; ``reach``: pixels that are read beyond where the pads would let one read."""
         stride = geometry.plane_stride(self.capacity, form.pixel_bytes)
         head = geometry.head(form.pixel_bytes)
-        planes = form.plane_count(channels) * len(geometry.phases)
         # A kernel reads a vector from any shift of any pixel of the last block.
-        tail = round_up(head + 2 * MAX_PIXELS * form.pixel_bytes, LINE)
+        tail = round_up(head + (2 * MAX_PIXELS + reach) * form.pixel_bytes, LINE)
         buffer = self.buffer(head + planes * stride + tail)
-        view = self.core.View(
-            buffer=buffer, start=head, stride=stride, pixel_bytes=form.pixel_bytes, height=geometry.phase_height,
-            width=geometry.phase_width, rows=geometry.rows, pitch=geometry.pitch,
-        )  # fmt: skip
-        return Stored(view, buffer, head, stride, geometry, form)
+        return self._stored(buffer, head, stride, geometry, form)
+
+    def pairs(self, form: Form, pairs: TapPairs) -> Stored:
+        """Room for pairs of taps, whose pads are not 0: every plane has its own."""
+        geometry = pairs.geometry
+        head = geometry.head(form.pixel_bytes)
+        stride = geometry.plane_stride(self.capacity, form.pixel_bytes) + 2 * head
+        buffer = self.buffer(head + len(pairs.planes) * stride + head + 2 * MAX_PIXELS * form.pixel_bytes)
+        return self._stored(buffer, head, stride, geometry, form)
+
+    def _stored(self, buffer: Any, start: int, stride: int, geometry: Geometry, form: Form) -> Stored:
+        stored = Stored(None, buffer, start, stride, geometry, form)
+        return replace(stored, view=self._view(stored, start))
 
     def integers(self, channels: int, geometry: Geometry, spare: int = 0) -> Stored:
         """Room for int32 planes and spare ones behind them, in memory that was given back where it fits."""
