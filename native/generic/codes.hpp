@@ -206,7 +206,7 @@ static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
 // Few limits: every sum is compared with each.
 template <class Sum>
 static void pack_few_bytes(const Codes& c) {
-  const Vector add = broadcast32((c.add & 0xffff) * 0x10001);
+  const Vector add = broadcast32(static_cast<int32_t>((c.add & 0xffffu) * 0x10001u));
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     int32_t limits[2][kFewLimits];
     for (int j = 0; j < 2; ++j)
