@@ -219,7 +219,7 @@ static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
 // Few limits: compare with each, a pair of channels in the bytes of 16-bit lanes.
 template <class Sum>
 static void pack_few(const Codes& c) {
-  const Vector summand = broadcast32((c.add & 255) * 0x01010101);
+  const Vector summand = broadcast32(static_cast<int32_t>((c.add & 255u) * 0x01010101u));
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     const Sum* const sums = static_cast<const Sum*>(c.sums) + 2 * pair * c.stride;
     const int32_t* const limits = c.limits + 2 * pair * c.thresholds;
