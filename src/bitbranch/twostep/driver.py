@@ -191,6 +191,8 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
         if twin.input_quantizer is None:
             raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
         twin.weight_quantizer = copy.deepcopy(layer.weight_quantizer)
+        if twin.obstacle:
+            raise InputError(f"layer {name}: {twin.obstacle}")
         names.add(name)
     if not names:
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
