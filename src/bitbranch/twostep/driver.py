@@ -160,7 +160,7 @@ def learn_transforms(
     recipe = _Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate)
     student, names = _start(q, teacher)
     graph = Graph(student)
-    nodes = _calls(graph, names) if method != "start" else []
+    nodes = calls_of(graph, names) if method != "start" else []
     with torch.random.fork_rng(devices=[]), evaluation(teacher):
         torch.manual_seed(seed)
         for number, node in enumerate(nodes, 1):
@@ -199,8 +199,8 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
     return student.eval(), names
 
 
-def _calls(graph: Graph, names: set[str]) -> list[fx.Node]:
-    """The one call of each layer to be solved, in order of execution."""
+def calls_of(graph: Graph, names: set[str]) -> list[fx.Node]:
+    """The one call of each named layer, in order of execution."""
     nodes = [node for node in graph.calls(QuantizedLayer) if str(node.target) in names]
     for name, times in Counter(str(node.target) for node in nodes).items():
         if times > 1:
