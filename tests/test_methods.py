@@ -22,7 +22,7 @@ from bitbranch.quantizers.binarynet import BinaryNetActivation, BinaryNetWeight,
 from bitbranch.quantizers.bwn import binary
 from bitbranch.quantizers.bwnh import hashed
 from bitbranch.quantizers.dorefa import DoReFaActivation, DoReFaWeight, quantized_gradient, squashed
-from bitbranch.quantizers.ffn import FactorizedWeight, rounded, semidiscrete
+from bitbranch.quantizers.ffn import FactorizedWeight, recovered, rounded, semidiscrete
 from bitbranch.quantizers.inq import PowerOfTwoWeight, exponents, power_of_two
 from bitbranch.quantizers.registry import binaryconnect, ffn, parse_scheme, xnor
 from bitbranch.quantizers.ttq import TrainedTernaryWeight, trained_ternary
@@ -359,6 +359,19 @@ def test_every_term_lowers_the_error() -> None:
     assert scale[1:].tolist() == [0, 0]  # nothing was left
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (5, 9), (1, 4)])
+def test_recovered_factors_round_back_and_come_nearer(shape: tuple[int, int]) -> None:
+    w = reals(*shape)
+    left, scale, right = semidiscrete(w, min(shape))
+    u, v = recovered(w, left, scale, right)
+    assert torch.equal(rounded(u), left) and torch.equal(rounded(v), right)
+    ternary, floats = (float((w - (a * scale) @ b).square().sum()) for a, b in ((left, right), (u, v)))
+    assert floats < 0.5 * ternary
+    quantizer = FactorizedWeight()
+    quantizer.start(w)
+    torch.testing.assert_close(quantizer(w), (left * scale) @ right)
+
+
 def test_ffn_gradients_are_those_of_the_product() -> None:
     quantizer, w, g = FactorizedWeight(rank=3), reals(4, 6), reals(4, 6, seed=1)
     quantizer.start(w)
@@ -477,22 +490,22 @@ def small(*, norm: bool = True, size: float = 1.0) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "network", "text"),
+    ("scheme", "options", "text"),
     [
-        ("binaryconnect:w1", small(norm=False), "no BatchNorm"),
-        ("binarynet:w1-a1", small(norm=False), "no BatchNorm"),
-        ("dorefa:w2-a2", small(norm=False), "no BatchNorm"),
-        ("binaryconnect:w1", small(size=20), "beyond -H..H are clipped"),
-        (parse_scheme("binaryconnect:w1", binaryconnect(stochastic=True)), small(), "coin flips"),
-        ("binarynet:w1-a1", small(size=20), "beyond -1..1 are clipped"),
-        ("binarynet:w2-a2", small(size=0.1), "all round to 0"),
-        ("bwn:w1", small(size=20), "never change"),
-        ("xnor:w1-a1", small(size=20), "hardly have a gradient"),
+        ("binaryconnect:w1", {"norm": False}, "no BatchNorm"),
+        ("binarynet:w1-a1", {"norm": False}, "no BatchNorm"),
+        ("dorefa:w2-a2", {"norm": False}, "no BatchNorm"),
+        ("binaryconnect:w1", {"size": 20.0}, "beyond -H..H are clipped"),
+        (parse_scheme("binaryconnect:w1", binaryconnect(stochastic=True)), {}, "coin flips"),
+        ("binarynet:w1-a1", {"size": 20.0}, "beyond -1..1 are clipped"),
+        ("binarynet:w2-a2", {"size": 0.1}, "all round to 0"),
+        ("bwn:w1", {"size": 20.0}, "never change"),
+        ("xnor:w1-a1", {"size": 20.0}, "hardly have a gradient"),
     ],
 )
-def test_known_traps_are_warned_of(scheme: object, network: nn.Module, text: str) -> None:
+def test_known_traps_are_warned_of(scheme: object, options: dict[str, float], text: str) -> None:
     with pytest.warns(UserWarning, match=rf"quantize: 3: .*{text}"):
-        bb.quantize(network, scheme)  # type: ignore[arg-type]
+        bb.quantize(small(**options), scheme)  # type: ignore[arg-type]
 
 
 def test_an_outlier_traps_ttq() -> None:
@@ -551,6 +564,7 @@ def test_arguments_out_of_range(make: type[WeightQuantizer]) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.filterwarnings("ignore:.*all round to 0")
 def test_networks_train_evaluate_and_reload(scheme: str) -> None:
     q = bb.quantize(small(), scheme)
     x = reals(6, 1, 8, 8, spread=1.0)

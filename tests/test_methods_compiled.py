@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -33,11 +35,17 @@ def images(count: int = 12, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, 2, 9, 8)).astype(np.float32))
 
 
-def float_network(*middle: nn.Module, bias: bool = True) -> nn.Module:
+Make = Callable[[], nn.Module]
+NORM_RELU: tuple[Make, ...] = (lambda: nn.BatchNorm2d(8), nn.ReLU)
+
+
+def float_network(*middle: Make) -> nn.Module:
     """Two layers to be quantized by a method between two of 8 bits, BatchNorms of both slopes between."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
-    layers += middle or [nn.Conv2d(6, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [
+        make() for make in middle or (lambda: nn.Conv2d(6, 8, 3, padding=1), *NORM_RELU, lambda: nn.MaxPool2d(2))
+    ]
     network = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(9), nn.ReLU(), nn.Linear(9, 4))
     network(images())
     with torch.no_grad():
@@ -108,13 +116,13 @@ def large(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "middle",
     [
-        nn.Conv2d(6, 8, 3, padding=2, dilation=2, stride=2),
-        nn.Conv2d(6, 8, 3, padding="same"),
-        nn.ConvTranspose2d(6, 8, 3, stride=2, padding=1),
+        lambda: nn.Conv2d(6, 8, 3, padding=2, dilation=2, stride=2),
+        lambda: nn.Conv2d(6, 8, 3, padding="same"),
+        lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, padding=1),
     ],
 )
-def test_levels_beyond_eight_bits_read_the_input_twice(middle: nn.Module) -> None:
-    q = trained(large(float_network(middle, nn.BatchNorm2d(8), nn.ReLU())), "inq:w5-a4")
+def test_levels_beyond_eight_bits_read_the_input_twice(middle: Make) -> None:
+    q = trained(large(float_network(middle, *NORM_RELU)), "inq:w5-a4")
     values = q[3].integer_weight()[0]  # type: ignore[index, union-attr, operator]
     assert (float(values.max()), float(values.min())) == (128, -128)
     program = exactly(q)
@@ -124,10 +132,13 @@ def test_levels_beyond_eight_bits_read_the_input_twice(middle: nn.Module) -> Non
 
 
 def test_grouped_levels_beyond_eight_bits_are_refused() -> None:
-    q = trained(large(float_network(nn.Conv2d(6, 8, 3, groups=2))), "inq:w5-a4")
+    def grouped() -> nn.Module:
+        return nn.Conv2d(6, 8, 3, groups=2)
+
+    q = trained(large(float_network(grouped)), "inq:w5-a4")
     with pytest.raises(CompileError, match=r"layer '3': weights of \+-128 do not fit s8 codes, and in a grouped layer"):
         bb.compile(q, images(1))
-    exactly(trained(large(float_network(nn.Conv2d(6, 8, 3, groups=2))), "inq:w4-a4"))
+    exactly(trained(large(float_network(grouped)), "inq:w4-a4"))
 
 
 def test_inq_half_way_is_refused() -> None:
@@ -163,8 +174,10 @@ def test_two_ternary_layers_are_offered(scheme: str) -> None:
         bb.decompose(q)
 
 
-@pytest.mark.parametrize("middle", [(), (nn.Conv2d(6, 8, 3, groups=2),), (nn.ConvTranspose2d(6, 8, 3, stride=2),)])
-def test_ttq_is_the_sum_of_two_ternary_layers(middle: tuple[nn.Module, ...]) -> None:
+@pytest.mark.parametrize(
+    "middle", [(), (lambda: nn.Conv2d(6, 8, 3, groups=2),), (lambda: nn.ConvTranspose2d(6, 8, 3, stride=2),)]
+)
+def test_ttq_is_the_sum_of_two_ternary_layers(middle: tuple[Make, ...]) -> None:
     q = trained(float_network(*middle), "ttq:wt-a2")
     with torch.no_grad():
         for _, weights in weights_of(q)[1:-1]:
@@ -176,7 +189,8 @@ def test_ttq_is_the_sum_of_two_ternary_layers(middle: tuple[nn.Module, ...]) -> 
     assert sum(isinstance(op, p.Add) for op in program.operations) == 2
     result = bb.verify(two, program, [images(40, seed=s) for s in range(5)], engines=[bb.Engine(program)])
     assert all(layer.accumulators.differing == 0 for layer in result.layers[:3])  # the sum alone is rounded
-    assert result.codes_differing <= 0.002 * sum(layer.codes.compared for layer in result.layers), str(result)
+    behind = result.layers[3].codes  # of the codes that read a sum some lie so near a threshold that rounding shows
+    assert behind.differing <= 0.005 * behind.compared, str(result)
     assert all(engine.values.differing == 0 for engine in result.engines)
     for layer in two.modules():
         if isinstance(layer, QuantizedLayer):
@@ -188,11 +202,11 @@ def test_ttq_is_the_sum_of_two_ternary_layers(middle: tuple[nn.Module, ...]) -> 
     "middle",
     [
         (),
-        (nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.ReLU()),
-        (nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1), nn.ReLU()),
+        (lambda: nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.ReLU),
+        (lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1), nn.ReLU),
     ],
 )
-def test_ffn_is_two_ternary_layers_one_behind_the_other(middle: tuple[nn.Module, ...]) -> None:
+def test_ffn_is_two_ternary_layers_one_behind_the_other(middle: tuple[Make, ...]) -> None:
     q = trained(float_network(*middle), "ffn:wt-a2")
     two = bb.split(q)
     for name, layer in two.named_modules():  # without the codes between them, they are the same function

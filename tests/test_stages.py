@@ -172,6 +172,7 @@ def test_direct_route_learns(teacher: nn.Module) -> None:
     "scheme",
     ["binaryconnect:w1-a4", "binarynet:w1-a1", "xnor:w1-a1", "twn:wt-a2", "ttq:wt-a2", "dorefa:w2-a2", "ffn:wt-a2"],
 )
+@pytest.mark.filterwarnings("ignore:.*most positive inputs lie above 1")
 def test_methods_learn(scheme: str, teacher: nn.Module) -> None:
     q = bb.quantize(teacher, scheme)
     fit(q, BATCHES, epochs=12, lr=1e-2, teacher=teacher, progress=None, seed=0)

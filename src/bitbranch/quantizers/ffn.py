@@ -16,6 +16,12 @@ SWEEPS = 20
 POWER_STEPS = 5
 """Of the power iteration that each term starts with."""
 
+RECOVERY_STEPS = 50
+"""Gradient steps for each of the float factors."""
+
+REACH = 0.499
+"""How far a float factor's element may lie from its ternary one; less than 1/2, so that it rounds back."""
+
 TWO_LAYERS = (
     "FFN's weight is a product of two ternary matrices with reals between them, not integers with one scale per output "
     "channel; bitbranch.split(network) makes two ternary layers of it, which are compiled"
@@ -64,6 +70,36 @@ def semidiscrete(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return left.to(weight.dtype), scale.to(weight.dtype), right.to(weight.dtype)
 
 
+def recovered(weight: Tensor, left: Tensor, scale: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Float factors that round to given ternary ones and whose product with ``d`` is nearer to ``W``.
+
+    Minimises ``|| W - U diag(d) V ||^2`` by turns over ``U`` and ``V``, each element within half a unit of its ternary
+    one, by projected gradient steps of safe length; no step makes the error larger.
+
+    Args:
+        weight: ``[O, n]``.
+        left, scale, right: ``U [O, k]``, ``d [k]``, ``V [k, n]`` from :func:`semidiscrete`.
+
+    Returns:
+        Float ``U`` and ``V``, in the dtype of ``weight``; :func:`rounded` gives back the ternary ones.
+
+    Source: Wang, Cheng, CVPR 2017, section 3.2, the recovery of full-precision weights.
+    """
+    w, d = weight.detach().double(), scale.double()
+    u, v = left.double(), right.double()
+    u_min, u_max, v_min, v_max = (t + side for t in (u, v) for side in (-REACH, REACH))
+    for _ in range(RECOVERY_STEPS):
+        u = _descended(w, u, d[:, None] * v).clamp(u_min, u_max)
+        v = _descended(w.T, v.T, (u * d).T).T.clamp(v_min, v_max)
+    return u.to(weight.dtype), v.to(weight.dtype)
+
+
+def _descended(w: Tensor, u: Tensor, m: Tensor) -> Tensor:
+    """A gradient step of ``1/2 || w - u m ||^2`` in ``u``, of the length that its curvature allows."""
+    gram = m @ m.T
+    return u - (u @ m - w) @ m.T / torch.linalg.matrix_norm(gram).clamp_min(1e-300)
+
+
 def rounded(x: Tensor) -> Tensor:
     """-1 below -1/2, +1 above 1/2, else 0, any shape; the gradient passes straight through."""
     return straight_through(x, x.detach().sign() * (x.detach().abs() > 0.5))
@@ -72,9 +108,9 @@ def rounded(x: Tensor) -> Tensor:
 class FactorizedWeight(WeightQuantizer):
     """Weights ``U diag(d) V``: factors of the first weights seen by :func:`semidiscrete`, trained further.
 
-    The layer's own weight gives the start and is not used after. Latent ``U`` and ``V`` are rounded to ternary ones
-    (:func:`rounded`) and clipped to [-1, 1] by :meth:`project`; they start at the ternary factors (the paper's recovery
-    of float factors from the float weight, section 3.2, is left out). ``d`` is trained as it is.
+    The layer's own weight gives the start and is not used after. Latent ``U`` and ``V`` start from :func:`recovered`,
+    are rounded to ternary ones (:func:`rounded`), and clipped to [-1.5, 1.5] by :meth:`project`. ``d`` is trained as it
+    is. (The paper also balances the sizes of the factors' gradients by constants, which is left out; Adam does so.)
 
     Such a weight is no integer with one scale per output channel: :func:`bitbranch.split` makes of the layer one with
     the ternary ``V`` and scales ``d``, and a pointwise one with the ternary ``U``.
@@ -99,6 +135,11 @@ class FactorizedWeight(WeightQuantizer):
         self.rank = rank
 
     @property
+    def started(self) -> bool:
+        """Whether there are factors."""
+        return "left" in self._parameters
+
+    @property
     def obstacle(self) -> str:
         return TWO_LAYERS
 
@@ -112,10 +153,11 @@ class FactorizedWeight(WeightQuantizer):
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
-        if "left" not in self._parameters:
+        if not self.started:
             rows = weight.flatten(1)
             left, scale, right = semidiscrete(rows, self.rank or min(rows.shape))
-            self.left, self.scale, self.right = nn.Parameter(left), nn.Parameter(scale), nn.Parameter(right)
+            self.scale = nn.Parameter(scale)
+            self.left, self.right = map(nn.Parameter, recovered(rows, left, scale, right))
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ternary ``U [O, k]``, ``d [k]``, ternary ``V [k, n]``, with gradient.
@@ -123,7 +165,7 @@ class FactorizedWeight(WeightQuantizer):
         Raises:
             InputError: no weights were seen.
         """
-        if "left" not in self._parameters:
+        if not self.started:
             raise InputError(f"{self}: has seen no weights; call start(weight) first")
         return rounded(self.left), self.scale, rounded(self.right)
 
@@ -135,8 +177,8 @@ class FactorizedWeight(WeightQuantizer):
         return ((left * scale) @ right).view_as(weight)
 
     def project(self, weight: Tensor) -> None:
-        self.left.clamp_(-1, 1)
-        self.right.clamp_(-1, 1)
+        self.left.clamp_(-1.5, 1.5)
+        self.right.clamp_(-1.5, 1.5)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
