@@ -48,9 +48,7 @@ def semidiscrete(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     ACM Transactions on Information Systems 16, 1998.
     """
     rest = weight.detach().double().clone()
-    left = torch.zeros(rest.shape[0], rank, dtype=torch.float64)
-    right = torch.zeros(rank, rest.shape[1], dtype=torch.float64)
-    scale = torch.zeros(rank, dtype=torch.float64)
+    left, right, scale = rest.new_zeros(len(rest), rank), rest.new_zeros(rank, rest.shape[1]), rest.new_zeros(rank)
     for k in range(rank):
         v = rest[int(rest.square().sum(1).argmax())]
         for _ in range(POWER_STEPS):

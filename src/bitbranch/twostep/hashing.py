@@ -84,7 +84,7 @@ def _solve(student: nn.Module, reference: nn.Module, name: str, loader: Batches,
     if twin is None or getattr(twin, "weight", layer.weight[:0]).shape != layer.weight.shape:
         raise InputError(f"layer {name}: the reference has no such layer; q must be made of it by quantize()")
     weight, groups = layer.outputs_first(layer.weight), int(getattr(layer, "groups", 1))
-    rows = weight.detach().flatten(1).view(groups, -1, weight[0].numel())
+    rows = weight.detach().cpu().flatten(1).view(groups, -1, weight[0].numel())
     gram = torch.zeros(groups, rows.shape[2], rows.shape[2], dtype=torch.float64)
     cross, power = torch.zeros(rows.shape, dtype=torch.float64), torch.zeros(rows.shape[:2], dtype=torch.float64)
     count = 0
@@ -97,8 +97,8 @@ def _solve(student: nn.Module, reference: nn.Module, name: str, loader: Batches,
             continue
         x, s = _inputs_and_products(student, reference, name, images)
         positions = draw_positions(s.shape[:-1], quota, generator)
-        taps = patches(layer, x, positions).double().transpose(0, 1)  # [G, p, n]
-        wanted = s[tuple(positions.T)].double().view(len(positions), groups, -1).transpose(0, 1)
+        taps = patches(layer, x, positions).cpu().double().transpose(0, 1)  # [G, p, n]
+        wanted = s[tuple(positions.T)].cpu().double().view(len(positions), groups, -1).transpose(0, 1)
         gram += taps.transpose(1, 2) @ taps
         cross += wanted.transpose(1, 2) @ taps
         power += wanted.square().sum(1)
@@ -109,7 +109,7 @@ def _solve(student: nn.Module, reference: nn.Module, name: str, loader: Batches,
         return float((power - 2 * alpha * fit + alpha**2 * size).sum() / power.sum().clamp_min(1e-300))
 
     values, scale, _ = layer.integer_weight()
-    start = error(values.double().view(rows.shape), scale.double().view(groups, -1))
+    start = error(values.cpu().double().view(rows.shape), scale.cpu().double().view(groups, -1))
     solved = [hashed(rows[g], gram[g], cross[g]) for g in range(groups)]
     b, alpha = torch.stack([s[0] for s in solved]), torch.stack([s[1] for s in solved])
     layer.weight.copy_(layer.native_order((alpha[:, :, None] * b).view_as(weight)))
