@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from bitbranch import calibrate, quantize
 
-SCHEMES = ("mbn:w1-a1", "mbn:w2-a2", "mbn:w3-a4", "tsq:wt-a2", "hwgq:w1-a3", "lsq:w3-a3", "uniform:w4-a4", "bwn:w1-a32")
+SCHEMES = ("mbn:w1-a1", "mbn:w2-a2", "mbn:w3-a4", "tsq:wt-a2", "hwgq:w1-a3", "lsq:w3-a3", "uniform:w4-a4",
+           "binarynet:w3-a2", "dorefa:w2-a2", "twn:wt-a3", "bwn:w1-a32")  # fmt: skip
 """The last has float activations: it is an error, and is left out of :data:`COMPILED_SCHEMES`."""
 COMPILED_SCHEMES = SCHEMES[:-1]
 

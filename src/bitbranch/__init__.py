@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .overview import summary
     from .runtime.engine import Engine
     from .runtime.program import Program, load
+    from .splitting import split
     from .swap import calibrate, coverage, quantize
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _MODULE_OF = {
     "decompose": "decomposition",
     "load": "runtime.program",
     "quantize": "swap",
+    "split": "splitting",
     "summary": "overview",
     "verify": "compiler.verify",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "models",
     "quantize",
+    "split",
     "summary",
     "twostep",
     "verify",

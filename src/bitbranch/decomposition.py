@@ -45,6 +45,8 @@ class MultiBranch(nn.Module):
         super().__init__()
         if layer.input_quantizer is None:
             raise InputError(f"{type(layer).__name__} has float inputs")
+        if layer.obstacle:
+            raise InputError(f"{type(layer).__name__}: {layer.obstacle}")
         values, scale, weight_type = layer.integer_weight()
         input_type = layer.input_quantizer.code_type
         self.input_quantizer = copy.deepcopy(layer.input_quantizer)

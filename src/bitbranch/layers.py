@@ -37,6 +37,12 @@ class QuantizedLayer(nn.Module):
     input_quantizer: ActivationQuantizer | None
     weight_quantizer: WeightQuantizer | None
 
+    @property
+    def obstacle(self) -> str:
+        """Why no integer program computes this layer, though it is quantized; an empty text where one does."""
+        quantizers = [q for q in (self.weight_quantizer, self.input_quantizer) if q is not None]
+        return next((q.obstacle for q in quantizers if q.obstacle), "")
+
     def outputs_first(self, weight: Tensor) -> Tensor:
         """The weight as ``[O, I / groups, *kernel]``."""
         return weight
@@ -82,12 +88,20 @@ class QuantizedLayer(nn.Module):
         return self.accumulate(inputs.to(dtype), self.native_order(values).to(dtype), None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or self.input_quantizer is None or self.weight_quantizer is None:
+        factor = None if self.input_quantizer is None else self.input_quantizer.output_factor(x, self)
+        if factor is None:
+            return self._forward(x, self.bias)
+        out = self._forward(x, None) * factor
+        return out if self.bias is None else out + self.bias.reshape(channel_shape(self))
+
+    def _forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        weights = self.weight_quantizer
+        if self.training or self.input_quantizer is None or weights is None or weights.obstacle:
             inputs = x if self.input_quantizer is None else self.input_quantizer(x)
-            return self.accumulate(inputs, self.quantized_weight(), self.bias)
+            return self.accumulate(inputs, self.quantized_weight(), bias)
         values, scale, _ = self.integer_weight()
         acc = self._accumulator(x, values).to(x.dtype)
-        return rescale(acc, scale.to(x.dtype) * self.input_quantizer.scale(), self.bias, channel_shape(self))
+        return rescale(acc, scale.to(x.dtype) * self.input_quantizer.scale(), bias, channel_shape(self))
 
 
 def accumulator_dtype(values: Tensor, inputs: CodeType, x: Tensor) -> torch.dtype:

@@ -24,7 +24,8 @@ class LayerSummary:
         weight, input: code types of weights and inputs; None where they are float.
         macs: multiply-accumulates for one image.
         weight_bytes: of the weights as a file packs them: at their bits, ternary weights five to a byte, float at 4.
-        accumulator: largest possible magnitude of its accumulators; None in a layer with anything float.
+        accumulator: largest possible magnitude of its accumulators; None in a layer with anything float, or that no
+            integer program computes.
     """
 
     name: str
@@ -122,11 +123,14 @@ def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> LayerSummary:
     per_row = weight[0].numel()
     macs = (x if transposed else out)[0].numel() * per_row
     weight_type = input_type = accumulator = None
+    count = weight.numel()
     if isinstance(layer, QuantizedLayer):
         input_type = layer.input_quantizer.code_type if layer.input_quantizer is not None else None
         if layer.weight_quantizer is not None:
-            values, _, weight_type = layer.integer_weight()
-            if input_type is not None:
+            weight_type = layer.weight_quantizer.code_type
+            count = layer.weight_quantizer.stored(layer.outputs_first(weight))
+            if input_type is not None and not layer.obstacle:
+                values = layer.integer_weight()[0]
                 lo, hi = accumulator_bounds(values.cpu().numpy(), input_type)
                 accumulator = int(max(abs(lo).max(), abs(hi).max()))
     return LayerSummary(
@@ -136,7 +140,7 @@ def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> LayerSummary:
         weight_type,
         input_type,
         macs,
-        _packed_bytes(weight.numel(), weight_type),
+        _packed_bytes(count, weight_type),
         accumulator,
     )
 

@@ -64,7 +64,8 @@ def quantize(
         InputError: an unknown scheme, no layer to quantize, an exception that matches no layer, or one that asks for a
             layer that has no quantized form.
 
-    Warns of layers with parameters that stay float without having been asked to; :func:`coverage` lists all.
+    Warns of layers with parameters that stay float without having been asked to (:func:`coverage` lists all), and of
+    what is known to go wrong when a method's training starts from these weights.
     """
     network = copy.deepcopy(model)
     parametric = dict(_parametric(network))
@@ -91,6 +92,8 @@ def quantize(
     left = [str(c) for c in coverage(network) if c.scheme is None and c.name not in wanted and c.name in parametric]
     if left:
         warnings.warn(f"quantize: these stay float: {'; '.join(left)}", stacklevel=2)
+    for trap, names in _traps(network).items():
+        warnings.warn(f"quantize: {', '.join(names)}: {trap}", stacklevel=2)
     return network
 
 
@@ -153,6 +156,21 @@ def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
         ours = isinstance(module, (ActivationQuantizer, WeightQuantizer, _BatchNorm))
         if not ours and next(module.parameters(recurse=False), None) is not None:
             found.append((name, module))
+    return found
+
+
+@torch.no_grad()
+def _traps(network: nn.Module) -> dict[str, list[str]]:
+    """What is known to go wrong in training, and in which layers."""
+    found: dict[str, list[str]] = {}
+    has_norm = any(isinstance(m, _BatchNorm) for m in network.modules())
+    for name, layer in network.named_modules():
+        if isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None:
+            texts = [layer.weight_quantizer.trap(layer.outputs_first(layer.weight))]
+            if not (layer.weight_quantizer.keeps_size or has_norm):
+                texts.append("the weights' size is fixed, and the network has no BatchNorm to bring its outputs back")
+            for text in filter(None, texts):
+                found.setdefault(text, []).append(name or type(layer).__name__)
     return found
 
 

@@ -250,6 +250,8 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     if quantizer is None or layer.weight_quantizer is None:
         what = "weights are" if layer.weight_quantizer is None else "input is"
         raise CompileError(f"layer {path!r}: its {what} float: {aten.OFFER}")
+    if layer.obstacle:
+        raise CompileError(f"layer {path!r}: {layer.obstacle}")
     values, scales, weight_type = layer.integer_weight()
     bias = torch.zeros(len(values)) if layer.bias is None else layer.bias.detach()
     if not all(bool(torch.isfinite(t).all()) for t in (values, scales, bias)):

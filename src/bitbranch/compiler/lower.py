@@ -17,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..contract import ACCUMULATOR_MAX, Encoder, Ints, accumulator_bounds
+from ..contract import ACCUMULATOR_MAX, CodeType, Encoder, Ints, Kind, accumulator_bounds
 from ..errors import CompileError, FormatError, InputError
 from ..layers import native_order
 from ..runtime import program as p
 from . import graph as g
 from .real import Real
 from .streams import Stream, intervals, steps_outward, stream_of_average, stream_of_sums
+
+INQ_TYPE = CodeType(Kind.SIGNED, 8)
+"""Type of weights that may reach 128, one beyond it; see ``read_twice``."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,10 @@ class _Lowering:
                 f"layer {node.name!r}: accumulators of {int(lo.min())}..{int(hi.max())} do not fit 32 bits; "
                 "use fewer bits or groups"
             )
-        weight = node.weight_type.encode(node.weight)
+        values = node.weight
+        if node.weight_type == INQ_TYPE and values.max(initial=0) > INQ_TYPE.hi:
+            codes, values = self.read_twice(node, codes)
+        weight = node.weight_type.encode(values)
         kind: type[p.Conv] | type[p.ConvTranspose] = p.Conv
         if node.transposed:
             kind, weight = p.ConvTranspose, native_order(torch.from_numpy(weight), node.groups).contiguous().numpy()
@@ -150,6 +156,21 @@ class _Lowering:
             groups=node.groups,
         )
         return Real.affine(self.emit(operation), node.weight_scale * node.scale, node.bias)
+
+    def read_twice(self, node: g.Layer, codes: int) -> tuple[int, Ints]:
+        """The input's codes twice, and weights that share what is beyond their type: ``128 x`` is ``64 x + 64 x``.
+
+        INQ's powers of two reach 128 on both sides, one more than 8-bit integers; so its accumulators stay exact. -128
+        is shared, too: then a channel can be turned round by its weights.
+        """
+        if node.groups > 1:
+            raise CompileError(
+                f"layer {node.name!r}: weights of +-{np.abs(node.weight).max()} do not fit {node.weight_type} codes, "
+                "and in a grouped layer are not shared among two inputs; take fewer bits there"
+            )
+        beyond = np.abs(node.weight) > node.weight_type.hi
+        half = np.where(beyond, node.weight // 2, 0)
+        return self.emit(p.Concat(node.name, (codes, codes))), np.concatenate([node.weight - half, half], axis=1)
 
     def add(self, number: int, node: g.Add) -> Real:
         stream = self.streams[number]

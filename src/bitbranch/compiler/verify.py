@@ -264,6 +264,7 @@ class _Layers:
         self.checks: list[LayerCheck] = []
         self.of: dict[int, tuple[LayerCheck, str, int, npt.NDArray[np.int64]]] = {}
         self.inputs: set[int] = set()
+        self.twice: dict[int, bool] = {}
         called: dict[str, int] = {}
         modules = dict(network.named_modules())
         for i, op in enumerate(program.operations):
@@ -276,7 +277,8 @@ class _Layers:
             called[op.name] = call + 1
             check = LayerCheck(op.name if call == 0 else f"{op.name} (call {call + 1})")
             self.checks.append(check)
-            self.of[i] = (check, op.name, call, _turned(op, layer))
+            sign, self.twice[i] = _turned(op, layer)
+            self.of[i] = (check, op.name, call, sign)
             self.inputs.add(op.inputs[0])
 
     def compare(self, batch: int, number: int, values: dict[int, Array], calls: dict[str, list[Call]]) -> None:
@@ -290,18 +292,26 @@ class _Layers:
         if index >= len(calls.get(name, ())):
             raise InputError(f"verify: the network does not call layer {name!r} as often as the program")
         call = calls[name][index]
-        check.codes.compare(batch, call.inputs.numpy(), source_type.code_type.decode(values[source]))
+        codes = source_type.code_type.decode(values[source])
+        channels = codes.shape[1] // 2 if self.twice[number] else codes.shape[1]
+        check.codes.compare(batch, call.inputs.numpy(), codes[:, :channels])
         check.accumulators.compare(batch, call.accumulators.numpy(), values[number] * sign[:, None, None])  # type: ignore[operator]
 
 
-def _turned(op: p.Conv | p.ConvTranspose, layer: QuantizedLayer) -> npt.NDArray[np.int64]:
-    """+1 for each output channel, or -1 where the compiler negated its weights, as it does under negative slopes."""
+def _turned(op: p.Conv | p.ConvTranspose, layer: QuantizedLayer) -> tuple[npt.NDArray[np.int64], bool]:
+    """+1 for each output channel, or -1 where the compiler negated its weights, as it does under negative slopes.
+
+    And whether the layer reads its input twice, which it does where weights are too large for their type.
+    """
     own = layer.integer_weight()[0].flatten(1).numpy()
     weight = torch.from_numpy(op.values())
     compiled = (native_order(weight, op.groups) if isinstance(op, p.ConvTranspose) else weight).numpy()
     compiled = compiled.reshape(len(compiled), -1)
+    twice = compiled.size == 2 * own.size
+    if twice:
+        compiled = compiled.reshape(len(compiled), 2, -1).sum(1, dtype=np.int64)
     if own.shape == compiled.shape:
         same, negated = (own == compiled).all(1), (own == -compiled).all(1)
         if (same | negated).all():
-            return np.where(same, 1, -1)
+            return np.where(same, 1, -1), twice
     raise InputError(f"verify: the program's weights of layer {op.name!r} are not those of the network")

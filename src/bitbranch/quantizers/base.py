@@ -7,6 +7,8 @@ work; so what was trained is what runs.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,12 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         reads_signs: whether negative inputs carry information, so that a ReLU in front would destroy the codes.
+        obstacle: why no integer program computes the layer behind, or an empty text.
     """
 
     reads_signs: bool = False
+    obstacle: str = ""
+    _signs_checked: bool = False
 
     @property
     def ready(self) -> bool:
@@ -52,6 +57,17 @@ class ActivationQuantizer(nn.Module):
 
     def start(self, x: Tensor) -> None:
         """Choose starting parameters from the first batch seen in training (learned steps); default: nothing."""
+
+    def output_factor(self, x: Tensor, layer: nn.Module) -> Tensor | None:
+        """Reals that broadcast with the layer's output and multiply it before the bias; default: None, for 1."""
+        return None
+
+    def check_signs(self, x: Tensor) -> None:
+        """Warn, once, if the first training batch of codes that read signs has no negative input."""
+        if self.reads_signs and not self._signs_checked:
+            self._signs_checked = True
+            if bool((x >= 0).all()):
+                warnings.warn(f"{self} reads signs, but its input has none: is there a ReLU in front?", stacklevel=2)
 
     def values(self, x: Tensor) -> Tensor:
         """The integers that reals are encoded to, any shape, in the dtype of ``x``; exact, without gradient.
@@ -79,7 +95,18 @@ class WeightQuantizer(nn.Module):
 
     Weights always come with outputs first, ``[O, ...]``. Subclasses define :attr:`code_type`, :meth:`integers` and
     :meth:`quantize`.
+
+    Attributes:
+        keeps_size: whether the low-bit weights are about as large as the latent ones. Where they are not, the layer
+            needs a BatchNorm behind it.
     """
+
+    keeps_size: bool = True
+
+    @property
+    def obstacle(self) -> str:
+        """Why the weights are not integers with one scale per output channel, or an empty text where they are."""
+        return ""
 
     @property
     def code_type(self) -> CodeType:
@@ -97,13 +124,22 @@ class WeightQuantizer(nn.Module):
     def start(self, weight: Tensor) -> None:
         """Choose starting parameters from the first weights seen in training; default: nothing."""
 
+    def trap(self, weight: Tensor) -> str:
+        """What is known to go wrong when training starts from these latent weights, or an empty text."""
+        return ""
+
+    def stored(self, weight: Tensor) -> int:
+        """How many numbers of :attr:`code_type` stand for a weight ``[O, ...]``; default: one for each of its own."""
+        return weight.numel()
+
     def project(self, weight: Tensor) -> None:
         """Bring latent weights back into the method's range, in place, after an optimiser step; default: nothing."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Levels with gradient while training; ``scale * values`` in evaluation."""
+        """Levels with gradient while training; ``scale * values`` in evaluation, where there are integers."""
         if self.training:
             self.start(weight)
+        if self.training or self.obstacle:
             return self.quantize(weight)
         values, scale = self.integers(weight)
         return values * per_output(scale, weight)
@@ -141,6 +177,11 @@ def straight_through(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor
     """
     out: Tensor = Passthrough.apply(x, y, mask)
     return out
+
+
+def signs(x: Tensor) -> Tensor:
+    """-1 or +1 for each element, any shape, without gradient; ``sign(0) = +1``."""
+    return torch.where(x.detach() >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def per_output(scale: Tensor, weight: Tensor) -> Tensor:

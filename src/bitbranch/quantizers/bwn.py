@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..contract import CodeType, Kind
-from .base import WeightQuantizer, per_output, straight_through
+from .base import WeightQuantizer, per_output, signs, straight_through
 
 
 def binary(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +23,7 @@ def binary(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     w = weight.detach()
     alpha = w.double().abs().mean(1)  # sums of equal float32 numbers are exact in float64
-    return torch.where(w >= 0, 1.0, -1.0).to(w.dtype), alpha.float().to(w.dtype)
+    return signs(w), alpha.float().to(w.dtype)
 
 
 class BinaryWeight(WeightQuantizer):
@@ -44,3 +43,7 @@ class BinaryWeight(WeightQuantizer):
     def quantize(self, weight: Tensor) -> Tensor:
         t, alpha = self.integers(weight)
         return straight_through(weight, t * per_output(alpha, weight), weight.detach().abs() <= 1)
+
+    def trap(self, weight: Tensor) -> str:
+        stuck = bool((weight.detach().abs() > 1).any())
+        return "latent weights beyond -1..1 have no gradient and never change; scale them down first" if stuck else ""

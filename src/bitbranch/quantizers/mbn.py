@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from functools import cache
 from typing import Literal
 
@@ -98,7 +97,6 @@ class BipolarActivation(ActivationQuantizer):
         _check_gradient(gradient)
         self.bits, self.clip, self.gradient = bits, clip, gradient
         self.reads_signs = clip == "htanh"
-        self._signs_checked = not self.reads_signs
         self._code_type = CodeType(Kind.UNSIGNED if clip == "hrelu-affine" else Kind.BIPOLAR, bits)
 
     @property
@@ -117,10 +115,7 @@ class BipolarActivation(ActivationQuantizer):
         return encoder
 
     def start(self, x: Tensor) -> None:
-        if not self._signs_checked:
-            self._signs_checked = True
-            if bool((x >= 0).all()):
-                warnings.warn(f"{self} reads signs, but its input has none: is there a ReLU in front?", stacklevel=2)
+        self.check_signs(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         return bipolar(x, self.bits, clip=self.clip, gradient=self.gradient)
@@ -162,6 +157,7 @@ class BipolarWeight(WeightQuantizer):
         _check_gradient(gradient)
         self._code_type = CodeType(Kind.BIPOLAR, bits)
         self.bits, self.fixed_range, self.gradient = bits, fixed_range, gradient
+        self.keeps_size = not fixed_range
 
     @property
     def code_type(self) -> CodeType:

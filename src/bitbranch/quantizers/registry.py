@@ -1,7 +1,9 @@
 """Scheme strings, resolved to quantizers in one place.
 
 ``METHOD:wM-aK`` names a method with its weights (``w1 .. w8``, ``wt`` for ternary, ``w32`` for float) and activations
-(``a1 .. a8``, ``a32``); ``wMaK`` alone is ``uniform:wM-aK``. To add a method, add a row to :data:`METHODS`.
+(``a1 .. a8``, ``a32``); ``wMaK`` alone is ``uniform:wM-aK``, and ``METHOD:wM`` is ``METHOD:wM-a32``. Methods that leave
+activations float in their papers have learned steps (``lsq``) for ``a1 .. a8``, so that they can be compiled. To add a
+method, add a row to :data:`METHODS`.
 """
 
 from __future__ import annotations
@@ -13,12 +15,21 @@ from functools import partial
 
 from ..errors import InputError
 from .base import ActivationQuantizer, WeightQuantizer
+from .binaryconnect import BinaryConnectWeight
+from .binarynet import BinaryNetActivation, BinaryNetWeight
 from .bwn import BinaryWeight
+from .bwnh import HashedWeight
+from .dorefa import FLOAT_GRADIENT, DoReFaActivation, DoReFaWeight
+from .ffn import FactorizedWeight
 from .hwgq import HalfWaveActivation
+from .inq import PowerOfTwoWeight
 from .lsq import LearnedStepActivation, LearnedStepWeight
 from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
 from .tsq import SparseActivation, TernaryWeight
+from .ttq import THRESHOLD, TrainedTernaryWeight
+from .twn import ThresholdTernaryWeight
 from .uniform import UniformActivation, UniformWeight
+from .xnor import XnorActivation, XnorWeight
 
 WeightFactory = Callable[[], WeightQuantizer | None]
 ActivationFactory = Callable[[], ActivationQuantizer | None]
@@ -90,17 +101,61 @@ def tsq(*, sparsity: float = 0.625) -> Method:
     return Method({**_BINARY, **_TERNARY}, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
 
 
+def binaryconnect(*, magnitude: float = 1.0, stochastic: bool = False) -> Method:
+    """BinaryConnect, with the options of :class:`BinaryConnectWeight`."""
+    weight = partial(BinaryConnectWeight, magnitude=magnitude, stochastic=stochastic)
+    return Method({"1": weight}, _LEARNED_STEPS)
+
+
+def dorefa(*, gradient_bits: int = FLOAT_GRADIENT) -> Method:
+    """DoReFa-Net, with quantized gradients if asked for; see :class:`DoReFaActivation`."""
+    activation = partial(DoReFaActivation, gradient_bits=gradient_bits)
+    return Method(_bits(DoReFaWeight, range(1, 9)), _activation_bits(activation))
+
+
+def ffn(*, rank: int | None = None) -> Method:
+    """Fixed-point factorized networks of a given rank; see :class:`FactorizedWeight`."""
+    return Method({"t": partial(FactorizedWeight, rank=rank)}, _LEARNED_STEPS)
+
+
+def ttq(*, threshold: float = THRESHOLD) -> Method:
+    """Trained ternary quantization with another threshold; see :class:`TrainedTernaryWeight`."""
+    return Method({"t": partial(TrainedTernaryWeight, threshold=threshold)}, _LEARNED_STEPS)
+
+
+def twn(*, per_layer: bool = False) -> Method:
+    """Ternary weight networks, by filter or by layer; see :class:`ThresholdTernaryWeight`."""
+    return Method({"t": partial(ThresholdTernaryWeight, per_layer=per_layer)}, _LEARNED_STEPS)
+
+
+def xnor(*, input_scale: bool = True) -> Method:
+    """XNOR-Net with the scale of inputs or, to be compiled, without; see :class:`XnorActivation`."""
+    return Method({"1": XnorWeight}, {"1": partial(XnorActivation, input_scale=input_scale)})
+
+
+_LEARNED_STEPS = _activation_bits(LearnedStepActivation)
+
 METHODS: dict[str, Method] = {
     "uniform": Method(_UNIFORM, _activation_bits(UniformActivation)),
     "mbn": mbn(),
     "tsq": tsq(),
     "hwgq": Method({**_BINARY, **_TERNARY}, _activation_bits(HalfWaveActivation)),
-    "lsq": Method(_bits(LearnedStepWeight, range(2, 9)), _activation_bits(LearnedStepActivation)),
-    "bwn": Method(_BINARY, {}),
+    "lsq": Method(_bits(LearnedStepWeight, range(2, 9)), _LEARNED_STEPS),
+    "binaryconnect": binaryconnect(),
+    "binarynet": Method(_bits(BinaryNetWeight, range(1, 9)), _activation_bits(BinaryNetActivation)),
+    "bwn": Method(_BINARY, _LEARNED_STEPS),
+    "xnor": xnor(),
+    "bwnh": Method({"1": HashedWeight}, _LEARNED_STEPS),
+    "twn": twn(),
+    "ttq": ttq(),
+    "dorefa": dorefa(),
+    "inq": Method(_bits(PowerOfTwoWeight, range(2, 6)), _LEARNED_STEPS),
+    "ffn": ffn(),
 }
 """Every method that a scheme string may name."""
 
 _SPELLING = re.compile(r"(?:(?P<method>\w+):)?w(?P<weight>\w+?)-?a(?P<activation>\d+)")
+_WEIGHTS_ONLY = re.compile(r"(?P<method>\w+):w(?P<weight>t|\d+)")
 
 
 def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
@@ -119,6 +174,8 @@ def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
     if isinstance(scheme, Scheme):
         return scheme
     match = _SPELLING.fullmatch(scheme) if isinstance(scheme, str) else None
+    if match is None and isinstance(scheme, str) and _WEIGHTS_ONLY.fullmatch(scheme):
+        return parse_scheme(f"{scheme}-a32", method)
     if match is None:
         raise InputError(f"unknown scheme {scheme!r}: expected METHOD:wM-aK or wMaK, such as tsq:wt-a2 or w8a8")
     name = match["method"] or "uniform"

@@ -1,1 +1,1 @@
-"""Training: one loop for all networks, and checkpoints."""
+"""Training: one loop for all networks, trainings in stages, distillation, and checkpoints."""

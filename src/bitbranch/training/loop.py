@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import BitbranchError, InputError
 from ..layers import QuantizedLayer
+from .distillation import soft_target_loss
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images ``[N, C, H, W]`` float32 and labels ``[N]`` int64; iterated once per epoch, with a length."""
@@ -63,7 +64,7 @@ def fit(
     momentum: float = 0.9,
     schedule: str = "cosine",
     teacher: nn.Module | None = None,
-    teacher_share: float = 0.5,
+    teacher_share: float | tuple[float, float] = 0.5,
     temperature: float = 2.0,
     on_step: Callable[[int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -82,8 +83,10 @@ def fit(
         weight_decay: decoupled for Adam; only weights (two or more dimensions) decay, no bias, BatchNorm or step.
         schedule: ``"cosine"`` (to zero, after a short linear warm-up) or ``"constant"``.
         teacher: a network whose soft targets are learned too: the loss becomes ``(1 - share) * cross-entropy +
-            share * t^2 * KL(teacher / t || model / t)`` (Hinton et al., arXiv 1503.02531).
-        teacher_share: weight of the teacher's term, 0..1.
+            share * t^2 * KL(teacher / t || model / t)``, see
+            :func:`~bitbranch.training.distillation.soft_target_loss`.
+        teacher_share: weight of the teacher's term, 0..1; a pair goes from the first to the second, linearly over the
+            steps.
         temperature: ``t``.
         on_step: called with the number of steps done.
         on_epoch: called after each epoch.
@@ -95,7 +98,7 @@ def fit(
         One :class:`Epoch` per epoch.
 
     Raises:
-        InputError: unknown optimizer or schedule, or no batches.
+        InputError: unknown optimizer or schedule, no batches, or a teacher's share or temperature out of range.
         BitbranchError: the loss is no longer finite.
     """
     if seed is not None:
@@ -103,8 +106,11 @@ def fit(
     steps_per_epoch = len(train_batches)  # type: ignore[arg-type]
     if steps_per_epoch == 0:
         raise InputError(f"{label}: there are no batches to train on")
-    update = _optimizer(model, optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
-    rate = _schedule(schedule, steps=epochs * steps_per_epoch)
+    update = make_optimizer(model, optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    rate = make_schedule(schedule, steps=epochs * steps_per_epoch)
+    shares = teacher_share if isinstance(teacher_share, tuple) else (teacher_share, teacher_share)
+    if not all(0 <= share <= 1 for share in shares) or temperature <= 0:
+        raise InputError(f"{label}: a teacher's share is 0..1 and its temperature positive")
     if teacher is not None:
         teacher.eval()
 
@@ -120,8 +126,10 @@ def fit(
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels)
                 if teacher is not None:
-                    soft = _distillation(logits, teacher, images, temperature)
-                    loss = (1 - teacher_share) * loss + teacher_share * soft
+                    with torch.no_grad():
+                        target = teacher(images)
+                    share = shares[0] + (shares[1] - shares[0]) * step / max(1, epochs * steps_per_epoch - 1)
+                    loss = (1 - share) * loss + share * soft_target_loss(logits, target, temperature)
                 loss_value = float(loss.detach())
                 if not math.isfinite(loss_value):
                     raise BitbranchError(
@@ -204,9 +212,10 @@ def evaluate(
     return float(right.float().mean())
 
 
-def _optimizer(
+def make_optimizer(
     model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
+    """The optimizer of :func:`fit` for a network's parameters; arguments as there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -219,7 +228,7 @@ def _optimizer(
     raise InputError(f"optimizer {name!r}: expected 'adam' or 'sgd'")
 
 
-def _schedule(name: str, *, steps: int) -> Callable[[int], float]:
+def make_schedule(name: str, *, steps: int) -> Callable[[int], float]:
     """The factor of the learning rate at a 0-based step."""
     if name == "constant":
         return lambda step: 1.0
@@ -227,10 +236,3 @@ def _schedule(name: str, *, steps: int) -> Callable[[int], float]:
         warm_up = max(1, min(steps // 10, 100))
         return lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
     raise InputError(f"schedule {name!r}: expected 'cosine' or 'constant'")
-
-
-def _distillation(logits: Tensor, teacher: nn.Module, images: Tensor, temperature: float) -> Tensor:
-    with torch.no_grad():
-        target = F.log_softmax(teacher(images) / temperature, dim=1)
-    student = F.log_softmax(logits / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, target, log_target=True, reduction="batchmean")

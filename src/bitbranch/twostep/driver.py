@@ -160,7 +160,7 @@ def learn_transforms(
     recipe = _Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate)
     student, names = _start(q, teacher)
     graph = Graph(student)
-    nodes = _calls(graph, names) if method != "start" else []
+    nodes = calls_of(graph, names) if method != "start" else []
     with torch.random.fork_rng(devices=[]), evaluation(teacher):
         torch.manual_seed(seed)
         for number, node in enumerate(nodes, 1):
@@ -191,14 +191,16 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
         if twin.input_quantizer is None:
             raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
         twin.weight_quantizer = copy.deepcopy(layer.weight_quantizer)
+        if twin.obstacle:
+            raise InputError(f"layer {name}: {twin.obstacle}")
         names.add(name)
     if not names:
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
     return student.eval(), names
 
 
-def _calls(graph: Graph, names: set[str]) -> list[fx.Node]:
-    """The one call of each layer to be solved, in order of execution."""
+def calls_of(graph: Graph, names: set[str]) -> list[fx.Node]:
+    """The one call of each named layer, in order of execution."""
     nodes = [node for node in graph.calls(QuantizedLayer) if str(node.target) in names]
     for name, times in Counter(str(node.target) for node in nodes).items():
         if times > 1:

@@ -136,7 +136,7 @@ class _Captured(Exception):
     """Ends a forward pass once the wanted tensor has been seen."""
 
 
-def _capture(model: nn.Module, images: Tensor, name: str, *, output: bool) -> Tensor:
+def capture(model: nn.Module, images: Tensor, name: str, *, output: bool) -> Tensor:
     """Input or output of one module in a forward pass, which ends there."""
     seen: list[Tensor] = []
 
@@ -186,8 +186,8 @@ def collect(student: nn.Module, teacher: nn.Module, chain: Chain, loader: Batche
         quota = samples * done // batches - file.count
         if quota <= 0:
             continue
-        values = layer.input_quantizer.values(_capture(student, images, chain.source, output=False))
-        target = _capture(teacher, images, chain.batchnorm or chain.source, output=True)
+        values = layer.input_quantizer.values(capture(student, images, chain.source, output=False))
+        target = capture(teacher, images, chain.batchnorm or chain.source, output=True)
         channels_last = target if isinstance(layer, nn.Linear) else target.movedim(1, -1)
         positions = draw_positions(channels_last.shape[:-1], quota, generator)
         rows = channels_last[tuple(positions.T)]
