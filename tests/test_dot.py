@@ -217,7 +217,7 @@ def branching(draw):
 @pytest.fixture(autouse=True)
 def everything_by_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path on every instruction set, also where planar kernels are faster."""
-    monkeypatch.setattr(engine_module, "takes_dot", lambda core, machine, program: not dot.refuses(program))
+    monkeypatch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
 
 
 @contextmanager

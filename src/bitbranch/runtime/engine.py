@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from ..errors import BitbranchError, InputError
-from . import dot, layout, tuning
+from . import dot, layout, paths, tuning
 from . import program as p
 from .choice import forced
 from .dot_planner import DotPlanner
@@ -62,9 +62,12 @@ def has_dot_products(isa: str) -> bool:
     return bool(core.has_fast_dot(core.Machine(isa, 1)))
 
 
-def takes_dot(core: Any, machine: Any, program: p.Program) -> bool:
-    """Whether the dot-product path runs a program: where the processor has instructions for it, if it can."""
-    return not dot.refuses(program) and bool(core.has_fast_dot(machine))
+def takes_dot(program: p.Program, isa: str) -> bool:
+    """Whether the dot-product path runs a program: where the processor has instructions for it, and it is faster."""
+    if dot.refuses(program) or not has_dot_products(isa):
+        return False
+    sextets = any(kernel.family == "sextets" for kernel in _core().kernels(isa))
+    return paths.prefers_products(program, isa, sextets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +150,7 @@ class Engine:
         self._plans: dict[int, _Planned] = {}
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
         lane = self._lanes.take()
-        self._dot = not self._forced and takes_dot(core, lane.machine, self.program)
+        self._dot = not self._forced and takes_dot(self.program, isa)
         self._part = PART_MAX  # of the first plan, which needs one image
         images = WORKSPACE // self._planned(1, lane).size
         self._part = max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))

@@ -1,0 +1,66 @@
+"""Which of the engine's two paths runs a program: planar kernels, or products of bytes. Results do not depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import dot
+from . import program as p
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What layers take on a path, one thread; for whole networks, so what is between the layers counts too."""
+
+    gmacs: tuple[float, ...]
+    """10^9 multiply-accumulates per second for activations of 1, 2, .. bits; the last stands for all above."""
+    output: float
+    """Nanoseconds that finishing an output takes."""
+    depthwise: float
+    """Nanoseconds for each tap of a depthwise output."""
+
+    def milliseconds(self, program: p.Program) -> float:
+        """An estimate for one image."""
+        total = 0.0
+        for op, value in zip(program.operations, program.values, strict=True):
+            if not isinstance(op, (p.Conv, p.ConvTranspose)):
+                continue
+            source = program.values[op.inputs[0]]
+            assert isinstance(source, p.Codes)
+            macs, outputs = op.macs(source), value.shape[0] * value.shape[1] * value.shape[2]
+            rate = self.gmacs[min(source.code_type.bits, len(self.gmacs)) - 1]
+            nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
+            total += 1e-6 * (nanoseconds + outputs * self.output)
+        return total
+
+
+PRODUCTS = {
+    "amx": Cost((1200,), 0.3, 0.065),
+    "avx512_vnni": Cost((235,), 0.3, 0.065),
+    "avx_vnni": Cost((130,), 0.4, 0.1),
+}
+"""The dot-product path, where the processor has instructions for it.
+
+Fitted, as the planar costs, to ResNet-18, AlexNet and MobileNetV2 on one core of a Xeon of 2023. An instruction set
+that is not here was never timed, and takes the path whenever it can.
+"""
+PLANAR = {
+    "sextets": Cost((500, 280, 150, 95, 70), 0.24, 0.026),
+    "avx512": Cost((470, 260, 150, 95, 70), 0.24, 0.026),
+    "avx2": Cost((240, 145, 90, 68, 55), 0.35, 0.035),
+}
+"""The planar path by its kernels: with AVX-512 and look-ups of 64 entries, without these, and with AVX2."""
+
+
+def prefers_products(program: p.Program, isa: str, sextets: bool) -> bool:
+    """Whether the dot-product path is the faster one, where both can run a program.
+
+    Args:
+        program: the program.
+        isa: an instruction set that multiplies bytes and adds them up.
+        sextets: whether its planar kernels look up tables of 64 entries.
+    """
+    if isa not in PRODUCTS:
+        return True
+    planar = PLANAR["avx2" if isa == "avx_vnni" else "sextets" if sextets else "avx512"]
+    return PRODUCTS[isa].milliseconds(program) <= planar.milliseconds(program)

@@ -1,0 +1,68 @@
+"""Which path runs a program: whatever is estimated to be faster, and only where both can."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitbranch.contract import CodeType
+from bitbranch.errors import BitbranchError
+from bitbranch.runtime import engine as engine_module
+from bitbranch.runtime import paths
+from bitbranch.runtime import program as p
+
+try:
+    ISAS = engine_module.instruction_sets()
+except BitbranchError:
+    pytest.skip("the compiled core is not installed", allow_module_level=True)
+
+
+def network(bits: str, channels: int = 256, size: int = 14, groups: int = 1, depth: int = 3) -> p.Program:
+    """3x3 convolutions of one kind, one after the other."""
+    t = CodeType.parse(bits)
+    thresholds = np.linspace(-1, 1, t.count - 1).astype(np.float32)
+    operations: list[p.Operation] = [p.Encode("input", (), (channels, size, size), t, thresholds)]
+    rng = np.random.default_rng(0)
+    for i in range(depth):
+        weight = rng.integers(0, 2, (channels, channels // groups, 3, 3), dtype=np.uint8)
+        last = (len(operations) - 1,)
+        pads = {"stride": (1, 1), "padding": (1, 1, 1, 1), "groups": groups}
+        operations.append(p.Conv(f"conv{i}", last, weight, CodeType.parse("b1"), **pads))
+        bars = np.sort(rng.integers(-9, 9, (1, t.count - 1)), axis=1).astype(np.int32)
+        operations.append(p.Threshold(f"codes{i}", (len(operations) - 1,), t, bars))
+    ones = np.ones(channels, np.float32)
+    scale = p.Scale("scale", (len(operations) - 2,), ones, ones)
+    return p.Program((*operations[:-1], scale), ((channels, size, size),))
+
+
+def test_an_estimate_is_of_all_layers() -> None:
+    cost = paths.Cost((100, 50), 2.0, 3.0)
+    outputs = 256 * 14 * 14
+    dense = 256 * 9 * outputs
+    assert cost.milliseconds(network("u1", depth=1)) == pytest.approx(1e-6 * (dense / 100 + 2 * outputs))
+    assert cost.milliseconds(network("u2", depth=2)) == pytest.approx(2e-6 * (dense / 50 + 2 * outputs))
+    assert cost.milliseconds(network("u4", depth=2)) == cost.milliseconds(network("u2", depth=2))
+    depthwise = network("u4", groups=256, depth=1)
+    assert cost.milliseconds(depthwise) == pytest.approx(1e-6 * (9 * outputs * 3 + 2 * outputs))
+
+
+def test_few_bits_are_planar_without_matrices_of_bytes() -> None:
+    one, four = network("u1"), network("u4")
+    assert not paths.prefers_products(one, "avx512_vnni", sextets=True)
+    assert paths.prefers_products(four, "avx512_vnni", sextets=True)
+    assert paths.prefers_products(one, "amx", sextets=True)
+    assert not paths.prefers_products(network("u2", groups=256), "amx", sextets=True)
+    assert paths.prefers_products(one, "unheard of", sextets=False)
+
+
+def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = network("u2", channels=8, size=6)
+    x = np.random.default_rng(1).normal(size=(3, 8, 6, 6)).astype(np.float32)
+    expected = program.reference(x)
+    for isa in ISAS:
+        for preferred in (False, True):
+            monkeypatch.setattr(paths, "prefers_products", lambda *_, preferred=preferred: preferred)
+            engine = engine_module.Engine(program, isa=isa)
+            np.testing.assert_array_equal(engine(x), expected)
+            dot = any(row.family == "dot" for row in engine.profile(x, repeat=1).rows)
+            assert dot == (preferred and engine_module.has_dot_products(isa))
