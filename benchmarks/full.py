@@ -26,7 +26,7 @@ from bitbranch.runtime.engine import instruction_sets
 
 Result = dict[str, Any]
 ALL_LEVELS = ("native", "avx512_vnni", "avx512", "avx2")
-TWO_LEVELS = ("native", "avx512_vnni")
+THREE_LEVELS = ("native", "avx512_vnni", "avx512")
 INT8_PEERS = ("openvino int8", "litert int8", "onnxruntime int8", "openvino f32", "onnxruntime f32")
 """The peers of the larger networks: the fastest ones."""
 
@@ -50,9 +50,9 @@ RESNET = ("tsq:wt-a2", "mbn:w1-a1", "mbn:w2-a2", "lsq:w4-a4")
 PARTS = [
     Part("resnet18", "resnet18", RESNET, ALL_LEVELS, threads=(1, 2), peers=("all",), minutes=7.0),
     Part("resnet18-batch", "resnet18", RESNET[:1], ("native",), (1, 2), (1, 8), ("openvino int8",), minutes=0.8),
-    Part("alexnet", "alexnet", ("tsq:wt-a2",), TWO_LEVELS, minutes=1.5),
-    Part("vgg16_bn", "vgg16_bn", ("tsq:wt-a2",), TWO_LEVELS, minutes=5.0),
-    Part("mobilenet_v2", "mobilenet_v2", ("tsq:wt-a2", "lsq:w4-a4"), TWO_LEVELS, minutes=1.5),
+    Part("alexnet", "alexnet", ("tsq:wt-a2",), THREE_LEVELS, minutes=1.5),
+    Part("vgg16_bn", "vgg16_bn", ("tsq:wt-a2",), THREE_LEVELS, minutes=5.0),
+    Part("mobilenet_v2", "mobilenet_v2", ("tsq:wt-a2", "lsq:w4-a4"), THREE_LEVELS, minutes=1.5),
 ]
 OTHERS = {"binary": 0.4, "footprint": 0.3}
 """Parts that are not comparisons of networks, and their minutes."""
