@@ -249,7 +249,8 @@ def main() -> int:
             failed.append(f"{name}: {error}")
             say(f"failed: {error}")
     text = table(lines(options.out))
-    head = f"{describe_machine()}, random weights, batch 1, 224x224 where not said otherwise\n"
+    machine = ", ".join(f"{name}: {value}" for name, value in describe_machine().items())
+    head = f"{machine}; random weights, batch 1, 224x224 where not said otherwise\n"
     options.out.mkdir(parents=True, exist_ok=True)
     write_bytes(options.out / "figures.md", f"{head}\n{text}\n".encode())
     print(head, text, *failed, sep="\n")
