@@ -26,6 +26,7 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pytest
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
@@ -33,6 +34,8 @@ sys.path.insert(0, os.path.dirname(__file__))
 from strategies import examples, images, pixels, programs
 
 import bitbranch as bb
+from bitbranch.compiler import streams
+from bitbranch.errors import InputError
 from bitbranch.runtime import choice, reference
 from bitbranch.runtime import program as p
 from bitbranch.runtime.engine import Engine, instruction_sets
@@ -182,7 +185,11 @@ def program_case(seed: int, index: int, case: Case, others: dict[str, Execute]) 
 
 
 def network_case(seed: int, index: int, case: Case, others: dict[str, Execute]) -> None:
-    """A random network, quantized and compiled; also PyTorch against branches and reference."""
+    """A random network, quantized and compiled; also PyTorch against branches and reference.
+
+    Where sums are rounded, PyTorch is compared with a program whose streams are as fine as they can be: in a small
+    network, a few equal sums that 16 bits move over a threshold can turn many codes behind them.
+    """
     import torch
     from random_networks import COMPILED_SCHEMES, NETWORKS, ROUNDED, quantized
 
@@ -192,7 +199,12 @@ def network_case(seed: int, index: int, case: Case, others: dict[str, Execute]) 
     make, shapes = NETWORKS[kind]
     network = make(rng)
     x = [torch.from_numpy(rng.normal(size=(5, *shape)).astype(np.float32)) for shape in shapes]
-    q = quantized(network, scheme, *x)
+    try:
+        q = quantized(network, scheme, *x)
+    except InputError as error:
+        if "zeros only" in str(error):
+            return  # a layer that nothing reaches has no steps
+        raise
     program = bb.compile(q, *(each[:1] for each in x))
     batch = tuple(each.numpy() for each in x)
     case.check(f"{kind} {scheme}", program, batch, others)
@@ -203,11 +215,16 @@ def network_case(seed: int, index: int, case: Case, others: dict[str, Execute]) 
         for a, b in zip(*(y if isinstance(y, tuple) else (y,) for y in (branches(*exact), whole(*exact))), strict=True):
             if not torch.equal(a, b):
                 raise Difference(f"branches differ from the network in {int((a != b).sum())} outputs")
+    rounded = any(isinstance(m, ROUNDED) for m in network.modules())
+    rounded = rounded and any(isinstance(op, p.Requantize) for op in program.operations)
+    if rounded:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(streams, "STEPS_PER_LEVEL", float("inf"))
+            program = bb.compile(q.float(), *(each[:1] for each in x))
     result = bb.verify(q.float(), program, [x[0] if len(x) == 1 else x])
     compared = sum(layer.codes.compared for layer in result.layers)
-    rounded = any(isinstance(m, ROUNDED) for m in network.modules())
-    if rounded and any(isinstance(op, p.Requantize) for op in program.operations):
-        if result.codes_differing > 0.01 * compared:
+    if rounded:
+        if result.codes_differing > 0.001 * compared:
             raise Difference(f"{result.codes_differing} of {compared} codes differ from PyTorch's\n{result}")
     elif result.mismatches:
         raise Difference(f"the reference differs from PyTorch in float64\n{result}")

@@ -66,7 +66,7 @@ class StepActivation(ActivationQuantizer):
     @property
     def code_type(self) -> CodeType:
         if int(self.signed) == UNDECIDED:
-            raise InputError(f"{self}: has seen no data; train the network, or call calibrate() on it")
+            raise InputError(f"{self}: has seen no data, or zeros only; train the network, or call calibrate() on it")
         return CodeType(Kind.SIGNED if int(self.signed) else Kind.UNSIGNED, self.bits)
 
     def decide_sign(self, x: Tensor) -> None:
@@ -82,7 +82,7 @@ class StepActivation(ActivationQuantizer):
 
     def scale(self) -> float:
         if not self.ready:
-            raise InputError(f"{self}: has seen no data; train the network, or call calibrate() on it")
+            raise InputError(f"{self}: has seen no data, or zeros only; train the network, or call calibrate() on it")
         return float32(self.step_size())
 
     def encoder(self) -> Encoder:
