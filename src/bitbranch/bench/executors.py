@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import stats
+
 Images = npt.NDArray[np.float32]
 Run = Callable[[Images], npt.NDArray[np.float32]]
 """A batch ``[N, C, H, W]`` to the network's first output ``[N, ..]``."""
@@ -33,16 +35,9 @@ class Executor:
         self._ready: tuple[int, Run, Images] | None = None
 
     def time(self, batch: int, seconds: float) -> list[float]:
-        """Seconds of each call of one turn: one call that is not counted, then calls until time is up, at least one."""
+        """Seconds of each call of one :func:`~bitbranch.bench.stats.turn`."""
         run, images = self._get(batch)
-        run(images)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            run(images)
-            times.append(time.perf_counter() - start)
-        return times
+        return stats.turn(lambda: run(images), seconds)
 
     def prepare(self, batch: int) -> float:
         """Get ready for a batch size; returns the seconds that it took, the first call included."""

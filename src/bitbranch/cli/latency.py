@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ..bench import stats
 from ..bench.convert import export_onnx, quantize_onnx
 from ..runtime.engine import Engine
 from ..runtime.program import Program
@@ -133,11 +134,4 @@ def measure(
 
 def _turn(run: Run, images: Images, seconds: float) -> list[float]:
     time.sleep(REST)
-    run(images)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        run(images)
-        times.append(time.perf_counter() - start)
-    return times
+    return stats.turn(lambda: run(images), seconds)

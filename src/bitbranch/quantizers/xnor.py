@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..contract import CodeType, Encoder, Kind, bipolar_encoder
-from .base import ActivationQuantizer, WeightQuantizer, per_output, signs, straight_through
-from .bwn import binary
+from .base import ActivationQuantizer, per_output, signs, straight_through
+from .bwn import BinaryWeight
 
 NO_INTEGERS = (
     "XNOR-Net multiplies every output position by its inputs' mean magnitude K, a real product that no integer program "
@@ -82,7 +82,7 @@ class XnorActivation(ActivationQuantizer):
         return f"input_scale={self.input_scale}"
 
 
-class XnorWeight(WeightQuantizer):
+class XnorWeight(BinaryWeight):
     """Binary weights ``alpha sign(w)`` by :func:`~bitbranch.quantizers.bwn.binary`, with the paper's gradient.
 
     The gradient of a weight ``w`` of a filter of ``n`` weights is that of its binary weight times ``1 / n + alpha
@@ -91,14 +91,6 @@ class XnorWeight(WeightQuantizer):
 
     Source: Rastegari et al., ECCV 2016, equations (4), (6) and the gradient of section 3.1.
     """
-
-    @property
-    def code_type(self) -> CodeType:
-        return CodeType(Kind.BIPOLAR, 1)
-
-    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        t, alpha = binary(weight.flatten(1))
-        return t.view_as(weight), alpha
 
     def quantize(self, weight: Tensor) -> Tensor:
         t, alpha = self.integers(weight)
