@@ -120,16 +120,22 @@ void Epilogue::write_integers(const Output& output, int chunk, const void* value
   scatter(output.target, static_cast<const uint8_t*>(values), stride * 4, used, chunk * kChunk, block);
 }
 
-void Epilogue::write_by_table(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
-                              const Block& block) const {
-  alignas(64) uint16_t pairs[kChunk / 2][kMaxPixels];
+// What the codes of a chunk are made of; where they go is left to fill in.
+static Codes codes_of(const Epilogue::Output& output, int chunk, const void* values, ptrdiff_t stride, int pixels) {
   Codes codes{};
   codes.sums = values;
   codes.stride = static_cast<int>(stride);
-  codes.pixels = block.pixels;
+  codes.pixels = pixels;
   codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
   codes.thresholds = output.thresholds;
   codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 3 : nullptr;
+  return codes;
+}
+
+void Epilogue::write_by_table(const Output& output, int chunk, const void* values, bool are_wide, ptrdiff_t stride,
+                              const Block& block) const {
+  alignas(64) uint16_t pairs[kChunk / 2][kMaxPixels];
+  Codes codes = codes_of(output, chunk, values, stride, block.pixels);
   codes.multiplier = 1;
   codes.packed = reinterpret_cast<uint8_t*>(pairs);
   codes.packed_stride = sizeof pairs[0];
@@ -162,13 +168,7 @@ void Epilogue::write(const Output& output, int chunk, const void* values, bool a
   const int first_plane = group * form.planes_per_group();
   const bool in_place = whole && flat(target);
   alignas(64) uint8_t packed[4 * 2 * kMaxPixels];
-  Codes codes{};
-  codes.sums = values;
-  codes.stride = static_cast<int>(stride);
-  codes.pixels = block.pixels;
-  codes.limits = output.limits + int64_t{chunk} * kChunk * output.thresholds;
-  codes.thresholds = output.thresholds;
-  codes.guess = output.guess ? output.guess + int64_t{chunk} * kChunk * 3 : nullptr;
+  Codes codes = codes_of(output, chunk, values, stride, block.pixels);
   codes.multiplier = form.multiplier;
   codes.add = form.add;
   codes.third = third;
