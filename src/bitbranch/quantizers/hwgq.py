@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import straight_through
-from .tsq import SparseActivation, sparse_codes
+from .base import straight_through_within
+from .tsq import SparseActivation, sparse_levels
 
 
 def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
@@ -18,8 +18,7 @@ def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
 
     Source: Cai et al., CVPR 2017, equations (8) and (13), the clipped backward approximation.
     """
-    top = ((1 << bits) - 1) * step
-    return straight_through(x, sparse_codes(x, bits, 0.0, step) * step, (x > 0) & (x <= top))
+    return straight_through_within(x, sparse_levels(x, bits, 0.0, step), 0.0, ((1 << bits) - 1) * step, "(]")
 
 
 class HalfWaveActivation(SparseActivation):

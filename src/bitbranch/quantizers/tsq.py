@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ..contract import CodeType, Encoder, Kind, sparse_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    elementwise,
+    float32,
+    per_output,
+    straight_through,
+    straight_through_within,
+)
 from .gaussian import optimal_step
 
 
@@ -53,15 +61,19 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
     Source: Wang et al., CVPR 2018, equations (4) and (5).
     """
-    n = (1 << bits) - 1
-    return straight_through(x, sparse_codes(x, bits, eps, step) * step, (x > 0) & (x < n * step))
+    return straight_through_within(x, sparse_levels(x, bits, eps, step), 0.0, ((1 << bits) - 1) * step)
 
 
-def sparse_codes(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
-    """The codes ``0 .. n`` of :func:`sparse` as reals without gradient, any shape."""
+def sparse_levels(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
+    """The levels of :func:`sparse`, without gradient, any shape."""
     n = (1 << bits) - 1
-    codes = torch.ceil(x.detach() / step - 0.5).clamp_(1, n)
-    return codes.mul_(x > eps)
+
+    def fill(part: Tensor, out: Tensor) -> None:
+        torch.ops.aten.threshold.out(part, eps, 0.0, out=out)
+        least = out.sign()  # what lies between eps and D / 2 is D, too
+        torch.maximum(out.div_(step).sub_(0.5).ceil_().clamp_max_(n), least, out=out).mul_(step)
+
+    return elementwise(fill, x)
 
 
 class SparseActivation(ActivationQuantizer):

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from ..contract import CodeType, Encoder, Kind, uniform_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    elementwise,
+    float32,
+    per_output,
+    straight_through,
+    straight_through_within,
+)
 
 UNDECIDED = -1
 """Stored in the ``signed`` buffer before the first data."""
@@ -18,9 +26,12 @@ def uniform(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
 
     The gradient passes where ``x / step`` rounds without clamping.
     """
-    position = x.detach() / step
-    values = torch.floor(position + 0.5).clamp_(lo, hi)
-    return straight_through(x, values * step, (position >= lo - 0.5) & (position < hi + 0.5))
+    return straight_through_within(x, uniform_levels(x, step, lo, hi), (lo - 0.5) * step, (hi + 0.5) * step, "[)")
+
+
+def uniform_levels(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
+    """The levels of :func:`uniform`, without gradient, any shape."""
+    return elementwise(lambda part, out: torch.div(part, step, out=out).add_(0.5).floor_().clamp_(lo, hi).mul_(step), x)
 
 
 def symmetric_type(bits: int) -> CodeType:
@@ -73,11 +84,12 @@ class StepActivation(ActivationQuantizer):
         """Let training data decide, unless the caller did: signed as soon as a negative input is seen."""
         if not self.sign_from_data or int(self.signed) == 1:
             return
-        if bool((x < 0).any()):
+        least, most = (float(end) for end in torch.aminmax(x.detach())) if x.numel() else (0.0, 0.0)
+        if least < 0:
             if self.bits == 1:
                 raise InputError(f"{self}: negative inputs need at least 2 bits")
             self.signed.fill_(1)
-        elif bool((x > 0).any()):
+        elif most > 0:
             self.signed.fill_(0)
 
     def scale(self) -> float:
