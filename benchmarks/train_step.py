@@ -1,6 +1,6 @@
 """What a training step takes: float beside low-bit, float32 beside bfloat16; median of interleaved steps.
 
-    python benchmarks/train_step.py --network resnet20 --batch 128 --threads 2 --schemes tsq:wt-a2 mbn:w2-a2
+python benchmarks/train_step.py --network resnet20 --batch 128 --threads 2 --schemes tsq:wt-a2 mbn:w2-a2
 """
 
 from __future__ import annotations

@@ -32,4 +32,6 @@ def test_two_processes_agree_with_one(of_two: list[dict[str, dict[str, torch.Ten
     assert any(not torch.equal(one[name], fresh[name]) for name in fresh if name.endswith("weight"))
     for name, value in one.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -8,6 +8,7 @@ work; so what was trained is what runs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from ..contract import CodeType, Encoder
 
 COMPARISONS_MAX = 15
 """Up to so many thresholds, comparing with each is faster on a CPU than a search among them."""
+
+
+PART = 1 << 17
+"""Numbers that :func:`by_parts` takes at once."""
 
 
 class ActivationQuantizer(nn.Module):
@@ -176,6 +181,23 @@ def straight_through(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor
     Source: the straight-through estimator, Bengio et al., arXiv 1308.3432.
     """
     out: Tensor = Passthrough.apply(x, y, mask)
+    return out
+
+
+def by_parts(x: Tensor, function: Callable[[Tensor, Tensor], object]) -> Tensor:
+    """An elementwise function of a tensor; on a CPU part by part, so that what it computes between stays in the caches.
+
+    Args:
+        x: any shape; no gradient is recorded.
+        function: writes the results for its first argument into its second, which is all its own.
+    """
+    source, out = x.detach(), torch.empty_like(x, requires_grad=False)
+    if x.device.type != "cpu" or x.numel() <= PART or out.stride() != x.stride():  # equal: both are dense
+        function(source, out)
+        return out
+    parts = (t.as_strided((t.numel(),), (1,)).split(PART) for t in (source, out))
+    for part, result in zip(*parts, strict=True):
+        function(part, result)
     return out
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .base import straight_through
-from .tsq import SparseActivation, sparse_codes
+from .tsq import SparseActivation, clipped_levels
 
 
 def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
@@ -18,8 +18,9 @@ def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
 
     Source: Cai et al., CVPR 2017, equations (8) and (13), the clipped backward approximation.
     """
-    top = ((1 << bits) - 1) * step
-    return straight_through(x, sparse_codes(x, bits, 0.0, step) * step, (x > 0) & (x <= top))
+    top = torch.tensor(((1 << bits) - 1) * step, dtype=x.dtype)
+    beyond = torch.nextafter(top, top + 1)  # x < beyond is x <= top
+    return clipped_levels(x, bits, 0.0, step, float(beyond))
 
 
 class HalfWaveActivation(SparseActivation):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..contract import CodeType, Encoder, Kind, sparse_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .base import ActivationQuantizer, WeightQuantizer, by_parts, float32, per_output, straight_through
 from .gaussian import optimal_step
 
 
@@ -53,15 +53,43 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
     Source: Wang et al., CVPR 2018, equations (4) and (5).
     """
-    n = (1 << bits) - 1
-    return straight_through(x, sparse_codes(x, bits, eps, step) * step, (x > 0) & (x < n * step))
+    return clipped_levels(x, bits, eps, step, ((1 << bits) - 1) * step)
 
 
 def sparse_codes(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
     """The codes ``0 .. n`` of :func:`sparse` as reals without gradient, any shape."""
-    n = (1 << bits) - 1
-    codes = torch.ceil(x.detach() / step - 0.5).clamp_(1, n)
-    return codes.mul_(x > eps)
+    return _levels(x, bits, eps, step, 1.0)
+
+
+def clipped_levels(x: Tensor, bits: int, eps: float, step: float, top: float) -> Tensor:
+    """``D`` times :func:`sparse_codes`; the gradient passes where ``0 < x < top``."""
+    out: Tensor = _ClippedLevels.apply(x, bits, eps, step, top)
+    return out
+
+
+class _ClippedLevels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, bits: int, eps: float, step: float, top: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        ctx.top = top
+        return _levels(x, bits, eps, step, step)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, ctx.top), None, None, None, None
+
+
+def _levels(x: Tensor, bits: int, eps: float, step: float, scale: float) -> Tensor:
+    """``scale`` times the codes. A clamp to 1/2 before rounding up is one to 1 behind it."""
+
+    def write(part: Tensor, out: Tensor) -> None:
+        torch.div(part, step, out=out).sub_(0.5).clamp_(0.5, (1 << bits) - 1).ceil_()
+        if scale != 1:
+            out.mul_(scale)
+        torch.ops.aten.threshold_backward(out, part, eps, grad_input=out)  # 0 where part <= eps
+
+    return by_parts(x, write)
 
 
 class SparseActivation(ActivationQuantizer):
