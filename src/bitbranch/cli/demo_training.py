@@ -6,7 +6,6 @@ float network, and two processes on one core each are faster than one process on
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import signal
@@ -19,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from .. import models, twostep
 from ..data.batches import Batches
@@ -28,6 +26,7 @@ from ..swap import quantize
 from ..training import checkpoint
 from ..training.checkpoint import Recipe
 from ..training.loop import Epoch, evaluate, fit, to_stderr
+from ..training.threads import cores, use_fastest_threads
 from ..twostep.driver import Method
 from .demo_plan import Plan
 
@@ -145,7 +144,7 @@ class Training:
 
     def __init__(self, plan: Plan, folder: Path, seed: int, log: Log, *, sharers: int = 1) -> None:
         self.plan, self.folder, self.seed, self.log = plan, folder, seed, log
-        self.cores = max(1, _cores() // sharers)
+        self.cores = max(1, cores() // sharers)
         self.train, self.test = plan.data()
         self.test_images = torch.from_numpy(self.test.normalized())
         self.arguments = {
@@ -250,37 +249,3 @@ class Training:
         path = self.folder / f"{name.replace(' ', '-')}.pt"
         checkpoint.save(path, self.recipe(name, scheme), network)
         return Trained(name, path, seconds, history, ablation or [])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def use_fastest_threads(network: nn.Module, images: Tensor, cores: int) -> None:
-    """Let torch train on ``cores`` threads, or on one if that is faster now.
-
-    On a machine that others use, several threads wait for one another, and training can take ten times as long.
-
-    Args:
-        network: to be trained; not changed.
-        images: a batch.
-        cores: number of threads to try.
-    """
-    trial = copy.deepcopy(network).train()
-    labels = torch.zeros(len(images), dtype=torch.int64)
-
-    def seconds(threads: int, limit: float = float("inf")) -> float:
-        """Of the fastest of some steps, the first not counted; tries no longer where one takes far more."""
-        torch.set_num_threads(threads)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            F.cross_entropy(trial(images), labels).backward()
-            times.append(time.perf_counter() - start)
-            if times[-1] > 10 * limit:
-                break
-        return min(times[1:], default=limit)
-
-    alone = seconds(1)
-    if cores > 1 and not seconds(cores, limit=alone) < alone:
-        torch.set_num_threads(1)

@@ -74,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--full", action="store_true", help="the full data set and longer training")
     length.add_argument("--quick", action="store_true", help="a minute on few images: shows the way, not the accuracy")
 
+    training = add("train", _train, "Train a network as a configuration says, or go on with an interrupted run.")
+    training.add_argument("config", metavar="CONFIG", help="a TOML or JSON file, or the name of a recipe")
+    training.add_argument("--out", type=Path, metavar="DIR", help="of the run; default: runs/CONFIG")
+    training.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the configuration: train.epochs=3 seed=1"
+    )
+
+    data = add("data", _data, "List the image sets and where each is looked for, or prepare one.")
+    data.add_argument("set", nargs="?", metavar="SET")
+    data.add_argument("--prepare", type=Path, metavar="SOURCE", help="bring the set there from this archive or folder")
+
     compiling = add("compile", _compile, "Turn a checkpoint of a quantized network into a .bb file.")
     compiling.add_argument("checkpoint", type=Path)
     compiling.add_argument("--out", type=Path, required=True, metavar="NET.bb")
@@ -141,6 +152,18 @@ def _demo(options: argparse.Namespace) -> Result:
 
     size = "full" if options.full else "quick" if options.quick else "standard"
     return demo.run(out=options.out, size=size, seed=options.seed)
+
+
+def _train(options: argparse.Namespace) -> Result:
+    from . import training
+
+    return training.train(options.config, options.out, options.set, _say)
+
+
+def _data(options: argparse.Namespace) -> Result:
+    from . import training
+
+    return training.data(options.set, options.prepare, _say)
 
 
 def _compile(options: argparse.Namespace) -> Result:

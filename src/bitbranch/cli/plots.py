@@ -109,6 +109,36 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         return svg(figure)
 
 
+def run_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and accuracy of a run, phase after phase along one axis of epochs.
+
+    Args:
+        rows: of the run's log: ``phase``, ``epoch`` within it, and ``loss`` and ``accuracy`` (0..1) of training images
+            or ``test_loss`` and ``test_accuracy``.
+    """
+    begin, offset, phases = 0.0, list[float](), list[tuple[str, float]]()
+    for before, row in zip([None, *rows], rows, strict=False):
+        if before is None or before["phase"] != row["phase"]:
+            begin = offset[-1] if offset else 0.0
+            phases.append((row["phase"], begin))
+        offset.append(begin + row["epoch"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), layout="constrained")
+        for axis, key, unit, label in ((axes[0], "loss", 1, "loss"), (axes[1], "accuracy", 100, "accuracy (%)")):
+            for prefix, colour, name in (("", COLOURS[0], "training images"), ("test_", COLOURS[1], "test images")):
+                points = [
+                    (x, unit * row[prefix + key]) for x, row in zip(offset, rows, strict=True) if prefix + key in row
+                ]
+                axis.plot(*zip(*points, strict=True) if points else ([], []), color=colour, lw=1.2, label=name)
+            for _, start in phases[1:]:
+                axis.axvline(start, color=GRID, lw=1, zorder=0)
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(label)
+        axes[0].set_yscale("log")
+        axes[0].legend(frameon=False)
+        return svg(figure)
+
+
 def histograms(layers: Mapping[str, Mapping[str, Any]], colour: str) -> str:
     """How often each value occurs at the input of each layer of at most 4 bits, one small panel a layer.
 

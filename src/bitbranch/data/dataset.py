@@ -63,7 +63,11 @@ class Dataset:
 
     def normalized(self) -> npt.NDArray[np.float32]:
         """All images as float32, ``(pixel / 255 - mean) / std``, ``[N, C, H, W]``."""
-        return normalize(self.images, mean=self.mean, std=self.std)
+        return self.normalize(self.images)
+
+    def normalize(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Images of this set, ``[n, C, H, W]``, as :meth:`normalized` gives them."""
+        return normalize(images, mean=self.mean, std=self.std)
 
 
 def normalize(

@@ -29,19 +29,21 @@ FILES = {"train": "train", "test": "t10k"}
 """The splits, and what their files' names begin with."""
 
 
-def load(split: str, *, full: bool = False) -> Dataset:
+def load(split: str, *, full: bool = False, folder: Path | None = None) -> Dataset:
     """Read a split.
 
     Args:
         split: ``"train"`` or ``"test"``.
         full: the full set (see :func:`full_folder`) instead of the sample inside the package.
+        folder: of the full set, instead of that.
 
     Raises:
         InputError: unknown split, no full set found, or a missing or damaged file; names it.
     """
     if split not in FILES:
         raise InputError(f"split {split!r}: expected 'train' or 'test'")
-    folder = full_folder() if full else SAMPLE
+    full = full or folder is not None
+    folder = folder or (full_folder() if full else SAMPLE)
     images = read_idx(_file(folder, f"{FILES[split]}-images-idx3-ubyte"), dimensions=3)
     labels = read_idx(_file(folder, f"{FILES[split]}-labels-idx1-ubyte"), dimensions=1)
     source = f"Fashion-MNIST {split}, {len(images):,} images" + ("" if full else " (sample)")
@@ -49,7 +51,7 @@ def load(split: str, *, full: bool = False) -> Dataset:
 
 
 def full_folder() -> Path:
-    """The folder of the full set: ``BITBRANCH_DATA``, its subfolder ``fashion-mnist``, or Debian's.
+    """The folder of the full set: ``BITBRANCH_DATA``, its subfolder ``fashion-mnist``, the cache's, or Debian's.
 
     Raises:
         InputError: ``BITBRANCH_DATA`` is set but no such folder, or nowhere is a full set.
@@ -61,8 +63,9 @@ def full_folder() -> Path:
             raise InputError(f"BITBRANCH_DATA: no folder {folder}")
         inner = folder / "fashion-mnist"
         return inner if inner.is_dir() else folder
-    if DEBIAN.is_dir():
-        return DEBIAN
+    for folder in (Path.home() / ".cache" / "bitbranch" / "data" / "fashion-mnist", DEBIAN):
+        if folder.is_dir():
+            return folder
     raise InputError(f"full Fashion-MNIST: set BITBRANCH_DATA to its folder, or install it in {DEBIAN}")
 
 

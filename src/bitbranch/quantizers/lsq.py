@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..contract import CodeType
 from ..errors import InputError
 from .base import WeightQuantizer, dense, float32, parts
@@ -91,8 +92,8 @@ class LearnedStepActivation(StepActivation):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         self.decide_sign(x)
-        if float(self.step) == 0 and bool((x != 0).any()):
-            self.step.copy_(starting_step(x, self.code_type.hi))
+        if float(self.step) == 0 and self.decided:
+            self.step.copy_(processes.mean(starting_step(x, self.code_type.hi)))
 
     def quantize(self, x: Tensor) -> Tensor:
         if not self.ready:  # nothing but zeros so far

@@ -65,13 +65,12 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
 
 def sparse_levels(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
-    """The levels of :func:`sparse`, without gradient, any shape."""
+    """The levels of :func:`sparse`, without gradient, any shape. A clamp to 1/2 before rounding up is one to 1 behind."""
     n = (1 << bits) - 1
 
     def fill(part: Tensor, out: Tensor) -> None:
-        torch.ops.aten.threshold.out(part, eps, 0.0, out=out)
-        least = out.sign()  # what lies between eps and D / 2 is D, too
-        torch.maximum(out.div_(step).sub_(0.5).ceil_().clamp_max_(n), least, out=out).mul_(step)
+        torch.div(part, step, out=out).sub_(0.5).clamp_(0.5, n).ceil_().mul_(step)
+        torch.ops.aten.threshold_backward(out, part, eps, grad_input=out)  # 0 where part <= eps
 
     return elementwise(fill, x)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..contract import CodeType, Encoder, Kind, uniform_encoder
 from ..errors import InputError
 from .base import (
@@ -71,12 +72,17 @@ class StepActivation(ActivationQuantizer):
         raise NotImplementedError
 
     @property
+    def decided(self) -> bool:
+        """Whether the sign is known."""
+        return int(self.signed) != UNDECIDED
+
+    @property
     def ready(self) -> bool:
-        return int(self.signed) != UNDECIDED and self.step_size() > 0
+        return self.decided and self.step_size() > 0
 
     @property
     def code_type(self) -> CodeType:
-        if int(self.signed) == UNDECIDED:
+        if not self.decided:
             raise InputError(f"{self}: has seen no data, or zeros only; train the network, or call calibrate() on it")
         return CodeType(Kind.SIGNED if int(self.signed) else Kind.UNSIGNED, self.bits)
 
@@ -84,12 +90,13 @@ class StepActivation(ActivationQuantizer):
         """Let training data decide, unless the caller did: signed as soon as a negative input is seen."""
         if not self.sign_from_data or int(self.signed) == 1:
             return
-        least, most = (float(end) for end in torch.aminmax(x.detach())) if x.numel() else (0.0, 0.0)
-        if least < 0:
+        lo, hi = x.aminmax()
+        below, above = processes.largest(torch.stack([-lo, hi])).tolist()
+        if below > 0:
             if self.bits == 1:
                 raise InputError(f"{self}: negative inputs need at least 2 bits")
             self.signed.fill_(1)
-        elif most > 0:
+        elif above > 0:
             self.signed.fill_(0)
 
     def scale(self) -> float:
@@ -134,15 +141,16 @@ class UniformActivation(StepActivation):
         self.register_buffer("seen", torch.tensor(0))
 
     def step_size(self) -> float:
-        return float(self.range) / self.code_type.hi if int(self.signed) != UNDECIDED else 0.0
+        return float(self.range) / self.code_type.hi if self.decided else 0.0
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         self.decide_sign(x)
         magnitudes = x.abs().flatten()
         if self.percentile == 100:
-            top = magnitudes.max()
+            top = processes.largest(magnitudes.max())
         else:
+            magnitudes = processes.gather(magnitudes)
             top = magnitudes.kthvalue(max(1, round(self.percentile / 100 * magnitudes.numel()))).values
         if top > 0:
             self.seen += 1

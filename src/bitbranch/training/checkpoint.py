@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from secrets import token_hex
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..disk import write_bytes
 from ..errors import InputError
 from ..swap import quantize
 
@@ -37,8 +38,8 @@ class Recipe:
     arguments: Mapping[str, object]
     input_shape: tuple[int, int, int]
     scheme: str | None = None
-    first: str = "w8a8"
-    last: str = "w8a8"
+    first: str | None = "w8a8"
+    last: str | None = "w8a8"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     info: Mapping[str, str] = field(default_factory=dict)
@@ -56,21 +57,37 @@ class Recipe:
 
 def save(path: str | os.PathLike[str], recipe: Recipe, network: nn.Module) -> None:
     """Write a checkpoint, atomically: an interrupted call leaves the old file, or none."""
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{token_hex(4)}")
-    content = {"format": FORMAT, "recipe": _plain(asdict(recipe)), "state": network.state_dict()}
-    try:
-        torch.save(content, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write(Path(path), {"format": FORMAT, "recipe": plain(asdict(recipe)), "state": network.state_dict()})
 
 
-def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
-    """Read a checkpoint: its recipe and the network in evaluation mode.
+def write(path: Path, content: object) -> None:
+    """Write an object of plain types and tensors, atomically.
 
     Raises:
-        InputError: missing, damaged or not a checkpoint; an unknown model or scheme; parameters that do not fit.
+        BitbranchError: it cannot be written, as on a full disk; names the file, which is as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read(path: str | os.PathLike[str], *, format: str) -> dict[str, Any]:
+    """Read what :func:`write` wrote, without running anyone's code.
+
+    Raises:
+        InputError: missing, damaged or of another format.
+    """
+    content = read_tensors(path)
+    if content.get("format") != format:
+        raise InputError(f"{path}: not a {format.rsplit(' ', 1)[0]}")
+    return content
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a dictionary of plain types and tensors that torch has saved, without running anyone's code.
+
+    Raises:
+        InputError: missing, damaged or something else.
     """
     try:
         data = Path(path).read_bytes()
@@ -80,8 +97,18 @@ def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise InputError(f"{path}: damaged, or not a checkpoint ({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict):
         raise InputError(f"{path}: not a bitbranch checkpoint")
+    return content
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
+    """Read a checkpoint: its recipe and the network in evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or not a checkpoint; an unknown model or scheme; parameters that do not fit.
+    """
+    content = read(path, format=FORMAT)
     try:
         stored = content["recipe"]
         tuples = {key: tuple(stored[key]) for key in ("input_shape", "mean", "std")}
@@ -95,8 +122,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
     return recipe, network.eval()
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """The same without tuples or mapping types, which a safe load does not know."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import BitbranchError, InputError
+from ..errors import InputError
 from .distillation import hint_loss, hint_regressor
-from .loop import Batches, make_optimizer, make_schedule, project, to_stderr
+from .loop import Batches, Epoch, Training, to_stderr
+from .objectives import Objective
+from .optimization import Settings
 
 
 def fit_hints(
@@ -60,50 +61,57 @@ def fit_hints(
     """
     if seed is not None:
         torch.manual_seed(seed)
-    layers = []
-    for network, name in ((student, guided), (teacher, hint)):
-        if name not in dict(network.named_modules()):
-            raise InputError(f"{label}: {type(network).__name__} has no layer {name!r}")
-        layers.append(network.get_submodule(name))
-    steps = len(train_batches)  # type: ignore[arg-type]
-    if steps == 0:
+    if not len(train_batches):  # type: ignore[arg-type]
         raise InputError(f"{label}: there are no batches to train on")
-
     images, _ = next(iter(train_batches))
-    teacher.eval()
-    trial = copy.deepcopy(student).train()  # whose steps may not be known yet
-    with torch.no_grad():
-        shapes = [output_of(n, n.get_submodule(m), images).shape for n, m in ((trial, guided), (teacher, hint))]
-    regressor = hint_regressor(*shapes).to(images.device)
-    update = make_optimizer(nn.ModuleList([student, regressor]), optimizer, lr=lr, weight_decay=weight_decay,
-                            momentum=momentum)  # fmt: skip
-    rate = make_schedule(schedule, steps=epochs * steps)
-    losses: list[float] = []
-    student.train()
-    done = 0
-    for number in range(1, epochs + 1):
-        total, seen = 0.0, 0
-        for images, _ in train_batches:
-            for group in update.param_groups:
-                group["lr"] = lr * rate(done)
-            with torch.no_grad():
-                target = output_of(teacher, layers[1], images)
-            loss = hint_loss(output_of(student, layers[0], images), target, regressor)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise BitbranchError(f"{label}: the loss is {value} at epoch {number}; lower the learning rate")
-            update.zero_grad(set_to_none=True)
-            loss.backward()
-            update.step()
-            project(student)
-            done += 1
-            total += value * len(images)
-            seen += len(images)
-        losses.append(total / seen)
+    settings = Settings(
+        epochs=epochs, lr=lr, optimizer=optimizer, weight_decay=weight_decay, momentum=momentum, schedule=schedule
+    )
+    objective = Hints(student, teacher, images, guided=guided, hint=hint, label=label)
+    training = Training(student, train_batches, settings, objective, label=label)
+
+    def say(epoch: Epoch) -> None:
         if progress is not None:
-            progress(f"{label}: epoch {number}/{epochs}  loss {losses[-1]:.4g}")
-    student.eval()
-    return losses
+            progress(f"{label}: epoch {epoch.number}/{epochs}  loss {epoch.loss:.4g}")
+
+    return [epoch.loss for epoch in training.run(on_epoch=say)]
+
+
+class Hints(Objective):
+    """The hint loss, up to the guided layer: what lies behind it is not run; see :func:`fit_hints`.
+
+    Args:
+        student, teacher, guided, hint: as there.
+        images: a batch, for the shapes.
+        label: of the training, for errors.
+
+    Raises:
+        InputError: as there.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, images: Tensor, *, guided: str, hint: str, label: str = "hints"
+    ) -> None:
+        super().__init__()
+        for network, name in ((student, guided), (teacher, hint)):
+            if name not in dict(network.named_modules()):
+                raise InputError(f"{label}: {type(network).__name__} has no layer {name!r}")
+        self.guided, self.hint = guided, hint
+        self._teacher = (teacher.eval(),)  # in a tuple: not trained, not saved
+        trial = copy.deepcopy(student).train()  # whose steps may not be known yet
+        device = next(student.parameters()).device
+        with torch.no_grad():
+            shapes = [
+                output_of(n, n.get_submodule(m), images.to(device)).shape for n, m in ((trial, guided), (teacher, hint))
+            ]
+        self.regressor = hint_regressor(*shapes).to(device)
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
+        (teacher,) = self._teacher
+        with torch.no_grad():
+            target = output_of(teacher, teacher.get_submodule(self.hint), images)
+        loss = hint_loss(output_of(model, model.get_submodule(self.guided), images), target, self.regressor)
+        return loss, torch.zeros(())
 
 
 class _Reached(Exception):

@@ -7,21 +7,27 @@ the latent weights back into range.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .. import processes
+from ..data.batches import BatchSource
 from ..errors import BitbranchError, InputError
 from ..layers import QuantizedLayer
-from .distillation import soft_target_loss
+from .objectives import Classification, Objective
+from .optimization import PRECISIONS, Settings
+from .synchronized import synchronized
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images ``[N, C, H, W]`` float32 and labels ``[N]`` int64; iterated once per epoch, with a length."""
@@ -74,20 +80,14 @@ def fit(
 ) -> list[Epoch]:
     """Train a classifier by cross-entropy, in place, and leave it in evaluation mode.
 
+    :class:`Training` does the same and can be stopped and continued.
+
     Args:
         model: images ``[N, C, H, W]`` to logits ``[N, classes]``.
         train_batches: see :data:`Batches`.
-        epochs: passes over the batches; 0 does nothing.
-        lr: peak learning rate.
-        optimizer: ``"adam"`` or ``"sgd"`` (with ``momentum``, Nesterov).
-        weight_decay: decoupled for Adam; only weights (two or more dimensions) decay, no bias, BatchNorm or step.
-        schedule: ``"cosine"`` (to zero, after a short linear warm-up) or ``"constant"``.
-        teacher: a network whose soft targets are learned too: the loss becomes ``(1 - share) * cross-entropy +
-            share * t^2 * KL(teacher / t || model / t)``, see
-            :func:`~bitbranch.training.distillation.soft_target_loss`.
-        teacher_share: weight of the teacher's term, 0..1; a pair goes from the first to the second, linearly over the
-            steps.
-        temperature: ``t``.
+        epochs, lr, optimizer, weight_decay, momentum, schedule: see
+            :class:`~bitbranch.training.optimization.Settings`.
+        teacher, teacher_share, temperature: see :class:`~bitbranch.training.objectives.Classification`.
         on_step: called with the number of steps done.
         on_epoch: called after each epoch.
         progress: takes one line per epoch, with the estimated time left; ``None`` is silent.
@@ -103,65 +103,173 @@ def fit(
     """
     if seed is not None:
         torch.manual_seed(seed)
-    steps_per_epoch = len(train_batches)  # type: ignore[arg-type]
-    if steps_per_epoch == 0:
-        raise InputError(f"{label}: there are no batches to train on")
-    update = make_optimizer(model, optimizer, lr=lr, weight_decay=weight_decay, momentum=momentum)
-    rate = make_schedule(schedule, steps=epochs * steps_per_epoch)
-    shares = teacher_share if isinstance(teacher_share, tuple) else (teacher_share, teacher_share)
-    if not all(0 <= share <= 1 for share in shares) or temperature <= 0:
-        raise InputError(f"{label}: a teacher's share is 0..1 and its temperature positive")
-    if teacher is not None:
-        teacher.eval()
-
-    history: list[Epoch] = []
-    start, step = time.perf_counter(), 0
-    model.train()
-    with _channels_last(model):
-        for number in range(1, epochs + 1):
-            loss_sum, right, seen = 0.0, 0, 0
-            for images, labels in train_batches:
-                for group in update.param_groups:
-                    group["lr"] = lr * rate(step)
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-                if teacher is not None:
-                    with torch.no_grad():
-                        target = teacher(images)
-                    share = shares[0] + (shares[1] - shares[0]) * step / max(1, epochs * steps_per_epoch - 1)
-                    loss = (1 - share) * loss + share * soft_target_loss(logits, target, temperature)
-                loss_value = float(loss.detach())
-                if not math.isfinite(loss_value):
-                    raise BitbranchError(
-                        f"{label}: the loss is {loss_value} at epoch {number}, step {step + 1}; lower the learning rate"
-                    )
-                update.zero_grad(set_to_none=True)
-                loss.backward()
-                update.step()
-                project(model)
-                step += 1
-                loss_sum += loss_value * len(labels)
-                right += int((logits.detach().argmax(1) == labels).sum())
-                seen += len(labels)
-                if on_step is not None:
-                    on_step(step)
-            epoch = Epoch(number, loss_sum / seen, right / seen, time.perf_counter() - start)
-            history.append(epoch)
-            if progress is not None:
-                progress(f"{label}: {_line(epoch, epochs)}")
-            if on_epoch is not None:
-                on_epoch(epoch)
-                model.train()
-    model.eval()
-    return history
-
-
-def _line(epoch: Epoch, epochs: int) -> str:
-    left = epoch.seconds / epoch.number * (epochs - epoch.number)
-    return (
-        f"epoch {epoch.number}/{epochs}  loss {epoch.loss:.3f}  train accuracy {100 * epoch.accuracy:.1f} %"
-        f"  {epoch.seconds:.0f} s, {left:.0f} s left"
+    settings = Settings(
+        epochs=epochs, lr=lr, optimizer=optimizer, weight_decay=weight_decay, momentum=momentum, schedule=schedule
     )
+    objective = Classification(teacher=teacher, share=teacher_share, temperature=temperature, label=label)
+    training = Training(model, train_batches, settings, objective, label=label)
+    return training.run(on_step=on_step, on_epoch=on_epoch, progress=progress)
+
+
+class Training:
+    """A training on its way: everything that its next step depends on, and the loop.
+
+    With several processes (see :mod:`bitbranch.processes`) each has its part of every batch; the gradients are
+    averaged, and BatchNorms and quantizers take the statistics of the whole batch.
+
+    Args:
+        model: trained in place.
+        batches: see :data:`Batches`; of this process.
+        settings: how.
+        objective: what is minimised.
+        label: what progress lines and errors call it.
+
+    Attributes:
+        step: steps done.
+        history: the epochs done.
+
+    Raises:
+        InputError: there are no batches.
+    """
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, settings: Settings, objective: Objective, *, label: str = "training"
+    ) -> None:
+        self.model, self.batches, self.settings, self.objective, self.label = model, batches, settings, objective, label
+        self.steps_per_epoch = len(batches)  # type: ignore[arg-type]
+        if self.steps_per_epoch == 0:
+            raise InputError(f"{label}: there are no batches to train on")
+        self.steps = settings.epochs * self.steps_per_epoch
+        self.trained = nn.ModuleList([model, objective])
+        self.optimizer = settings.update_rule(self.trained)
+        self.device = next(model.parameters()).device
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.sums = [0.0, 0.0, 0.0]  # of the epoch on its way: loss, right answers, images
+        self.first_epoch = batches.epoch if isinstance(batches, BatchSource) else 0
+        self.seconds = 0.0
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[int], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> list[Epoch]:
+        """Take all steps that are left, and leave the network in evaluation mode; arguments as for :func:`fit`."""
+        rate = self.settings.rate(self.steps_per_epoch)
+        begin = time.perf_counter() - self.seconds
+        self.model.train()
+        with _channels_last(self.model), synchronized(self.model):
+            while len(self.history) < self.settings.epochs:
+                for images, labels in self._rest_of_epoch():
+                    self._update(images.to(self.device), labels.to(self.device), rate(self.step))
+                    self.seconds = time.perf_counter() - begin
+                    if on_step is not None:
+                        on_step(self.step)
+                epoch = self._close_epoch()
+                if progress is not None:
+                    progress(f"{self.label}: {self._line(epoch)}")
+                if on_epoch is not None:
+                    on_epoch(epoch)
+                    self.model.train()
+        self.model.eval()
+        return self.history
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        done = self.step - len(self.history) * self.steps_per_epoch
+        if isinstance(self.batches, BatchSource):
+            self.batches.seek(self.first_epoch + len(self.history), done)
+            return iter(self.batches)
+        return islice(self.batches, done, None)
+
+    def _update(self, images: Tensor, labels: Tensor, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * rate
+        dtype = PRECISIONS[self.settings.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            loss, right = self.objective(self.model, images, labels, self.step / max(1, self.steps - 1))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        found = torch.stack([loss.detach().double(), right.double()])
+        value, share = self._shared(found).tolist()
+        if not math.isfinite(value):
+            raise BitbranchError(
+                f"{self.label}: the loss is {value} at epoch {len(self.history) + 1}, step {self.step + 1}; lower the "
+                "learning rate"
+            )
+        self.optimizer.step()
+        project(self.model)
+        self.step += 1
+        for i, summand in enumerate((value, share, 1)):
+            self.sums[i] += summand * len(images) * processes.count()
+
+    def _shared(self, found: Tensor) -> Tensor:
+        """Average the gradients over the processes, in place, and ``found`` with them."""
+        if processes.count() > 1:
+            grads = [p.grad for p in self.trained.parameters() if p.grad is not None]
+            flat = processes.mean(torch.cat([g.flatten().float() for g in grads]))
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+        return processes.mean(found)
+
+    def _close_epoch(self) -> Epoch:
+        loss, right, seen = self.sums
+        epoch = Epoch(len(self.history) + 1, loss / seen, right / seen, self.seconds)
+        self.history.append(epoch)
+        self.sums = [0.0, 0.0, 0.0]
+        return epoch
+
+    def _line(self, epoch: Epoch) -> str:
+        left = epoch.seconds / epoch.number * (self.settings.epochs - epoch.number)
+        return (
+            f"epoch {epoch.number}/{self.settings.epochs}  loss {epoch.loss:.3f}  train accuracy "
+            f"{100 * epoch.accuracy:.1f} %  {epoch.seconds:.0f} s, {left:.0f} s left"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, for :meth:`load_state_dict`: of plain types and tensors."""
+        return {
+            "step": self.step,
+            "history": [epoch.as_dict() for epoch in self.history],
+            "sums": list(self.sums),
+            "first_epoch": self.first_epoch,
+            "seconds": self.seconds,
+            "network": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken; settings, batches and network are built as they were then."""
+        self.step, self.sums, self.first_epoch = state["step"], list(state["sums"]), state["first_epoch"]
+        self.seconds = state["seconds"]
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.model.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators of torch, NumPy and Python, of plain types and tensors."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 -- saved for those who draw from it
+    state = {"torch": torch.get_rng_state(), "numpy": [name, torch.from_numpy(np.array(keys, np.int64)), *rest]}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state | {"python": random.getstate()}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set the generators as :func:`random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 @contextmanager
@@ -212,27 +320,40 @@ def evaluate(
     return float(right.float().mean())
 
 
-def make_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float
-) -> torch.optim.Optimizer:
-    """The optimizer of :func:`fit` for a network's parameters; arguments as there."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if name == "adam":
-        return torch.optim.AdamW(groups, lr=lr)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    raise InputError(f"optimizer {name!r}: expected 'adam' or 'sgd'")
+@dataclass(frozen=True)
+class Score:
+    """How well a network classifies a set.
+
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of the images whose largest logit is their label's, 0..1.
+        top5: share of the images whose label's logit is among the five largest.
+    """
+
+    loss: float
+    accuracy: float
+    top5: float
 
 
-def make_schedule(name: str, *, steps: int) -> Callable[[int], float]:
-    """The factor of the learning rate at a 0-based step."""
-    if name == "constant":
-        return lambda step: 1.0
-    if name == "cosine":
-        warm_up = max(1, min(steps // 10, 100))
-        return lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
-    raise InputError(f"schedule {name!r}: expected 'cosine' or 'constant'")
+@torch.no_grad()
+def score(model: nn.Module, batches: Batches) -> Score:
+    """Evaluate a network on batches, of which each process has its part; the result is that of all.
+
+    Raises:
+        InputError: there are no images.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, labels in batches:
+        if len(labels):
+            labels = labels.to(device)
+            logits = model(images.to(device)).float()
+            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([loss, ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(labels), device=device)])
+    model.train(was_training)
+    loss, first, five, seen = processes.total(sums).tolist()
+    if not seen:
+        raise InputError("there are no images to evaluate on")
+    return Score(loss / seen, first / seen, five / seen)

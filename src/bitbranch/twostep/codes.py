@@ -67,15 +67,7 @@ def learn_codes(
     Raises:
         InputError: no layer has low-bit weights, or ``forward`` cannot be traced.
     """
-    net = copy.deepcopy(q)
-    layers = [m for m in net.modules() if isinstance(m, QuantizedLayer) and has_low_bit_weight(m)]
-    if not layers:
-        raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
-    for layer in layers:
-        layer.weight_quantizer = None
-    lossy = strip_affine(net)
-    if progress is not None and lossy:
-        progress(f"codes: the scale of {', '.join(lossy)} is dropped, as no layer next to it could take it over")
+    net = codes_network(q, progress)
     fit(
         net,
         loader,
@@ -88,6 +80,24 @@ def learn_codes(
         progress=progress,
         label="codes",
     )
+    return net
+
+
+def codes_network(q: nn.Module, progress: Callable[[str], None] | None = None) -> nn.Module:
+    """A copy of a quantized network as step 1 trains it: low-bit weights float, see :func:`strip_affine`.
+
+    Raises:
+        InputError: no layer has low-bit weights, or ``forward`` cannot be traced.
+    """
+    net = copy.deepcopy(q)
+    layers = [m for m in net.modules() if isinstance(m, QuantizedLayer) and has_low_bit_weight(m)]
+    if not layers:
+        raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
+    for layer in layers:
+        layer.weight_quantizer = None
+    lossy = strip_affine(net)
+    if progress is not None and lossy:
+        progress(f"codes: the scale of {', '.join(lossy)} is dropped, as no layer next to it could take it over")
     return net
 
 

@@ -1,0 +1,84 @@
+"""The commands that train: ``bitbranch train`` and ``bitbranch data``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import sets
+from ..errors import InputError
+from ..training import config, runner
+
+Result = dict[str, object]
+RECIPES = Path(__file__).parent.parent / "training" / "recipes"
+
+
+def train(name: str, out: Path | None, changes: Sequence[str], say: Callable[[str], None]) -> Result:
+    """Run a configuration, or go on with it.
+
+    Args:
+        name: of a file, or of a recipe that comes with bitbranch.
+        out: folder of the run; None is ``runs/`` and the configuration's name.
+        changes: ``KEY=VALUE``, keys with dots, values as in TOML or bare words.
+        say: takes progress lines.
+    """
+    path = Path(name) if Path(name).is_file() else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        recipes = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise InputError(f"{name}: no such file or recipe; recipes are {recipes}")
+    content = config.read(path)
+    for change in changes:
+        _change(content, change)
+    try:
+        checked = config.parse(content, path.parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    results = runner.run(checked, out or Path("runs") / path.stem, progress=say)
+    lines = [f"{p['name']}: {100 * p['accuracy']:.2f} %, {p['seconds']:.0f} s" for p in results["phases"]]
+    return {
+        **results,
+        "text": "\n".join([*lines, f"{results['net']}: test accuracy {100 * results['accuracy']:.2f} %"]),
+    }
+
+
+def _change(content: dict[str, Any], change: str) -> None:
+    """Put one ``KEY=VALUE`` into a nested table; ``phase.2.epochs=3`` means the second phase."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise InputError(f"--set {change}: expected KEY=VALUE")
+    *parents, last = key.split(".")
+    table: Any = content
+    for parent in parents:
+        if isinstance(table, list):
+            if not (parent.isdecimal() and 1 <= int(parent) <= len(table)):
+                raise InputError(f"--set {change}: there are {len(table)} phases")
+            table = table[int(parent) - 1]
+        else:
+            table = table.setdefault(parent, {})
+        if not isinstance(table, (dict, list)):
+            raise InputError(f"--set {change}: {parent} is no table")
+    if isinstance(table, list):
+        raise InputError(f"--set {change}: which phase? phase.1.{last}=..")
+    table[last] = config.toml_value(text)
+
+
+def data(name: str | None, source: Path | None, say: Callable[[str], None]) -> Result:
+    """List the sets, or prepare one from an archive or a folder."""
+    if source is not None:
+        wanted = sets.find(name or "")
+        if wanted.prepare is None:
+            raise InputError(f"{wanted.name}: needs no preparation: {wanted.origin}")
+        wanted.prepare(source, wanted.place(), say)
+    rows, lines = list[Result](), list[str]()
+    for each in sets.SETS.values() if name is None else [sets.find(name)]:
+        folder = None if each.folder is None else each.place()
+        found = list[str]()
+        try:
+            found += [each.load(split, folder or Path()).source for split in ("train", "test")]
+        except InputError:
+            found.clear()
+        rows.append({"name": each.name, "title": each.title, "folder": folder and str(folder), "found": found})
+        state = "; ".join(found) or f"not found; {each.origin}"
+        lines.append(f"{each.name}: {each.title}\n    {folder or 'in the package'}: {state}")
+    return {"root": str(sets.root()), "sets": rows, "text": "\n".join(lines)}

@@ -1,0 +1,44 @@
+"""Picture files to arrays, by Pillow."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
+
+
+def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
+    """A decoded RGB picture.
+
+    Args:
+        data: the file's bytes.
+        name: for errors.
+        at_least: a JPEG file may be decoded at a half, a fourth or an eighth of its size, if both sides keep so many
+            pixels; 0 keeps its size.
+
+    Raises:
+        InputError: not a picture, or a damaged one.
+    """
+    from PIL import Image
+
+    try:
+        picture = Image.open(io.BytesIO(data))
+        if at_least:
+            picture.draft("RGB", (at_least, at_least))
+        return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
+
+
+def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """The pixels, uint8 ``[H, W, 3]``, of a picture; arguments and errors as for :func:`open_rgb`."""
+    return np.array(open_rgb(data, name), dtype=np.uint8)

@@ -1,0 +1,324 @@
+"""Configurations of runs: TOML or JSON to checked, plain objects."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..errors import InputError
+from ..quantizers.registry import parse_scheme
+from .optimization import Settings
+from .stages import PORTIONS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+KINDS = ("train", "codes", "transforms", "hash", "hints")
+"""What a phase does: train; step 1 and step 2 of two-step quantization; solve hashed weights; learn a hint."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """``[network]``: what is trained.
+
+    Args:
+        model: name of a network, see :func:`bitbranch.models.names`.
+        arguments: of its function. Those for the number of classes, channels and image size come from the data if not
+            given.
+        start: a file to take parameters from: a checkpoint of bitbranch (``net.pt`` of another run), quantized or not,
+            or a ``state_dict`` saved by torch; none starts from random parameters.
+        scheme: what it is quantized by before the first phase; none leaves it as it starts.
+        first, last: schemes of the first and the last layer; ``"none"`` leaves one float.
+    """
+
+    model: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    start: str = ""
+    scheme: str = ""
+    first: str = "w8a8"
+    last: str = "w8a8"
+
+
+@dataclass(frozen=True)
+class Data:
+    """``[data]``: what is learned from.
+
+    Args:
+        set: name of a set, see ``bitbranch data``.
+        batch: images per step, over all processes.
+        path: folder of the set; none is where ``bitbranch data`` says.
+        flip, shift: mirror half of the images; move each by up to so many pixels. Not given: what is usual for the set.
+        workers: processes that load and augment, for each training process.
+        train_images, test_images: at most so many, spread over the set; 0 takes all.
+    """
+
+    set: str
+    batch: int = 128
+    path: str = ""
+    flip: bool | None = None
+    shift: int | None = None
+    workers: int = 0
+    train_images: int = 0
+    test_images: int = 0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """``[teacher]``: a network whose soft targets are learned, too, in phases of kind ``train`` and ``codes``.
+
+    Args:
+        checkpoint: its file; none is no teacher.
+        share: weight of its term; two numbers go from the first to the second over each phase.
+        temperature: of the soft targets.
+    """
+
+    checkpoint: str = ""
+    share: tuple[float, ...] = (0.5,)
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
+class Phase(Settings):
+    """``[[phase]]``: one part of a run; what it does not say comes from ``[train]``.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        name: for logs and reports; default: kind and number.
+        epochs .. precision: see :class:`~bitbranch.training.optimization.Settings`.
+        smoothing: label smoothing.
+        scheme: quantize by it first; what is quantized already gets the new quantizers.
+        bits: falling numbers that take the place of ``{bits}`` in ``scheme``: a phase for each.
+        fix: INQ: fix this share of the weights first.
+        portions: INQ: rising shares that end with 1: a phase of ``fix`` for each.
+        images: of ``transforms`` and ``hash``: training images to solve with.
+        samples: of ``transforms`` and ``hash``: output positions for each layer.
+        method: of ``transforms``: ``"tsq"``, ``"linear"`` or ``"start"``.
+        guided, hint: of ``hints``: names of the student's and the teacher's layer.
+    """
+
+    epochs: int = 1
+    lr: float = 1e-3
+    kind: str = "train"
+    name: str = ""
+    smoothing: float = 0.0
+    scheme: str = ""
+    bits: tuple[int, ...] = ()
+    fix: float = 0.0
+    portions: tuple[float, ...] = ()
+    images: int = 5000
+    samples: int = 20_000
+    method: str = "tsq"
+    guided: str = ""
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise InputError(f"kind {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.scheme:
+            parse_scheme(self.scheme.replace("{bits}", str(max(self.bits, default=8))))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Args:
+        network, data, teacher: see there.
+        phase: the parts of the run, one after the other.
+        name: of the run, for reports.
+        source: of the recipe: a paper.
+        seed: of everything random.
+        save_every: steps between checkpoints; one is also written after each phase.
+        log_every: steps between lines of the log.
+        threads: of torch on a CPU, for each process; 0 tries all cores and one, and takes what is faster now.
+        evaluate_every: epochs between evaluations on the test images; the last epoch of a phase always is.
+    """
+
+    network: Network
+    data: Data
+    phase: tuple[Phase, ...]
+    teacher: Teacher = Teacher()
+    name: str = ""
+    source: str = ""
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 50
+    evaluate_every: int = 1
+    threads: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; :func:`parse` takes it back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+def load(path: Path) -> Config:
+    """Read a configuration, TOML or (``.json``) JSON. Paths in it are relative to its folder.
+
+    Raises:
+        InputError: missing or malformed, an unknown or missing key, or a wrong value; names the file and the key.
+    """
+    try:
+        return parse(read(path), path.parent)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The table in a TOML or JSON file, not checked; raises InputError where it is missing or malformed."""
+    try:
+        text = path.read_text()
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: malformed ({' '.join(str(error).split())})") from None
+    return _table(content, str(path))
+
+
+def toml_value(text: str) -> object:
+    """A value as TOML spells it; what is none is a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
+
+
+def parse(content: object, folder: Path = Path()) -> Config:
+    """A configuration from nested dictionaries, as TOML gives them.
+
+    Args:
+        content: with the keys of :class:`Config`; ``train`` holds what the phases have in common, and is the only phase
+            where there is no ``phase``.
+        folder: what relative paths are relative to.
+
+    Raises:
+        InputError: an unknown or missing key, or a wrong value; names it.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError("a configuration is a table")
+    common = content.get("train", {})
+    phases = content.get("phase", [{}])
+    if not isinstance(common, Mapping) or not isinstance(phases, list):
+        raise InputError("train is a table [train], and phase a list of tables [[phase]]")
+    expanded = [p for phase in phases for p in _expanded(_table(phase, "phase"), common)]
+    expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
+    rest = {key: value for key, value in content.items() if key != "train"}
+    config = _read(Config, {**rest, "phase": expanded}, "")
+    absolute = {
+        "network": {"start": _absolute(config.network.start, folder)},
+        "data": {"path": _absolute(config.data.path, folder)},
+        "teacher": {"checkpoint": _absolute(config.teacher.checkpoint, folder)},
+    }
+    plain = config.as_dict()
+    config = _read(Config, {**plain, **{key: {**plain[key], **value} for key, value in absolute.items()}}, "")
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    for name in ("save_every", "log_every", "evaluate_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not config.phase:
+        raise InputError("phase: there is none")
+    if config.data.batch < 1:
+        raise InputError(f"data.batch must be at least 1, got {config.data.batch}")
+    if len(config.teacher.share) not in (1, 2):
+        raise InputError("teacher.share is one number or two")
+    for scheme in (config.network.scheme, config.network.first, config.network.last):
+        if scheme not in ("", "none"):
+            parse_scheme(scheme)
+    for phase in config.phase:
+        if phase.kind == "hints" and not (phase.guided and phase.hint and config.teacher.checkpoint):
+            raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint")
+        if "{bits}" in phase.scheme:
+            raise InputError(f"phase {phase.name!r}: scheme {phase.scheme!r} needs bits = [..]")
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected a table, got {value!r}")
+    return dict(value)
+
+
+def _expanded(phase: dict[str, Any], common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A phase with what is common to all; one of ``bits`` or ``portions`` becomes several."""
+    merged = {**common, **phase}
+    bits, portions = merged.pop("bits", []), merged.pop("portions", [])
+    name = merged.get("name") or merged.get("kind", "train")
+    if bits:
+        if "{bits}" not in str(merged.get("scheme")) or list(bits) != sorted(set(bits), reverse=True):
+            raise InputError(
+                f"phase: bits must fall and scheme must hold {{bits}}, got {bits}, {merged.get('scheme')!r}"
+            )
+        return [
+            {**merged, "scheme": merged["scheme"].replace("{bits}", str(b)), "name": f"{name}, {b} bits"} for b in bits
+        ]
+    if portions:
+        portions = list(PORTIONS) if portions == "paper" else list(portions)
+        if portions != sorted(set(portions)) or not portions[0] > 0 or portions[-1] != 1:
+            raise InputError(f"phase: portions must rise above 0 and end with 1, got {portions}")
+        return [
+            {**merged, "fix": p, "name": f"{name}, {100 * p:g} % fixed"} | ({"epochs": 0} if p == 1 else {})
+            for p in portions
+        ]
+    return [merged]
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve()) if path else ""
+
+
+def _read(cls: type[T], content: object, where: str) -> T:
+    """A dataclass from a table, with every key and type checked."""
+    table = _table(content, where or "configuration")
+    assert is_dataclass(cls)
+    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
+    prefix = f"{where}." if where else ""
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            raise InputError(f"{prefix}{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    for name, spec in known.items():
+        if name not in table and spec.default is MISSING and spec.default_factory is MISSING:
+            raise InputError(f"{prefix}{name}: missing")
+    values = {key: _value(hints[key], value, f"{prefix}{key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _value(expected: Any, value: object, where: str) -> Any:
+    origin, options = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _value(options[0], value, where)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(
+            _value(options[0], item, f"{where}[{i}]" if len(items) > 1 else where) for i, item in enumerate(items)
+        )
+    if is_dataclass(expected):
+        return _read(expected, value, where)  # type: ignore[arg-type]
+    if origin is not None:  # a mapping
+        return _table(value, where)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise InputError(f"{where}: expected {_WORDS[expected]}, got {value!r}")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -1,0 +1,53 @@
+"""The page that shows how a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .config import Config
+
+REFRESH = 15
+"""Seconds after which a browser loads the page of a run on its way again."""
+
+
+def render(config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]], status: str) -> str:
+    """The page as HTML, with its curves in it; while the run is on its way it loads itself again.
+
+    Args:
+        config: of the run.
+        rows: of its log.
+        phases: those that are finished.
+        status: ``"finished"``, or what the run does.
+    """
+    from ..cli import page, plots
+
+    title = config.name or f"{config.network.model} on {config.data.set}"
+    lead = escape(status) + (f"; {escape(config.source)}" if config.source else "")
+    if status != "finished":
+        lead += f"<meta http-equiv='refresh' content='{REFRESH}'>"
+    done = [
+        [escape(p["name"]), escape(p["scheme"] or "float"), f"{100 * p['accuracy']:.2f}", f"{p['seconds']:.0f}"]
+        for p in phases
+    ]
+    sections = [
+        page.section("Curves", plots.run_curves(rows)),
+        page.section("Phases", page.table(["phase", "scheme", "test accuracy %", "seconds"], done, text_columns=2)),
+        page.section("Configuration", page.table(["", ""], _settings(config.as_dict()), text_columns=2)),
+    ]
+    return page.render(title, lead, sections)
+
+
+def _settings(table: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Name and value of everything in a nested table, as HTML."""
+    rows = []
+    for key, value in table.items():
+        if key == "phase":
+            for i, phase in enumerate(value, 1):
+                rows += _settings(phase, f"phase {i}: ")
+        elif isinstance(value, Mapping) and value:
+            rows += _settings(value, f"{prefix}{key}.")
+        elif value not in ("", None, [], {}):
+            rows.append([escape(f"{prefix}{key}"), f"<code>{escape(str(value))}</code>"])
+    return rows

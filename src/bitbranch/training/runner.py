@@ -1,0 +1,468 @@
+"""Whole runs: a configuration and a folder in, a trained network and its results out; interrupted runs go on."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import models, processes
+from ..data import sets
+from ..data.batches import BatchSource
+from ..disk import remove_leftovers, write_bytes
+from ..errors import InputError
+from ..swap import calibrate, quantize
+from . import checkpoint
+from .checkpoint import Recipe
+from .config import Config, Phase, load, parse
+from .hints import Hints
+from .loop import Epoch, Training, random_state, score, set_random_state, to_stderr
+from .objectives import Classification, Objective
+from .stages import fix_weights
+from .threads import cores, use_fastest_threads
+
+FORMAT = "bitbranch run 1"
+FREE = ("save_every", "log_every")
+"""What may be changed between the parts of an interrupted run."""
+
+COLUMNS = (
+    "phase", "step", "epoch", "seconds", "lr", "loss", "accuracy", "test_loss", "test_accuracy", "test_top5",
+)  # fmt: skip
+EVALUATION_BATCH = 250
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def run(
+    config: Config | Mapping[str, Any] | Path | str,
+    folder: Path | str,
+    *,
+    progress: Say | None = to_stderr,
+) -> dict[str, Any]:
+    """Train as a configuration says, or go on where an interrupted run of it stopped.
+
+    The folder then holds ``config.json`` (all values, resolved), ``net.pt`` (the trained network, for ``bitbranch
+    compile``), ``best.pt`` (that of the last phase with the best accuracy on the test images), ``last.pt`` (all that a
+    run needs to go on), ``log.csv``, ``log.jsonl``, ``report.html`` and ``results.json``. A run that was killed and
+    goes on ends with the same parameters, bit for bit, as one that was not, on the same machine.
+
+    Args:
+        config: a :class:`Config`, a table as TOML gives it, or the path of a TOML or JSON file.
+        folder: of the run, made where missing. One that holds a finished run of the same configuration gives its
+            results at once.
+        progress: takes a line now and then; None is silent.
+
+    Returns:
+        What ``results.json`` holds: ``accuracy``, ``top5`` and ``loss`` on the test images, ``best_accuracy``,
+        ``scheme``, ``seconds`` of training, ``net`` and the other files' paths, and of each phase its ``name``,
+        ``kind``, ``seconds``, and ``accuracy`` at its end.
+
+    Raises:
+        InputError: a wrong configuration, missing data, or a folder that holds another run.
+        BitbranchError: the loss is no longer finite, or a file cannot be written; the last checkpoint is intact.
+    """
+    if isinstance(config, (str, Path)):
+        config = load(Path(config))
+    elif not isinstance(config, Config):
+        config = parse(config)
+    with processes.joined() as device:
+        return _Run(config, Path(folder), device, progress if processes.rank() == 0 else None).execute()
+
+
+class _Run:
+    """A run on its way. Only process 0 writes."""
+
+    def __init__(self, config: Config, folder: Path, device: torch.device, progress: Say | None) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.say: Say = progress or (lambda _: None)
+        self.writes = processes.rank() == 0
+        if config.data.batch % processes.count():
+            raise InputError(f"data.batch {config.data.batch} does not divide among {processes.count()} processes")
+        self.rows: list[Row] = []
+        self.finished: list[Row] = []
+        self.best = -1.0
+        self.seconds = 0.0  # of the phases before
+        self.mark = [0.0, 0.0, 0.0]
+        self.quantized: nn.Module | None = None  # the network before step 1 took its weight quantizers
+        self.due = 0.0  # when the report is to be written next
+
+    def execute(self) -> dict[str, Any]:
+        self._claim_folder()
+        done = self.folder / "results.json"
+        if done.is_file():
+            results: dict[str, Any] = json.loads(done.read_text())
+            return {**results, **self._files()}
+        self._read_data()
+        self.network = self._start()
+        self.teacher = self._teacher()
+        state = self._saved()
+        self._choose_threads(state)
+        first = 0
+        if state is not None:
+            first = self._continue(state)
+        for number in range(first, len(self.config.phase)):
+            self._phase(number, state["training"] if state and number == first else None)
+            self._save(number + 1, None)
+        return self._finish()
+
+    # What the folder and the configuration hold
+
+    def _claim_folder(self) -> None:
+        path, plain = self.folder / "config.json", self.config.as_dict()
+        if path.is_file():
+            try:
+                there = json.loads(path.read_text())
+            except (OSError, ValueError):
+                raise InputError(f"{path}: damaged; train into another folder") from None
+            for key in sorted({*plain, *there} - set(FREE)):
+                if there.get(key) != plain.get(key):
+                    raise InputError(f"{self.folder}: holds a run of another configuration ({key} differs)")
+        if self.writes:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{self.folder}: cannot be the run's folder ({error.strerror})") from None
+            for name in ("last.pt", "best.pt", "net.pt", "config.json", "log.csv", "log.jsonl", "report.html"):
+                remove_leftovers(self.folder / name)
+            write_bytes(path, json.dumps(plain, indent=2).encode())
+
+    def _read_data(self) -> None:
+        wanted = self.config.data
+        source = sets.find(wanted.set)
+        folder = Path(wanted.path) if wanted.path else source.place()
+        self.train, self.test = source.load("train", folder), source.load("test", folder)
+        if wanted.train_images:
+            self.train = self.train.spread(wanted.train_images)
+        if wanted.test_images:
+            self.test = self.test.spread(wanted.test_images)
+        self.flip = source.flip if wanted.flip is None else wanted.flip
+        self.shift = source.shift if wanted.shift is None else wanted.shift
+        self.say(f"{self.train.source}; {self.test.source}")
+
+    def _batches(self, phase: int) -> BatchSource:
+        return sets.batches(
+            self.train, size=self.config.data.batch, training=True, flip=self.flip, shift=self.shift,
+            seed=self._seed(phase), workers=self.config.data.workers, part=(processes.rank(), processes.count()),
+        )  # fmt: skip
+
+    def _test_batches(self) -> BatchSource:
+        return sets.batches(
+            self.test, size=EVALUATION_BATCH * processes.count(), training=False,
+            workers=self.config.data.workers, part=(processes.rank(), processes.count()),
+        )  # fmt: skip
+
+    def _calibration(self, phase: int) -> BatchSource:
+        """Whole batches of training images, not augmented, the same in every process."""
+        images = self.train.spread(self.config.phase[phase].images)
+        return sets.batches(
+            images, size=min(self.config.data.batch, len(images)), training=True, seed=self._seed(phase)
+        )
+
+    def _seed(self, phase: int) -> int:
+        return self.config.seed + 1000 * phase
+
+    def _start(self) -> nn.Module:
+        """The network before the first phase, and the recipe that goes with it."""
+        wanted = self.config.network
+        arguments = dict(wanted.arguments)
+        if wanted.model in models.MODELS:
+            channels, height, _ = self.train.shape
+            given = {"num_classes": len(self.train.classes), "in_channels": channels, "image_size": height}
+            known = inspect.signature(models.MODELS[wanted.model]).parameters
+            arguments = {name: value for name, value in given.items() if name in known} | arguments
+        self.recipe = Recipe(
+            wanted.model, arguments, self.train.shape,
+            first=None if wanted.first == "none" else wanted.first,
+            last=None if wanted.last == "none" else wanted.last,
+            mean=self.train.mean, std=self.train.std,
+            info={"name": self.config.name or wanted.model, "classes": ",".join(self.train.classes)},
+        )  # fmt: skip
+        torch.manual_seed(self.config.seed)
+        network = models.build(wanted.model, arguments)
+        if wanted.start:
+            network = self._started(network, Path(wanted.start))
+        if wanted.scheme:
+            network = self._quantize(network, wanted.scheme)
+        network.to(self.device)
+        processes.share(network)
+        return network
+
+    def _started(self, network: nn.Module, path: Path) -> nn.Module:
+        """The network with the parameters of a file."""
+        content = checkpoint.read_tensors(path)
+        if content.get("format") == checkpoint.FORMAT:
+            recipe, network = checkpoint.load(path)
+            if recipe.model != self.recipe.model:
+                raise InputError(f"network.start: {path} holds a {recipe.model}, not a {self.recipe.model}")
+            self.recipe = replace(
+                self.recipe, arguments=recipe.arguments, scheme=recipe.scheme, first=recipe.first, last=recipe.last
+            )
+            return network
+        try:
+            network.load_state_dict(content)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"network.start: {path} does not fit {self.recipe.model} ({text})") from None
+        return network
+
+    def _teacher(self) -> nn.Module | None:
+        path = self.config.teacher.checkpoint
+        return checkpoint.load(path)[1].to(self.device).requires_grad_(False) if path else None
+
+    def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
+        fresh = self.recipe.scheme is None
+        first, last = (self.recipe.first, self.recipe.last) if fresh else (None, None)
+        self.recipe = replace(self.recipe, scheme=scheme)
+        return quantize(network, scheme, first=first, last=last).to(self.device)
+
+    def _choose_threads(self, state: Mapping[str, Any] | None) -> None:
+        """As configured, as before an interruption (sums in another order round otherwise), or the fastest now."""
+        if self.device.type != "cpu":
+            return
+        if threads := self.config.threads or (state["threads"] if state else 0):
+            torch.set_num_threads(threads)
+        elif processes.count() == 1:
+            images, _ = next(iter(self._batches(0)))
+            torch.manual_seed(self.config.seed)
+            use_fastest_threads(self.network, images, cores())
+
+    # Phases
+
+    def _begin(self, phase: Phase, *, quiet: bool = False) -> None:
+        """Make the network what a phase trains or solves."""
+        from ..twostep.codes import codes_network
+
+        if phase.scheme:
+            self.network = self._quantize(self.network, phase.scheme)
+        if phase.fix:
+            fix_weights(self.network, phase.fix)
+        if phase.kind == "codes":
+            self.quantized = self.network
+            self.network = codes_network(self.network, None if quiet else self.say)
+
+    def _phase(self, number: int, training_state: Mapping[str, Any] | None) -> None:
+        phase = self.config.phase[number]
+        start = time.perf_counter()
+        if training_state is None:
+            torch.manual_seed(self._seed(number))
+            self._begin(phase)
+        if phase.kind in ("transforms", "hash"):
+            self._solve(number)
+            seconds = time.perf_counter() - start
+        else:
+            seconds = self._train(number, training_state)
+        self.seconds += seconds
+        if phase.kind not in ("train", "codes") or not phase.epochs:
+            self._test(phase, phase.epochs, 0.0)
+        found = self.latest
+        self.finished.append(
+            {"name": phase.name, "kind": phase.kind, "scheme": self.recipe.scheme, "seconds": round(seconds, 2)}
+            | {"accuracy": found.accuracy, "top5": found.top5, "loss": found.loss}
+        )
+
+    def _test(self, phase: Phase, epoch: int, seconds: float) -> None:
+        """Evaluate on the test images, and say so."""
+        self.latest = found = score(self.network, self._test_batches())
+        self.rows.append(
+            {
+                "phase": phase.name,
+                "epoch": epoch,
+                "seconds": round(self.seconds + seconds, 2),
+                "test_loss": found.loss,
+                "test_accuracy": found.accuracy,
+                "test_top5": found.top5,
+            }
+        )
+        self.say(f"{phase.name}: test accuracy {100 * found.accuracy:.2f} %")
+
+    def _train(self, number: int, state: Mapping[str, Any] | None) -> float:
+        phase = self.config.phase[number]
+        training = Training(
+            self.network, self._batches(number), phase, self._objective(number).to(self.device), label=phase.name
+        )
+        if state is not None:
+            training.load_state_dict(state)
+        last = number == len(self.config.phase) - 1
+
+        def on_step(step: int) -> None:
+            if step % self.config.log_every == 0:
+                self._log(training, phase)
+            if step % self.config.save_every == 0 and step < training.steps:
+                self._save(number, training)
+
+        def on_epoch(epoch: Epoch) -> None:
+            self.mark = [0.0, 0.0, 0.0]
+            due = epoch.number % self.config.evaluate_every == 0 or epoch.number == phase.epochs
+            if due and phase.kind != "hints":
+                self._test(phase, epoch.number, epoch.seconds)
+                if last and self.latest.accuracy > self.best:
+                    self.best = self.latest.accuracy
+                    self._write_network("best.pt")
+            self._show(phase.name, force=epoch.number == phase.epochs)
+
+        training.run(on_step=on_step, on_epoch=on_epoch, progress=self.say)
+        return training.seconds
+
+    def _objective(self, number: int) -> Objective:
+        phase, wanted = self.config.phase[number], self.config.teacher
+        if phase.kind == "hints":
+            assert self.teacher is not None
+            images, _ = next(iter(self._batches(number)))
+            return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
+        share = wanted.share[0] if len(wanted.share) == 1 else (wanted.share[0], wanted.share[1])
+        return Classification(
+            teacher=self.teacher, share=share, temperature=wanted.temperature, smoothing=phase.smoothing,
+            label=phase.name,
+        )  # fmt: skip
+
+    def _solve(self, number: int) -> None:
+        """Step 2 or hashing, in process 0; the others get its result."""
+        from .. import twostep
+
+        phase, alone = self.config.phase[number], self.writes
+        if phase.kind == "transforms":
+            if self.quantized is None:
+                raise InputError(f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it")
+            self.network = twostep.learn_transforms(
+                self.quantized, self.network, self._calibration(number),
+                method=phase.method if alone else "start",  # type: ignore[arg-type]
+                reestimate=alone, samples=phase.samples, seed=self._seed(number), progress=self.say,
+            )  # fmt: skip
+            self.quantized = None
+        else:
+            calibrate(self.network, (images.to(self.device) for images, _ in self._calibration(number)))
+            reference = models.build(self.recipe.model, self.recipe.arguments).to(self.device)
+            reference.load_state_dict(self.network.state_dict(), strict=False)  # without the quantizers' parameters
+            if alone:
+                self.network = twostep.hash_weights(
+                    self.network, reference.eval(), self._calibration(number), samples=phase.samples,
+                    seed=self._seed(number), progress=self.say,
+                )  # fmt: skip
+        processes.share(self.network)
+
+    # Going on
+
+    def _save(self, number: int, training: Training | None) -> None:
+        """Write all that the run needs to go on in this phase, at this step of its training or at its beginning."""
+        if not self.writes:
+            return
+        quantized = None if self.quantized is None else self.quantized.state_dict()
+        state = {
+            "phase": number, "training": None if training is None else training.state_dict(),
+            "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
+            "rows": self.rows, "finished": self.finished, "best": self.best, "seconds": self.seconds,
+            "mark": list(self.mark), "random": random_state(),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
+        }  # fmt: skip
+        checkpoint.write(self.folder / "last.pt", {"format": FORMAT, **state})
+
+    def _saved(self) -> dict[str, Any] | None:
+        path = self.folder / "last.pt"
+        return checkpoint.read(path, format=FORMAT) if path.is_file() else None
+
+    def _continue(self, state: Mapping[str, Any]) -> int:
+        """Rebuild the network as it was in that phase; its number."""
+        from ..twostep import learn_transforms
+
+        number: int = state["phase"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what quantize() warns of, it has said before
+            for phase in self.config.phase[: number + (state["training"] is not None)]:
+                self._begin(phase, quiet=True)
+                if phase.kind == "transforms":
+                    assert self.quantized is not None
+                    self.network = learn_transforms(
+                        self.quantized, self.network, [], method="start", reestimate=False, progress=None
+                    )
+                    self.quantized = None
+        try:
+            if state["network"] is not None:
+                self.network.load_state_dict(state["network"])
+            if self.quantized is not None:
+                self.quantized.load_state_dict(state["quantized"])
+        except (RuntimeError, TypeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.folder / 'last.pt'}: does not fit the configuration ({text})") from None
+        set_random_state(state["random"])
+        self.rows, self.finished, self.best = list(state["rows"]), list(state["finished"]), state["best"]
+        self.seconds, self.mark = state["seconds"], list(state["mark"])
+        if number < len(self.config.phase):
+            self.say(f"{self.folder}: going on with {self.config.phase[number].name}")
+        return number
+
+    # What is written
+
+    def _log(self, training: Training, phase: Phase) -> None:
+        loss, right, seen = (now - then for now, then in zip(training.sums, self.mark, strict=True))
+        self.mark = list(training.sums)
+        self.rows.append(
+            {
+                "phase": phase.name,
+                "step": training.step,
+                "epoch": round(training.step / training.steps_per_epoch, 4),
+                "seconds": round(self.seconds + training.seconds, 2),
+                "lr": training.optimizer.param_groups[0]["lr"],
+                "loss": loss / seen,
+                "accuracy": right / seen,
+            }
+        )
+        self._show(phase.name)
+
+    def _show(self, phase: str, *, force: bool = False) -> None:
+        """Write the logs and the report, if that is due: it takes at most some hundredths of the time."""
+        now = time.monotonic()
+        if not self.writes or (now < self.due and not force):
+            return
+        self._write_report(f"on its way: {phase}")
+        self.due = time.monotonic() + 50 * (time.monotonic() - now)
+
+    def _write_report(self, status: str) -> None:
+        from .report import render
+
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_bytes(self.folder / "log.csv", buffer.getvalue().encode())
+        write_bytes(self.folder / "log.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
+        page = render(self.config, self.rows, self.finished, status)
+        write_bytes(self.folder / "report.html", page.encode())
+
+    def _write_network(self, name: str) -> None:
+        if self.writes:
+            checkpoint.save(self.folder / name, self.recipe, self.network)
+
+    def _files(self) -> dict[str, str]:
+        return {"folder": str(self.folder), "net": str(self.folder / "net.pt"), "best": str(self.folder / "best.pt")}
+
+    def _finish(self) -> dict[str, Any]:
+        self.network.eval()
+        last = self.finished[-1]
+        if self.best < last["accuracy"]:
+            self.best = last["accuracy"]
+            self._write_network("best.pt")
+        self._write_network("net.pt")
+        results = {
+            "name": self.config.name,
+            "scheme": self.recipe.scheme,
+            **{key: last[key] for key in ("accuracy", "top5", "loss")},
+            "best_accuracy": self.best,
+            "seconds": round(self.seconds, 2),
+            "phases": self.finished,
+        }
+        if self.writes:
+            self._write_report("finished")
+            write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
+        processes.barrier()
+        return {**results, **self._files()}
