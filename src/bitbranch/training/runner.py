@@ -21,6 +21,7 @@ from ..data import sets
 from ..data.batches import BatchSource
 from ..disk import remove_leftovers, write_bytes
 from ..errors import InputError
+from ..quantizers.base import ActivationQuantizer
 from ..swap import calibrate, quantize
 from . import checkpoint
 from .checkpoint import Recipe
@@ -120,7 +121,7 @@ class _Run:
 
     def _claim_folder(self) -> None:
         path, plain = self.folder / "config.json", self.config.as_dict()
-        if path.is_file():
+        if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
             try:
                 there = json.loads(path.read_text())
             except (OSError, ValueError):
@@ -264,6 +265,8 @@ class _Run:
             seconds = self._train(number, training_state)
         self.seconds += seconds
         if phase.kind not in ("train", "codes") or not phase.epochs:
+            if any(isinstance(m, ActivationQuantizer) and not m.ready for m in self.network.modules()):
+                calibrate(self.network, (images.to(self.device) for images, _ in self._calibration(number)))
             self._test(phase, phase.epochs, 0.0)
         found = self.latest
         self.finished.append(
