@@ -282,8 +282,10 @@ def test_pictures_in_folders(tmp_path: Path) -> None:
     expected = (pixels - np.array(test.mean)[:, None, None]) / np.array(test.std)[:, None, None]
     assert y.tolist() == test.labels.tolist() and np.abs(x[7].numpy() - expected).max() < 1e-5
     Path(train.paths[0]).write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"a/0000.png: not a readable picture"):
-        list(PictureBatches(train, size=10))
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"a/0000.png: not a readable picture") as caught:
+            list(PictureBatches(train, size=10, workers=workers))
+        assert "\n" not in str(caught.value)
 
 
 def test_random_views_stay_within_the_published_ranges() -> None:
