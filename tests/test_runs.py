@@ -238,6 +238,7 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"phase": [{"portions": [0.5]}]}, "end with 1"),
         ({"phase": [{"kind": "hints"}]}, "hints need guided"),
         ({"phase": []}, "phase: there is none"),
+        ({"phase": [{"kind": "codes", "scheme": "tsq:wt-a2"}]}, "a phase of kind 'transforms' has to follow"),
         ({"network": {"model": "lenet"}}, "model 'lenet': expected one of"),
         ({"network": {"model": "vgg_small", "start": "nowhere.pt"}}, "nowhere.pt: cannot be read"),
         ({"data": {"set": "mnist"}}, "data set 'mnist': expected one of"),
