@@ -77,11 +77,11 @@ def main() -> None:
             times[run.name] += run.seconds
     first = statistics.median(times[runs[0].name])
     for name, seconds in times.items():
-        q = statistics.quantiles(seconds, n=4)
-        median = q[1]
+        low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+        rate, ratio = 1e3 * options.batch / median, median / (1e3 * first)
         print(
-            f"{options.network} batch {options.batch} {name}: {1e3 * median:.0f} ms ({1e3 * q[0]:.0f}-{1e3 * q[2]:.0f}),"
-            f" {options.batch / median:.0f} images/s, {median / first:.2f} times float float32"
+            f"{options.network} batch {options.batch} {name}: {median:.0f} ms ({low:.0f}-{high:.0f}), "
+            f"{rate:.0f} images/s, {ratio:.2f} times float float32"
         )
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
+import shutil
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from bitbranch.data import Dataset, fashion_mnist, normalize
+from bitbranch.cli.main import main
+from bitbranch.data import Dataset, cifar10, fashion_mnist, folders, normalize
 from bitbranch.data.batches import Batches
+from bitbranch.data.folders import PictureBatches, random_view
 from bitbranch.data.idx import read_idx, write_idx_xz
 from bitbranch.errors import InputError
 
@@ -171,3 +178,128 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
     left, right = x[:, 0, :, 0].amin(1), x[:, 0, :, 2].amin(1)
     assert (left + right == 1).all()
     assert 30 < int(right.sum()) < 70
+
+
+# CIFAR-10 and pictures
+
+
+def cifar_records(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, bytes]:
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, count)
+    return images, labels, b"".join(bytes([y]) + x.tobytes() for x, y in zip(images, labels, strict=True))
+
+
+@pytest.fixture
+def cifar_binary(tmp_path: Path) -> Path:
+    """The original archive, of few images."""
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for i, name in enumerate([*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]):
+            data = cifar_records(4, i)[2]
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return tmp_path / "cifar-10-binary.tar.gz"
+
+
+def test_cifar10_is_read_from_the_original_binary_files(cifar_binary: Path, tmp_path: Path) -> None:
+    cifar10.prepare(cifar_binary, tmp_path / "prepared")
+    with tarfile.open(cifar_binary) as archive:
+        archive.extractall(tmp_path / "plain", filter="data")
+    for folder in (tmp_path / "prepared", tmp_path / "plain", tmp_path / "plain" / "cifar-10-batches-bin"):
+        train, test = (cifar10.load(split, folder) for split in ("train", "test"))
+        expected = [cifar_records(4, i) for i in range(6)]
+        assert np.array_equal(train.images, np.concatenate([e[0] for e in expected[:5]]))
+        assert train.labels.tolist() == [y for e in expected[:5] for y in e[1]]
+        assert np.array_equal(test.images, expected[5][0])
+    (tmp_path / "plain" / "cifar-10-batches-bin" / "data_batch_3.bin").write_bytes(b"\x01" * 100)
+    with pytest.raises(InputError, match="not made of records of 3073 bytes"):
+        cifar10.load("train", tmp_path / "plain")
+
+
+def picture_folders(root: Path, classes: tuple[str, ...], splits: tuple[str, str], size: int, count: int) -> None:
+    rng = np.random.default_rng(1)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i:04}.png")
+
+
+def test_cifar10_is_read_from_folders_and_decoded_once(tmp_path: Path) -> None:
+    picture_folders(tmp_path, cifar10.CLASSES, ("train", "test"), 32, 2)
+    first = cifar10.load("train", tmp_path)
+    pixels = np.asarray(Image.open(tmp_path / "train" / "bird" / "0001.png"))
+    assert np.array_equal(first.images[5].transpose(1, 2, 0), pixels) and first.labels[5] == 2
+    shutil.rmtree(tmp_path / "train")
+    assert np.array_equal(cifar10.load("train", tmp_path).images, first.images)
+    archive = tmp_path / "pictures.tar.xz"
+    picture_folders(tmp_path / "again", cifar10.CLASSES, ("train", "test"), 32, 2)
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(tmp_path / "again", "cifar10")
+    assert main(["data", "cifar10", "--prepare", str(archive)]) == 0
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "cifar" in request.node.name or "prepare" in request.node.name:
+        monkeypatch.setenv("BITBRANCH_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "not an archive", "cut off", "of something else"])
+def test_what_cannot_be_prepared_is_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source.tar.xz"
+    if kind == "not an archive":
+        source.write_bytes(b"hello")
+    elif kind != "missing":
+        picture_folders(tmp_path / "p", ("cat", "dog"), ("train", "test"), 32, 2)
+        with tarfile.open(source, "w:xz") as tar:
+            tar.add(tmp_path / "p", "cifar10")
+        if kind == "cut off":
+            source.write_bytes(source.read_bytes()[:2000])
+    assert main(["data", "cifar10", "--prepare", str(source)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bitbranch: error: ") and str(source) in error and error.count("\n") == 1
+    assert not (tmp_path / "data" / "cifar10" / "classes.json").exists()
+
+
+def test_pictures_in_folders(tmp_path: Path) -> None:
+    picture_folders(tmp_path, ("a", "b"), ("train", "val"), 40, 5)
+    train, test = (folders.load(split, tmp_path, size=28) for split in ("train", "test"))
+    assert train.classes == ("a", "b") and train.labels.tolist() == [0] * 5 + [1] * 5 and train.shape == (3, 28, 28)
+    plain, helped = (PictureBatches(train, size=4, seed=3, workers=workers) for workers in (0, 2))
+    parts = [PictureBatches(train, size=4, seed=3, part=(i, 2)) for i in range(2)]
+    epochs = []
+    for _ in range(2):
+        for (x, y), (u, v), *split in zip(plain, helped, *parts, strict=True):
+            assert x.shape == (4, 3, 28, 28) and torch.equal(x, u) and torch.equal(y, v)
+            assert all(torch.equal(x[i::2], split[i][0]) for i in range(2))
+            epochs.append(x)
+    assert len(epochs) == 4 and not torch.equal(epochs[0], epochs[2])
+    ((x, y),) = list(PictureBatches(test, size=100, training=False))
+    picture = Image.open(test.paths[7]).resize((32, 32), Image.Resampling.BILINEAR).crop((2, 2, 30, 30))
+    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) / 255
+    expected = (pixels - np.array(test.mean)[:, None, None]) / np.array(test.std)[:, None, None]
+    assert y.tolist() == test.labels.tolist() and np.abs(x[7].numpy() - expected).max() < 1e-5
+    Path(train.paths[0]).write_bytes(b"broken")
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"a/0000.png: not a readable picture") as caught:
+            list(PictureBatches(train, size=10, workers=workers))
+        assert "\n" not in str(caught.value)
+
+
+def test_random_views_stay_within_the_published_ranges() -> None:
+    """Of a picture whose pixels say where they are."""
+    y, x = np.mgrid[0:200, 0:250]
+    picture = Image.fromarray(np.stack([y, x, 0 * x], 2).astype(np.uint8))
+    flipped = 0
+    for seed in range(200):
+        view = np.asarray(random_view(picture, 64, np.random.default_rng(seed), flip=True), np.float64)
+        height = (view[-1, 0, 0] - view[0, 0, 0]) * 64 / 63
+        width = abs(view[0, -1, 1] - view[0, 0, 1]) * 64 / 63
+        flipped += view[0, -1, 1] < view[0, 0, 1]
+        assert 0.06 <= height * width / (200 * 250) <= 1.05
+        assert 0.68 <= width / height <= 1.45
+    assert 70 < flipped < 130
+    long = Image.fromarray(np.zeros((10, 400, 3), np.uint8))
+    assert random_view(long, 32, np.random.default_rng(0), flip=True).size == (32, 32)

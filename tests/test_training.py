@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from pathlib import Path
@@ -17,7 +18,9 @@ from bitbranch.layers import QuantizedLayer
 from bitbranch.quantizers.registry import mbn, parse_scheme
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
-from bitbranch.training.loop import evaluate, fit, predict
+from bitbranch.training.loop import Training, evaluate, fit, predict
+from bitbranch.training.objectives import Classification
+from bitbranch.training.optimization import Settings
 
 torch.set_num_threads(1)  # small problems; the machine may be shared
 
@@ -79,6 +82,42 @@ def test_a_cosine_schedule_ends_near_zero() -> None:
     fit(model, BATCHES, epochs=5, lr=1e-2, on_step=remember, progress=None)
     moved = max(float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters())
     assert 0 < moved < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"schedule": "step", "milestones": (2, 3.5), "decay": 0.1}, [1] * 8 + [0.1] * 6 + [0.01] * 6),
+        ({"schedule": "linear"}, [1 - i / 20 for i in range(20)]),
+        ({"schedule": "cosine", "warmup": 0}, [(1 + math.cos(math.pi * i / 20)) / 2 for i in range(20)]),
+        ({"schedule": "constant", "warmup": 1}, [0.25, 0.5, 0.75] + [1] * 17),
+    ],
+)
+def test_schedules_have_their_numbers(schedule: dict[str, object], expected: list[float]) -> None:
+    """Of five epochs of four steps."""
+    rate = Settings(epochs=5, lr=1.0, **schedule).rate(4)  # type: ignore[arg-type]
+    assert [rate(step) for step in range(20)] == pytest.approx(expected)
+
+
+def test_a_training_continues_from_its_state() -> None:
+    """Whatever the moment: within an epoch, at its last step, between epochs."""
+    settings = Settings(epochs=3, lr=1e-2)
+    whole = Training(tiny(), BATCHES, settings, Classification())
+    states: dict[int, dict[str, object]] = {}
+
+    def remember(step: int) -> None:
+        states[step] = copy.deepcopy(whole.state_dict())
+
+    history = whole.run(on_step=remember)
+    for step in (1, 6, 7, 12, 18):
+        part = Training(tiny(5), BATCHES, settings, Classification())
+        part.load_state_dict(states[step])
+        part.run()
+        assert [(e.number, e.loss, e.accuracy) for e in part.history] == [
+            (e.number, e.loss, e.accuracy) for e in history
+        ]
+        pairs = zip(part.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_only_weights_decay() -> None:

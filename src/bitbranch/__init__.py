@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .errors import BitbranchError, CompileError, FormatError, InputError
 
 if TYPE_CHECKING:
-    from . import models, twostep
+    from . import models, training, twostep
     from .compiler import compile
     from .compiler.verify import verify
     from .decomposition import decompose
@@ -36,7 +36,7 @@ _MODULE_OF = {
     "summary": "overview",
     "verify": "compiler.verify",
 }
-_PACKAGES = ("models", "twostep")
+_PACKAGES = ("models", "training", "twostep")
 
 __all__ = [
     "BitbranchError",
@@ -54,6 +54,7 @@ __all__ = [
     "quantize",
     "split",
     "summary",
+    "training",
     "twostep",
     "verify",
 ]

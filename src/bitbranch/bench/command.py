@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.machine import describe_machine, describe_versions, write_bytes
+from ..cli.machine import describe_machine, describe_versions
+from ..disk import write_bytes
 from ..errors import InputError
 from ..runtime import tuning
 from ..runtime.engine import instruction_sets

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from ..data import Dataset
+from ..disk import write_bytes
 from ..errors import InputError
 from ..runtime.container import bit_budget
 from ..training import checkpoint
@@ -24,7 +25,7 @@ from . import findings, latency, report
 from .demo_plan import PLANS
 from .demo_training import LAST, Log, Trained, train_all
 from .findings import THREADS, Compiled, Row
-from .machine import describe_machine, describe_versions, write_bytes
+from .machine import describe_machine, describe_versions
 
 BATCHES = (1, 64)
 """Batch sizes of the latency measurement."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..disk import write_bytes
 from ..errors import BitbranchError, InputError
 from ..runtime import reference
 from ..runtime.container import bit_budget, read
 from ..runtime.engine import Engine, instruction_sets
 from ..runtime.program import Codes, Conv, Integers, Program, Value
-from .machine import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,4 +1,4 @@
-"""What a report has to say about where its figures come from; and atomic writing of its files."""
+"""What a report has to say about where its figures come from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from secrets import token_hex
 
 from ..errors import BitbranchError
 from ..runtime.tuning import processor
@@ -45,13 +43,3 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there: an interrupted call leaves the old file, or none."""
-    beside = path.with_name(f".{path.name}.{token_hex(4)}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

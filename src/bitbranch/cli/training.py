@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def train(name: str, out: Path | None, changes: Sequence[str], say: Callable[[st
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     results = runner.run(checked, out or Path("runs") / path.stem, progress=say)
+    if int(os.environ.get("RANK", "0")):
+        raise SystemExit(0)  # of several processes the first one prints
     lines = [f"{p['name']}: {100 * p['accuracy']:.2f} %, {p['seconds']:.0f} s" for p in results["phases"]]
     return {
         **results,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..errors import BitbranchError
 from .dataset import Dataset
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -63,7 +64,7 @@ class BatchSource:
         numbers = range(first, len(self))
         if not self.workers:
             return (_tensors(self.batch(plan, number)) for number in numbers)
-        return iter(
+        return _raised(
             DataLoader(
                 _Numbered(partial(self.batch, plan), len(self)),  # type: ignore[arg-type]
                 batch_size=None,
@@ -101,8 +102,19 @@ class _Numbered:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        return _tensors(self.batch(number))
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | BitbranchError:
+        try:
+            return _tensors(self.batch(number))
+        except BitbranchError as error:  # raised here it would reach the user with the worker's traceback in its text
+            return error
+
+
+def _raised(batches: Iterable[tuple[Tensor, Tensor] | BitbranchError]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that workers made; what went wrong there is raised here."""
+    for batch in batches:
+        if isinstance(batch, BitbranchError):
+            raise batch
+        yield batch
 
 
 def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor]:

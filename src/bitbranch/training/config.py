@@ -240,6 +240,11 @@ def _check(config: Config) -> None:
     for scheme in (config.network.scheme, config.network.first, config.network.last):
         if scheme not in ("", "none"):
             parse_scheme(scheme)
+    unsolved = ""
+    for phase in config.phase:
+        unsolved = {"codes": phase.name, "transforms": ""}.get(phase.kind, unsolved)
+    if unsolved:
+        raise InputError(f"phase {unsolved!r}: step 1 leaves weights float; a phase of kind 'transforms' has to follow")
     for phase in config.phase:
         if phase.kind == "hints" and not (phase.guided and phase.hint and config.teacher.checkpoint):
             raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint")

@@ -163,7 +163,8 @@ class Training:
         with _channels_last(self.model), synchronized(self.model):
             while len(self.history) < self.settings.epochs:
                 for images, labels in self._rest_of_epoch():
-                    self._update(images.to(self.device), labels.to(self.device), rate(self.step))
+                    images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
+                    self._update(images, labels, rate(self.step))
                     self.seconds = time.perf_counter() - begin
                     if on_step is not None:
                         on_step(self.step)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models, processes
 from ..data import sets
 from ..data.batches import BatchSource
 from ..disk import remove_leftovers, write_bytes
 from ..errors import InputError
+from ..quantizers.base import ActivationQuantizer
 from ..swap import calibrate, quantize
 from . import checkpoint
 from .checkpoint import Recipe
 from .config import Config, Phase, load, parse
 from .hints import Hints
+from .journal import Journal
 from .loop import Epoch, Training, random_state, score, set_random_state, to_stderr
 from .objectives import Classification, Objective
 from .stages import fix_weights
@@ -35,12 +35,8 @@ FORMAT = "bitbranch run 1"
 FREE = ("save_every", "log_every")
 """What may be changed between the parts of an interrupted run."""
 
-COLUMNS = (
-    "phase", "step", "epoch", "seconds", "lr", "loss", "accuracy", "test_loss", "test_accuracy", "test_top5",
-)  # fmt: skip
 EVALUATION_BATCH = 250
 
-Row = dict[str, Any]
 Say = Callable[[str], None]
 
 
@@ -80,6 +76,19 @@ def run(
         return _Run(config, Path(folder), device, progress if processes.rank() == 0 else None).execute()
 
 
+class _OnDevice:
+    """Batches, brought to a device."""
+
+    def __init__(self, batches: BatchSource, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images.to(self.device), labels.to(self.device)) for images, labels in self.batches)
+
+
 class _Run:
     """A run on its way. Only process 0 writes."""
 
@@ -89,13 +98,10 @@ class _Run:
         self.writes = processes.rank() == 0
         if config.data.batch % processes.count():
             raise InputError(f"data.batch {config.data.batch} does not divide among {processes.count()} processes")
-        self.rows: list[Row] = []
-        self.finished: list[Row] = []
+        self.journal = Journal(config, folder)
         self.best = -1.0
         self.seconds = 0.0  # of the phases before
-        self.mark = [0.0, 0.0, 0.0]
         self.quantized: nn.Module | None = None  # the network before step 1 took its weight quantizers
-        self.due = 0.0  # when the report is to be written next
 
     def execute(self) -> dict[str, Any]:
         self._claim_folder()
@@ -120,7 +126,7 @@ class _Run:
 
     def _claim_folder(self) -> None:
         path, plain = self.folder / "config.json", self.config.as_dict()
-        if path.is_file():
+        if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
             try:
                 there = json.loads(path.read_text())
             except (OSError, ValueError):
@@ -162,11 +168,11 @@ class _Run:
             workers=self.config.data.workers, part=(processes.rank(), processes.count()),
         )  # fmt: skip
 
-    def _calibration(self, phase: int) -> BatchSource:
+    def _calibration(self, phase: int) -> _OnDevice:
         """Whole batches of training images, not augmented, the same in every process."""
         images = self.train.spread(self.config.phase[phase].images)
-        return sets.batches(
-            images, size=min(self.config.data.batch, len(images)), training=True, seed=self._seed(phase)
+        return _OnDevice(
+            sets.batches(images, size=self.config.data.batch, training=True, seed=self._seed(phase)), self.device
         )
 
     def _seed(self, phase: int) -> int:
@@ -264,9 +270,11 @@ class _Run:
             seconds = self._train(number, training_state)
         self.seconds += seconds
         if phase.kind not in ("train", "codes") or not phase.epochs:
+            if any(isinstance(m, ActivationQuantizer) and not m.ready for m in self.network.modules()):
+                calibrate(self.network, (images for images, _ in self._calibration(number)))
             self._test(phase, phase.epochs, 0.0)
         found = self.latest
-        self.finished.append(
+        self.journal.phases.append(
             {"name": phase.name, "kind": phase.kind, "scheme": self.recipe.scheme, "seconds": round(seconds, 2)}
             | {"accuracy": found.accuracy, "top5": found.top5, "loss": found.loss}
         )
@@ -274,16 +282,7 @@ class _Run:
     def _test(self, phase: Phase, epoch: int, seconds: float) -> None:
         """Evaluate on the test images, and say so."""
         self.latest = found = score(self.network, self._test_batches())
-        self.rows.append(
-            {
-                "phase": phase.name,
-                "epoch": epoch,
-                "seconds": round(self.seconds + seconds, 2),
-                "test_loss": found.loss,
-                "test_accuracy": found.accuracy,
-                "test_top5": found.top5,
-            }
-        )
+        self.journal.tested(phase.name, epoch, self.seconds + seconds, found)
         self.say(f"{phase.name}: test accuracy {100 * found.accuracy:.2f} %")
 
     def _train(self, number: int, state: Mapping[str, Any] | None) -> float:
@@ -297,19 +296,20 @@ class _Run:
 
         def on_step(step: int) -> None:
             if step % self.config.log_every == 0:
-                self._log(training, phase)
+                self.journal.trained(phase.name, training, self.seconds)
+                self._show(phase)
             if step % self.config.save_every == 0 and step < training.steps:
                 self._save(number, training)
 
         def on_epoch(epoch: Epoch) -> None:
-            self.mark = [0.0, 0.0, 0.0]
+            self.journal.close_epoch()
             due = epoch.number % self.config.evaluate_every == 0 or epoch.number == phase.epochs
             if due and phase.kind != "hints":
                 self._test(phase, epoch.number, epoch.seconds)
                 if last and self.latest.accuracy > self.best:
                     self.best = self.latest.accuracy
                     self._write_network("best.pt")
-            self._show(phase.name, force=epoch.number == phase.epochs)
+            self._show(phase, now=epoch.number == phase.epochs)
 
         training.run(on_step=on_step, on_epoch=on_epoch, progress=self.say)
         return training.seconds
@@ -341,7 +341,7 @@ class _Run:
             )  # fmt: skip
             self.quantized = None
         else:
-            calibrate(self.network, (images.to(self.device) for images, _ in self._calibration(number)))
+            calibrate(self.network, (images for images, _ in self._calibration(number)))
             reference = models.build(self.recipe.model, self.recipe.arguments).to(self.device)
             reference.load_state_dict(self.network.state_dict(), strict=False)  # without the quantizers' parameters
             if alone:
@@ -361,8 +361,7 @@ class _Run:
         state = {
             "phase": number, "training": None if training is None else training.state_dict(),
             "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
-            "rows": self.rows, "finished": self.finished, "best": self.best, "seconds": self.seconds,
-            "mark": list(self.mark), "random": random_state(),
+            "journal": self.journal.state_dict(), "best": self.best, "seconds": self.seconds, "random": random_state(),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }  # fmt: skip
         checkpoint.write(self.folder / "last.pt", {"format": FORMAT, **state})
@@ -395,49 +394,17 @@ class _Run:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"{self.folder / 'last.pt'}: does not fit the configuration ({text})") from None
         set_random_state(state["random"])
-        self.rows, self.finished, self.best = list(state["rows"]), list(state["finished"]), state["best"]
-        self.seconds, self.mark = state["seconds"], list(state["mark"])
+        self.journal.load_state_dict(state["journal"])
+        self.best, self.seconds = state["best"], state["seconds"]
         if number < len(self.config.phase):
             self.say(f"{self.folder}: going on with {self.config.phase[number].name}")
         return number
 
     # What is written
 
-    def _log(self, training: Training, phase: Phase) -> None:
-        loss, right, seen = (now - then for now, then in zip(training.sums, self.mark, strict=True))
-        self.mark = list(training.sums)
-        self.rows.append(
-            {
-                "phase": phase.name,
-                "step": training.step,
-                "epoch": round(training.step / training.steps_per_epoch, 4),
-                "seconds": round(self.seconds + training.seconds, 2),
-                "lr": training.optimizer.param_groups[0]["lr"],
-                "loss": loss / seen,
-                "accuracy": right / seen,
-            }
-        )
-        self._show(phase.name)
-
-    def _show(self, phase: str, *, force: bool = False) -> None:
-        """Write the logs and the report, if that is due: it takes at most some hundredths of the time."""
-        now = time.monotonic()
-        if not self.writes or (now < self.due and not force):
-            return
-        self._write_report(f"on its way: {phase}")
-        self.due = time.monotonic() + 50 * (time.monotonic() - now)
-
-    def _write_report(self, status: str) -> None:
-        from .report import render
-
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_bytes(self.folder / "log.csv", buffer.getvalue().encode())
-        write_bytes(self.folder / "log.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
-        page = render(self.config, self.rows, self.finished, status)
-        write_bytes(self.folder / "report.html", page.encode())
+    def _show(self, phase: Phase, *, now: bool = False) -> None:
+        if self.writes:
+            self.journal.show(f"on its way: {phase.name}", now=now)
 
     def _write_network(self, name: str) -> None:
         if self.writes:
@@ -448,7 +415,7 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         self.network.eval()
-        last = self.finished[-1]
+        last = self.journal.phases[-1]
         if self.best < last["accuracy"]:
             self.best = last["accuracy"]
             self._write_network("best.pt")
@@ -459,10 +426,10 @@ class _Run:
             **{key: last[key] for key in ("accuracy", "top5", "loss")},
             "best_accuracy": self.best,
             "seconds": round(self.seconds, 2),
-            "phases": self.finished,
+            "phases": self.journal.phases,
         }
         if self.writes:
-            self._write_report("finished")
+            self.journal.show("finished", now=True)
             write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}

@@ -1,0 +1,275 @@
+"""Whole runs: configurations, what a run leaves behind, interruptions, and the command line."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitbranch.cli.main import main
+from bitbranch.cli.training import RECIPES
+from bitbranch.errors import BitbranchError, InputError
+from bitbranch.quantizers.inq import PowerOfTwoWeight
+from bitbranch.training import checkpoint, config, runner
+
+torch.set_num_threads(1)
+
+BASE: dict[str, Any] = {
+    "network": {"model": "vgg", "arguments": {"stages": [[8], [16]], "hidden": 16}},
+    "data": {"set": "fashion-mnist-sample", "batch": 50, "train_images": 600, "test_images": 200},
+    "threads": 1,
+    "save_every": 3,
+    "log_every": 2,
+    "train": {"epochs": 1, "lr": 4e-3},
+}
+TWO_STEPS = BASE | {
+    "phase": [
+        {"name": "float", "epochs": 2},
+        {"kind": "codes", "scheme": "tsq:wt-a2"},
+        {"kind": "transforms", "images": 100, "samples": 300},
+        {"name": "tuning", "lr": 1e-3},
+    ]
+}
+
+RUN = """
+import json, sys
+from bitbranch.training import runner
+runner.run(json.loads(sys.argv[1]), sys.argv[2])
+"""
+
+
+def changed(**tables: dict[str, Any]) -> dict[str, Any]:
+    out = copy.deepcopy(BASE)
+    for name, table in tables.items():
+        out[name] = {**out.get(name, {}), **table}
+    return out
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "net.pt")["state"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "two-steps"
+    return folder, runner.run(TWO_STEPS, folder, progress=None)
+
+
+def test_a_run_leaves_everything_behind(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = finished
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "last.pt", "best.pt", "net.pt", "log.csv", "log.jsonl", "report.html", "results.json",
+    }  # fmt: skip
+    assert [p["kind"] for p in results["phases"]] == ["train", "codes", "transforms", "train"]
+    assert results["scheme"] == "tsq:wt-a2"
+    assert results["accuracy"] > 0.5 and results["best_accuracy"] >= results["accuracy"]
+    with (folder / "log.csv").open() as file:
+        table = list(csv.DictReader(file))
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(table) == len(rows) and rows[-1]["test_accuracy"] == results["accuracy"]
+    assert float(table[0]["loss"]) == rows[0]["loss"] and rows[0]["step"] == 2
+    page = (folder / "report.html").read_text()
+    assert "finished" in page and "<svg" in page and "http-equiv='refresh'" not in page
+
+
+def test_the_trained_network_compiles_and_verifies(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    assert main(["compile", str(finished[0] / "net.pt"), "--out", str(tmp_path / "net.bb")]) == 0
+    assert main(["verify", str(tmp_path / "net.bb")]) == 0
+
+
+def test_a_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = finished
+    before = (folder / "net.pt").stat().st_mtime_ns
+    assert runner.run(folder / "config.json", folder, progress=None) == results
+    assert (folder / "net.pt").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"holds a run of another configuration \(seed differs\)"):
+        runner.run({**TWO_STEPS, "seed": 1}, folder, progress=None)
+
+
+def killed_until_done(folder: Path, kills: int, rng: random.Random, longest: float) -> int:
+    """Run, killed so many times at random moments, then to the end; how often it was really killed."""
+    killed = 0
+    for i in range(kills + 1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, json.dumps(TWO_STEPS), str(folder)], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while i < kills and process.poll() is None and time.monotonic() < deadline:
+            if (folder / "config.json").is_file():  # the imports are over
+                time.sleep(rng.uniform(0, longest))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        code = process.wait(timeout=300)
+        killed += code == -signal.SIGKILL
+        if code == 0:
+            break
+    assert code == 0
+    return killed
+
+
+def check_kills(reference: Path, folder: Path, kills: int, longest: float) -> None:
+    killed = killed_until_done(folder, kills, random.Random(kills), longest)
+    assert killed >= min(kills, 2)
+    expected, found = state_of(reference), state_of(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (f / "log.jsonl").open()]
+        for f in (reference, folder)
+    ]
+    assert timeless[0] == timeless[1]
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_killed_and_resumed_is_never_killed(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    check_kills(finished[0], tmp_path / "run", 3, 2.5)
+
+
+@pytest.mark.long
+def test_twenty_kills(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    total = 0
+    while total < 20:
+        check_kills(finished[0], tmp_path / f"run{total}", 10, 3.5)
+        total += 10
+
+
+def test_workers_change_nothing(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    one = changed(train={"epochs": 1})
+    runner.run(one, tmp_path / "a", progress=None)
+    one["data"]["workers"] = 2
+    runner.run(one, tmp_path / "b", progress=None)
+    a, b = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    bad = changed(train={"epochs": 30, "lr": 1e30, "optimizer": "sgd", "warmup": 2})
+    with pytest.raises(BitbranchError, match=r"the loss is (nan|inf) at epoch"):
+        runner.run(bad, tmp_path, progress=None)
+    if (tmp_path / "last.pt").exists():
+        state = checkpoint.read(tmp_path / "last.pt", format=runner.FORMAT)
+        assert state["training"]["step"] % 3 == 0
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """Files may not grow beyond a limit, as on a disk that fills up, after the first checkpoint."""
+    target = tmp_path / "last.pt"
+    checkpoint.write(target, {"format": "x 1", "numbers": torch.zeros(10)})
+    before = target.read_bytes()
+    code = (
+        "import torch, sys\nfrom pathlib import Path\nfrom bitbranch.training import checkpoint\n"
+        "checkpoint.write(Path(sys.argv[1]), {'format': 'x 1', 'numbers': torch.zeros(10**6)})"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], preexec_fn=limit, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode != 0
+    assert f"BitbranchError: {target}: cannot be written" in done.stderr and "is intact" in done.stderr
+    assert target.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_progressive_bits_portions_and_teachers(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    teacher = tmp_path / "float"
+    results = runner.run(changed(train={"epochs": 2}), teacher, progress=None)
+    start = {"network": {**BASE["network"], "start": results["net"]}, "teacher": {"checkpoint": results["net"]}}
+    falling = BASE | start | {"phase": [{"scheme": "mbn:w{bits}-a{bits}", "bits": [8, 4, 2]}]}
+    found = runner.run(falling, tmp_path / "mbn", progress=None)
+    assert [p["scheme"] for p in found["phases"]] == ["mbn:w8-a8", "mbn:w4-a4", "mbn:w2-a2"]
+    parts = BASE | start | {"phase": [{"scheme": "inq:w5-a4", "portions": [0.5, 1.0]}]}
+    found = runner.run(parts, tmp_path / "inq", progress=None)
+    assert [p["name"] for p in found["phases"]] == ["train, 50 % fixed", "train, 100 % fixed"]
+    network = checkpoint.load(found["net"])[1]
+    weights = [m for m in network.modules() if isinstance(m, PowerOfTwoWeight)]
+    assert weights and all(w.portion == 1 for w in weights)
+    hashed = BASE | start | {"phase": [{"kind": "hash", "scheme": "bwnh:w1-a4", "images": 100, "samples": 500}]}
+    assert runner.run(hashed, tmp_path / "hash", progress=None)["accuracy"] > 0.3
+    hints = {"kind": "hints", "scheme": "lsq:w2-a2", "guided": "act1", "hint": "act1"}
+    found = runner.run(BASE | start | {"phase": [hints, {"smoothing": 0.1}]}, tmp_path / "hints", progress=None)
+    assert found["accuracy"] > 0.4
+
+
+def test_bfloat16_learns(tmp_path: Path) -> None:
+    low = changed(train={"epochs": 3, "precision": "bfloat16"}, network={"scheme": "tsq:wt-a2"})
+    assert runner.run(low, tmp_path, progress=None)["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_recipes_are_sound(recipe: Path) -> None:
+    loaded = config.load(recipe)
+    assert loaded.name and loaded.source and config.parse(loaded.as_dict()) == loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"colour": 1}, "colour: unknown key"),
+        ({"sead": 1}, "sead: unknown key; did you mean seed?"),
+        ({"network": {}}, "network.model: missing"),
+        ({"data": {"set": "cifar10", "batch": "many"}}, "data.batch: expected a whole number, got 'many'"),
+        ({"data": {"set": "cifar10", "batch": 0}}, "data.batch must be at least 1"),
+        ({"train": {"lr": -1}}, "lr must be at least 0"),
+        ({"train": {"optimizer": "lion"}}, "expected 'adam' or 'sgd'"),
+        ({"train": {"schedule": "step"}}, "milestones are rising epochs"),
+        ({"train": {"epochs": 1.5}}, "epochs: expected a whole number, got 1.5"),
+        ({"phase": [{"kind": "dance"}]}, "kind 'dance': expected one of train"),
+        ({"phase": [{"scheme": "mbn:w9-a2"}]}, "unknown scheme"),
+        ({"phase": [{"scheme": "mbn:w{bits}-a2"}]}, "needs bits"),
+        ({"phase": [{"scheme": "mbn:w{bits}-a2", "bits": [2, 8]}]}, "bits must fall"),
+        ({"phase": [{"portions": [0.5]}]}, "end with 1"),
+        ({"phase": [{"kind": "hints"}]}, "hints need guided"),
+        ({"phase": []}, "phase: there is none"),
+        ({"phase": [{"kind": "codes", "scheme": "tsq:wt-a2"}]}, "a phase of kind 'transforms' has to follow"),
+        ({"network": {"model": "lenet"}}, "model 'lenet': expected one of"),
+        ({"network": {"model": "vgg_small", "start": "nowhere.pt"}}, "nowhere.pt: cannot be read"),
+        ({"data": {"set": "mnist"}}, "data set 'mnist': expected one of"),
+        ({"data": {"set": "cifar10", "path": "nowhere"}}, "has no CIFAR-10"),
+        ({"phase": [{"kind": "transforms"}]}, "needs a phase of kind 'codes' before it"),
+    ],
+)
+def test_bad_configurations_are_one_line(
+    change: dict[str, Any], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(BASE | change))
+    assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("bitbranch: error: ") and text in error, error
+
+
+def test_a_run_that_never_began_gives_its_folder_back(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no CIFAR-10"):
+        runner.run(changed(data={"set": "cifar10", "path": str(tmp_path)}), tmp_path / "out", progress=None)
+    found = runner.run(changed(data={"train_images": 100}), tmp_path / "out", progress=None)
+    assert Path(found["net"]).is_file()
+
+
+def test_the_command_changes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(BASE))
+    arguments = ["train", str(path), "--out", str(tmp_path / "out"), "--set", "data.train_images=100", "train.epochs=1"]
+    assert main([*arguments, "name=quick", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "quick"
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["data"]["train_images"] == 100
+    assert main(["train", "no-such-recipe"]) == 2
+    assert "recipes are cifar10-resnet20-mbn" in capsys.readouterr().err
