@@ -55,6 +55,13 @@ def test_few_bits_are_planar_without_matrices_of_bytes() -> None:
     assert paths.prefers_products(one, "unheard of", sextets=False)
 
 
+def test_sums_of_few_bits_stay_narrow_without_instructions_for_bytes() -> None:
+    for isa in ("avx512", "avx2"):
+        assert paths.prefers_products(network("u4"), isa, sextets=False)
+        assert not paths.prefers_products(network("u2"), isa, sextets=False)
+        assert not paths.prefers_products(network("u4", groups=256), isa, sextets=False)
+
+
 def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     program = network("u2", channels=8, size=6)
     x = np.random.default_rng(1).normal(size=(3, 8, 6, 6)).astype(np.float32)
@@ -64,5 +71,5 @@ def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(paths, "prefers_products", lambda *_, preferred=preferred: preferred)
             engine = engine_module.Engine(program, isa=isa)
             np.testing.assert_array_equal(engine(x), expected)
-            dot = any(row.family == "dot" for row in engine.profile(x, repeat=1).rows)
+            dot = any(row.family in ("dot", "dot16") for row in engine.profile(x, repeat=1).rows)
             assert dot == (preferred and engine_module.has_dot_products(isa))

@@ -23,6 +23,8 @@ DEPTH = 64
 """Bytes of a chunk."""
 PIECES = (64, 32, 16)
 """Bytes of the pieces of which chunks are put together."""
+FEWEST_QUADS = 4
+"""Groups of four bytes for which it pays to add their products in 16 bits before these are widened."""
 FEW = 3
 """Up to so many thresholds are compared one by one; more are first tried as a line."""
 
@@ -40,6 +42,12 @@ def zero(code_type: CodeType) -> int:
 def byte_of(code_type: CodeType) -> tuple[int, int]:
     """Shift and summand of the stored byte of a rank."""
     return code_type.step.bit_length() - 1, code_type.lo + zero(code_type)
+
+
+def narrow_quads(codes: CodeType, weights: CodeType) -> int:
+    """How many groups of four bytes, times weights, keep their sums of pairs in 16 bits; 0 where it is too few."""
+    quads = (2**15 - 1) // (2 * (codes.hi + zero(codes)) * max(-weights.lo, weights.hi))
+    return quads if quads >= FEWEST_QUADS else 0
 
 
 def refuses(program: p.Program) -> str:

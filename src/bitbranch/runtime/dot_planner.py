@@ -369,7 +369,8 @@ class DotPlanner:
                 always = np.full((len(op.thresholds), 1), -(2**31), np.int32)
                 never = np.full_like(always, 2**31 - 1)
                 limits = self._by_block(np.concatenate([always, op.thresholds, never], axis=1), blocks, 2**31 - 1)
-                return self.core.DotOp.near(target.view, slope, intercept, limits, last, shift, add)
+                same = len(op.thresholds) == 1
+                return self.core.DotOp.near(target.view, slope, intercept, limits, last, same, shift, add)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
 
@@ -518,11 +519,13 @@ class DotPlanner:
         source = self._place(op.inputs[0])
         key = (i, f"dot {first}")
         pixel = isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows
-        gathered = not pixel and gathers(self.core, self.machine) and self._gathered(source.step, stride, size[1])
+        gathered = not pixel and self._gathered(source, stride, size)
         if key not in self.packed:
             self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch, gathered)
         packed: dot.PackedWeights = self.packed[key]
-        shift = -dot.zero(self._code_type(op.inputs[0]))
+        codes = self._code_type(op.inputs[0])
+        quads = dot.narrow_quads(codes, op.weight_type) if self.core.dot_has_narrow_sums(self.machine) else 0
+        shift = -dot.zero(codes)
         start = self._by_block(self._int32(shift * packed.sums), packed.blocks)
         if pixel:
             walk = self.core.DotWalk("images", 1, 1, 1, 1)
@@ -544,19 +547,22 @@ class DotPlanner:
         self.plan.convolution(
             walk=walk, channels=len(packed.sums), chain=chain, source=source.view, stride=stride,
             outputs=packed.outputs, lists=[(offsets, packed.quads) for offsets in packed.lists], start=start,
-            weights=packed.data, bits=packed.bits,
-            tables=packed.tables, scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS, **self._gathering(packed),
+            weights=packed.data, bits=packed.bits, tables=packed.tables, narrow_quads=quads,
+            scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS, **self._gathering(packed),
         )  # fmt: skip
         if last:
             self._finished(i)
         macs = int(op.macs(self.values[op.inputs[0]]))
         share = macs * len(positions) // max(1, op.weight.shape[2] * op.weight.shape[3])
-        self._add(i, "dot", complete, share, what)
+        self._add(i, "dot16" if quads else "dot", complete, share, what)
 
-    @staticmethod
-    def _gathered(step: int, stride: p.Pair, width: int) -> bool:
-        """Whether pixels lie across cache lines, or so few are in a row that those of several should share a tile."""
-        return step % DEPTH != 0 or (stride != (1, 1) and width <= ROW * round_up(width, PIXELS // 2))
+    def _gathered(self, source: Place, stride: p.Pair, size: tuple[int, ...]) -> bool:
+        """Whether pixels lie across cache lines, or so many pads or ends of rows between them that tiles are sparse."""
+        if stride == (1, 1):
+            sparse = size[0] * size[1] < 0.9 * source.rows * source.pitch
+        else:
+            sparse = size[1] <= ROW * round_up(size[1], PIXELS // 2)
+        return sparse or (gathers(self.core, self.machine) and source.step % DEPTH != 0)
 
     def _gathering(self, packed: dot.PackedWeights) -> dict[str, Any]:
         """Room for the chunks of as many tiles as the second cache may hold."""
