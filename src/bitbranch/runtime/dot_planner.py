@@ -229,7 +229,9 @@ class DotPlanner:
         pad_rows, pad_columns = self.pads.get(value, (0, 0))
         rows, pitch = height + pad_rows, width + pad_columns
         head = round_up((pad_rows * pitch + pad_columns) * step, LINE)
-        reach = self.reach.get(value, (0, 0))
+        # As far as from any value of this shape, so that they can take over each other's memory.
+        reaches = [reach for root, reach in self.reach.items() if self.values[root].shape == v.shape]
+        reach = [max((r[axis] for r in reaches), default=0) for axis in (0, 1)]
         tail = ((max(reach[0], pad_rows) + 1) * pitch + reach[1] + PIXELS) * step + 2 * DEPTH
         if self._by_images(value):  # tiles of one pixel per image read beyond the last image
             tail += PIXELS * rows * pitch * step

@@ -1,4 +1,5 @@
-"""How parameters lie in a file: codes at their bits, integers at their narrowest width, regular tables by a rule.
+"""How parameters lie in a file: codes at their bits (:mod:`.codes`), integers at their narrowest width, regular tables by
+a rule.
 
 :class:`Writer` appends parameters to one block of bytes and :class:`Reader` takes them back in the same order; each
 ``Writer`` method has the ``Reader`` method of the same name. Every number is little-endian.

@@ -154,6 +154,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     digit_of = np.zeros(max(digits) - min(digits) + 1, np.uint8)
     digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
     digit_of[-min(digits)] = digits.index(0 if 0 in digits else fill)  # outputs beyond the last have zeros
+    narrow_bias = bias.astype(np.int16)
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
         digit = digit_of[dense - np.int16(min(digits))]
@@ -163,7 +164,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
             words += digit[:, :, :, :, j] * np.uint8(base**j)
         packed += list((words * np.uint8(step)).transpose(0, 2, 4, 3, 1).reshape(len(words), -1))
         units += tile_units
-        biases.append(bias[words].sum(axis=(2, 3, 4)).ravel())
+        biases.append(narrow_bias[words].sum(axis=(2, 3, 4), dtype=np.int64).ravel())
     flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
