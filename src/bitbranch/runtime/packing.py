@@ -1,5 +1,4 @@
-"""How parameters lie in a file: codes at their bits (:mod:`.codes`), integers at their narrowest width, regular tables by
-a rule.
+"""How parameters lie in a file: codes at their bits, integers at their narrowest width, regular tables by a rule.
 
 :class:`Writer` appends parameters to one block of bytes and :class:`Reader` takes them back in the same order; each
 ``Writer`` method has the ``Reader`` method of the same name. Every number is little-endian.
@@ -24,6 +23,8 @@ LINE_LENGTH = 256
 """Longest row along a line."""
 LINES_SIZE = 1 << 24
 """Most numbers in the rows of one array of lines: a few bytes of a file make no more."""
+LINES_TOGETHER = 64
+"""Rows that are drawn at once."""
 LINE_MAX = (1 << 55) - 1
 """Largest magnitude of a line's slope and offset: a line of the longest row stays within int64."""
 
@@ -38,8 +39,12 @@ def draw_lines(slope: Ints, offset: Ints, lo: Ints, hi: Ints, length: int) -> In
     Returns:
         ``[C, length]``.
     """
-    line = (offset[:, None] + slope[:, None] * np.arange(length)) >> LINE_FRACTION
-    return np.clip(line, lo[:, None], hi[:, None])
+    rows = np.empty((len(slope), length), np.int64)
+    for first in range(0, len(slope), LINES_TOGETHER):
+        here = slice(first, first + LINES_TOGETHER)
+        line = (offset[here, None] + slope[here, None] * np.arange(length)) >> LINE_FRACTION
+        np.clip(line, lo[here, None], hi[here, None], out=rows[here])
+    return rows
 
 
 def fit_lines(rows: Ints) -> tuple[Ints, Ints, Ints, Ints] | None:

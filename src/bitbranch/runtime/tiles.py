@@ -382,10 +382,12 @@ def byte_limits(
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
     out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int32)
-    out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
     guess = np.zeros((len(out), 3), np.float32)
     for first in range(0, len(out), LIMITS_TOGETHER):
-        guess[first : first + LIMITS_TOGETHER] = _guess(out[first : first + LIMITS_TOGETHER])
+        here = slice(first, first + LIMITS_TOGETHER)
+        limits = thresholds[here] - 1
+        out[here][: len(limits), :count] = np.clip(limits, info.min, info.max)
+        guess[here] = _guess(out[here])
     if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
         lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
         if lines is not None:
