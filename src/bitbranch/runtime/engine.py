@@ -20,9 +20,10 @@ from . import program as p
 from .choice import forced
 from .dot_planner import DotPlanner
 from .lanes import Lane, Lanes
-from .planner import Planner, StepInfo
+from .planner import Planner
 from .profile import Profile, ProfileRow, ceiling
 from .recipe import Recipe
+from .steps import StepInfo
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
