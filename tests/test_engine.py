@@ -324,7 +324,7 @@ def test_many(case, family: str | None) -> None:
 # ---- every row of the kernel table ----------------------------------------------------------------------------------
 
 core = engine_module._core()
-PLANAR = [isa for isa in ("avx512_vbmi", "avx512", "avx2", "neon", "scalar") if isa in ISAS]
+PLANAR = [isa for isa in ISAS if isa in engine_module.PLANAR_SETS]
 """The others have the kernels of one of these, for what their dot products do not take (tests/test_dot.py)."""
 KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in PLANAR for k in core.kernels(isa)]
 
@@ -334,6 +334,7 @@ def test_constants_agree_with_the_core() -> None:
     assert set(choice.DICTIONARY_BITS) >= set(ISAS)
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @pytest.mark.parametrize(("isa", "family", "bits", "outputs", "pixels"), KERNELS)
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, extra: int) -> None:
@@ -377,6 +378,7 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
     assert ("linear" if family.startswith("linear") else family) in taken
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @examples(60)
 @given(st.sampled_from(["b1", "u1", "t", "b2", "s2", "u2", "b3", "s3", "b4", "u4"]), activations, st.data())
 def test_linear_layers_of_few_bit_weights(weight_type: str, code_type: CodeType, data) -> None:
@@ -391,6 +393,7 @@ def test_linear_layers_of_few_bit_weights(weight_type: str, code_type: CodeType,
     assert_equal(b.program(v), b.batch(data.draw(st.integers(1, 9))), PLANAR, (1, 2))
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @pytest.mark.parametrize("weight_type", ["b1", "t", "b4"])
 @pytest.mark.parametrize("value", [-99, 99])
 def test_largest_sums_of_packed_weights(weight_type: str, value: float) -> None:

@@ -57,6 +57,10 @@ def instruction_sets() -> list[str]:
     return list(_core().instruction_sets())
 
 
+PLANAR_SETS = ("avx512_vbmi", "avx512", "avx2", "neon", "scalar")
+"""The instruction sets with planar kernels of their own; the others have those of one of these."""
+
+
 def has_dot_products(isa: str) -> bool:
     """Whether an instruction set multiplies bytes and adds them up in one instruction."""
     core = _core()
