@@ -515,7 +515,8 @@ def test_no_images() -> None:
     for isa in ISAS:
         engine = program.engine(isa=isa)
         assert engine(x[:0]).shape == (0, 10, 1, 1)
-        assert [len(value) for _, value in engine.trace(x[:0])] == [0] * (5 if engine_module.takes_dot(program, isa) else 6)
+        values = 5 if engine_module.takes_dot(program, isa) else 6
+        assert [len(value) for _, value in engine.trace(x[:0])] == [0] * values
 
 
 def test_several_inputs_and_outputs() -> None:

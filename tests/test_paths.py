@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from bitbranch.contract import CodeType
-from bitbranch.errors import BitbranchError
+from bitbranch.errors import BitbranchError, InputError
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import paths
 from bitbranch.runtime import program as p
@@ -73,3 +75,19 @@ def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(engine(x), expected)
             dot = any(row.family in ("dot", "dot16") for row in engine.profile(x, repeat=1).rows)
             assert dot == (preferred and engine_module.has_dot_products(isa))
+
+
+def test_a_path_can_be_forced() -> None:
+    program = network("u2", channels=8, size=6)
+    x = np.random.default_rng(1).normal(size=(3, 8, 6, 6)).astype(np.float32)
+    for isa in ISAS:
+        for path in ("planar", "products"):
+            engine = engine_module.Engine(program, isa=isa, path=path)
+            for each in (engine, pickle.loads(pickle.dumps(engine))):
+                np.testing.assert_array_equal(each(x), program.reference(x))
+                dot = any(row.family in ("dot", "dot16") for row in each.profile(x, repeat=1).rows)
+                assert dot == (path == "products")
+    with pytest.raises(InputError, match="path 'fast': expected 'planar', 'products' or None"):
+        engine_module.Engine(program, path="fast")
+    with pytest.raises(InputError, match=r"path 'products': .* codes b8 do not fit a byte"):
+        engine_module.Engine(network("b8", channels=8, size=6), path="products")

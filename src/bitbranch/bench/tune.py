@@ -90,7 +90,9 @@ def measure(isa: str, shape: str) -> Iterator[tuple[str, dict[str, float], str]]
             rates = {}
             for family in candidates_of(program, 1):
                 rates[tuning.named(family)] = _rate(Engine(program, isa=isa, families={"conv": family}), x)
-            rule = max(Engine(program, isa=isa).profile(x, repeat=1).rows, key=lambda row: row.macs).family
+            rule = max(
+                Engine(program, isa=isa, path="planar").profile(x, repeat=1).rows, key=lambda row: row.macs
+            ).family
             source = program.values[0]
             assert isinstance(source, p.Codes)
             yield f"{source.code_type.bits}x{conv.weight_type.bits}", rates, tuning.named(rule)
