@@ -9,6 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,19 +25,11 @@ from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
 from bitbranch.quantizers.registry import Scheme
 from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
+from bitbranch.runtime.engine import instruction_sets
 from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
-from bitbranch.twostep.solver import (
-    Levels,
-    Solution,
-    Step,
-    agreement,
-    distance,
-    fit_codes,
-    fit_linear,
-    fit_weights,
-    target_cross,
-)
+from bitbranch.twostep.descent import Descent, Levels, Solution
+from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
 
@@ -89,7 +83,7 @@ def test_coordinate_descent_against_brute_force(levels):
         every = torch.tensor(list(itertools.product(values.tolist(), repeat=n)), dtype=torch.float64).T[None]
         file, moments, s = layer_problem(n, 40, 400, weight=QUANTIZER[levels])
         cross = target_cross(file, moments, torch.zeros(1, 40))
-        fit_linear(moments, cross, s, levels, 50)
+        fit_linear(Descent(moments, s, levels), cross, 50)
         found = distance(moments, cross, s)[0]
         power = moments.power(every)[0].clamp_min(1e-12)
         best = cross.power[0] - ((every[0].T @ cross.product[0]) ** 2 / power[:, None]).amax(0)
@@ -108,13 +102,76 @@ def test_coordinate_descent_against_brute_force(levels):
 def test_coordinate_descent_ends_where_no_single_weight_improves():
     file, moments, s = layer_problem(100, 12, 500)
     cross = target_cross(file, moments, torch.zeros(1, 12))
-    while fit_weights(moments, cross, s, TERNARY):
+    descent = Descent(moments, s, TERNARY)
+    while descent.fit_weights(cross):
         pass
     best = distance(moments, cross, s)
     for i, level in itertools.product(range(100), (-1.0, 0.0, 1.0)):
         other = Solution(s.weight.clone(), s.scale)
         other.weight[:, i] = level
         assert (distance(moments, cross, other) >= best - 1e-9 * cross.power).all()
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; afterwards it is one again."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@given(
+    n=st.integers(1, 150),
+    outputs=st.integers(1, 9),
+    groups=st.integers(1, 2),
+    levels=st.sampled_from([TERNARY, Levels(1, 2), Levels(3, 2), Levels(3, 1), Levels(127, 1)]),
+    largest=st.sampled_from([1, 3, 255]),
+    constant=st.booleans(),
+    coarse=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_core_descends_as_the_plain_loop(n, outputs, groups, levels, largest, constant, coarse, seed):
+    """Bit for bit, on every instruction set, with 1 and 2 threads; also with many ties (a few values of ``z``)."""
+    torch.manual_seed(seed)
+    x = torch.randint(0, largest + 1, (60, groups, n))
+    if constant:
+        x[:, :, ::3] = largest
+    t = torch.randn(60, groups, outputs)
+    file = sample_file(x, t.round() if coarse else t)
+    moments, start = file.moments(), levels.nearest(levels.top * torch.randn(groups, n, outputs).double())
+    cross = target_cross(file, moments, torch.zeros(groups, outputs))
+    found = []
+    for isa, count in [(None, 1), *itertools.product(instruction_sets(), (1, 2))]:
+        torch.set_num_threads(count)
+        s = Solution(start.clone(), torch.ones(groups, outputs, dtype=torch.float64))
+        descent = Descent(moments, s, levels, native=isa is not None, isa=isa)
+        changed = []
+        for _ in range(3):
+            descent.fit_scale(cross)
+            changed.append(descent.fit_weights(cross))
+        assert torch.equal(descent.products, moments.times(s.weight))
+        found.append((changed, s.weight, s.scale))
+    torch.set_num_threads(1)
+    for changed, weight, scale in found[1:]:
+        assert changed == found[0][0] and torch.equal(weight, found[0][1]) and torch.equal(scale, found[0][2])
+
+
+def test_a_layer_does_not_depend_on_threads(threads):
+    results = []
+    for count, native in ((1, False), (1, True), (2, True), (2, False)):
+        torch.manual_seed(2)
+        threads(1)
+        file, moments, s = layer_problem(300, 24, 3000)
+        file.precision = torch.float32
+        threads(count)
+        descent = Descent(moments, s, TERNARY, native=native)
+        fit_codes(
+            *(file, descent, TWO_BITS, TWO_BITS.relaxed(), torch.full((1, 24), 0.1)),
+            lambdas=(0.1, 1.0), iterations=2, sweeps=3,
+        )  # fmt: skip
+        results.append(s)
+    for other in results[1:]:
+        assert torch.equal(results[0].weight, other.weight) and torch.equal(results[0].scale, other.scale)
 
 
 @pytest.mark.parametrize("relaxed", [False, True], ids=["staircase", "clipped"])
@@ -124,7 +181,7 @@ def test_objective_never_increases(relaxed, groups):
     code = TWO_BITS.relaxed() if relaxed else TWO_BITS
     steps: list[Step] = []
     fit_codes(
-        *(file, moments, s, TERNARY, TWO_BITS, code, torch.zeros(groups, 10)),
+        *(file, Descent(moments, s, TERNARY), TWO_BITS, code, torch.zeros(groups, 10)),
         lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=2, trace=steps.append,
     )  # fmt: skip
     assert [step.name for step in steps].count("z") == 3 * 3 and {"scale", "weights"} <= {step.name for step in steps}
@@ -170,9 +227,10 @@ def test_codes_agree_better_than_at_the_start():
     s.weight = TERNARY.nearest(torch.linalg.solve(moments.gram, cross.product) * 8)
     s.scale = torch.full((1, 20), 0.1, dtype=torch.float64)
     start = agreement(fresh, moments, s, TWO_BITS, shift)
-    fit_linear(moments, cross, s, TERNARY, 15)
+    descent = Descent(moments, s, TERNARY)
+    fit_linear(descent, cross, 15)
     linear = agreement(fresh, moments, s, TWO_BITS, shift)
-    fit_codes(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, shift, lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=3)
+    fit_codes(file, descent, TWO_BITS, TWO_BITS, shift, lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=3)
     solved = agreement(fresh, moments, s, TWO_BITS, shift)
     print(f"\ncodes that agree on fresh samples: start {start:.3f}, linear {linear:.3f}, codes {solved:.3f}")
     assert start < linear < solved
@@ -184,7 +242,7 @@ def test_inputs_that_never_vary_change_nothing():
     file = sample_file(x, torch.randn(200, 1, 3))
     moments = file.moments()
     s = Solution(torch.ones(1, 6, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
-    fit_linear(moments, target_cross(file, moments, torch.zeros(1, 3)), s, TERNARY, 5)
+    fit_linear(Descent(moments, s, TERNARY), target_cross(file, moments, torch.zeros(1, 3)), 5)
     assert (s.weight[:, 2].abs() == 1).all() and torch.isfinite(s.scale).all()
 
 
@@ -213,7 +271,7 @@ def test_result_does_not_depend_on_chunks():
         torch.manual_seed(1)
         file, moments, s = layer_problem(40, 8, 600, chunk=chunk)
         fit_codes(
-            *(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, torch.zeros(1, 8)),
+            *(file, Descent(moments, s, TERNARY), TWO_BITS, TWO_BITS, torch.zeros(1, 8)),
             lambdas=(0.1, 1.0), iterations=2, sweeps=2,
         )  # fmt: skip
         results.append(s)

@@ -215,19 +215,16 @@ def _solve(
     with collect(student, teacher, chain, loader, recipe.samples) as file:
         begin = time.perf_counter()
         problem = LayerProblem(student, chain, file)
-        moments, solution, levels, shift = problem.moments, problem.solution, problem.levels, problem.shift
         start = problem.agreement(following.code)
-        fit_linear(moments, target_cross(file, moments, shift), solution, levels, LINEAR_SWEEPS)
+        fit_linear(problem.descent, target_cross(file, problem.moments, problem.shift), LINEAR_SWEEPS)
         code = following.code if recipe.method == "tsq" else None
         if code is not None:
             fit_codes(
                 file,
-                moments,
-                solution,
-                levels,
+                problem.descent,
                 code,
                 code.relaxed() if recipe.z_update == "clipped" else code,
-                shift,
+                problem.shift,
                 lambdas=recipe.lambdas,
                 iterations=recipe.iterations,
                 sweeps=recipe.sweeps,

@@ -11,7 +11,8 @@ from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
 from ..training.loop import Batches
 from .chains import Chain
-from .solver import Levels, Solution, agreement
+from .descent import Descent, Levels, Solution
+from .solver import agreement
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
 
@@ -51,7 +52,8 @@ class LayerProblem:
             self._columns(values.double().flatten(1) * self.sign[:, None]),
             (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
         )
-        self._start = Solution(self.solution.weight.clone(), self.solution.scale.clone())
+        self._start = self.solution.weight.to(torch.int8), self.solution.scale
+        self.descent = Descent(self.moments, self.solution, self.levels)
 
     def _behind(self) -> tuple[Tensor, Tensor]:
         """Slope of the pre-activation in the layer's output, and its mean: ``[O]`` each."""
@@ -85,10 +87,10 @@ class LayerProblem:
         Raises:
             InputError: the layer's weight quantizer cannot hold the solved integers.
         """
-        solution, start = self.solution, self._start
+        solution, (weight, scale) = self.solution, self._start
         empty = (solution.weight == 0).all(1) | (solution.scale == 0)  # such an output would stay dead in training
-        solution.weight = torch.where(empty[:, None], start.weight, solution.weight)
-        solution.scale = torch.where(empty, start.scale, solution.scale)
+        solution.weight = torch.where(empty[:, None], weight.double(), solution.weight)
+        solution.scale = torch.where(empty, scale, solution.scale)
 
         rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
