@@ -95,9 +95,10 @@ class Graph:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
         try:
-            self.nodes = list(_Tracer().trace(model).nodes)
+            self.traced = _Tracer().trace(model)
         except Exception as error:  # tracing runs the model's own code, which may raise anything
             raise InputError(f"{type(model).__name__}: forward cannot be traced by torch.fx ({error})") from None
+        self.nodes = list(self.traced.nodes)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -108,6 +109,10 @@ class Graph:
         for node in self.nodes:
             if isinstance(self.module(node), kind):
                 yield node
+
+    def call(self, name: str) -> fx.Node:
+        """The one call of a module."""
+        return next(node for node in self.nodes if node.op == "call_module" and node.target == name)
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that read the values of a node, as opposed to its shape."""

@@ -28,8 +28,8 @@ FLOAT64_EXACT = 2.0**53
 
 INT32 = 2.0**31
 
-ROWS = 1024
-"""Rows of a large Gram matrix that are converted at once."""
+ROWS, OUTPUTS = 1024, 128
+"""Rows of a large Gram matrix that are converted at once; outputs whose products are added up at once."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,12 @@ class Moments:
     def power(self, weight: Tensor, products: Tensor | None = None) -> Tensor:
         """``||w^T (X - mean)||^2`` of every output, ``[G, n, O] -> [G, O]``; ``products`` is :meth:`times` if known."""
         largest = float(weight.abs().max())
-        square = exact_dot(weight, self.times(weight) if products is None else products, largest)
-        through_mean = exact_dot(weight, self.total[:, :, None], largest)
-        return (square - through_mean.square() / self.count).clamp_(min=0)
+        square = exact_dot(weight, self.times(weight) if products is None else products, largest**2 * self.row_sum)
+        return (square - self.through(weight).square() / self.count).clamp_(min=0)
+
+    def through(self, weight: Tensor) -> Tensor:
+        """Sums over the samples of ``w^T x``, ``[G, n, O] -> [G, O]``."""
+        return exact_dot(weight, self.total[:, :, None], float(weight.abs().max()) * self.count * self.largest)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Cross:
         products: sums of inputs times those integers, ``[G, n, O]`` float64, in memory output by output.
         total: sums of those integers, ``[G, O]`` float64.
         unit: a power of two.
+        bound: greatest magnitude that a product can have.
         power: ``||z - shift||^2``, ``[G, O]`` float64.
         mean: of the inputs, ``[G, n]``.
     """
@@ -124,6 +128,7 @@ class Cross:
     products: Tensor
     total: Tensor
     unit: float
+    bound: float
     power: Tensor
     mean: Tensor
 
@@ -146,24 +151,22 @@ class Solution:
     scale: Tensor
 
 
-def exact_dot(weight: Tensor, values: Tensor, largest: float) -> Tensor:
+def exact_dot(weight: Tensor, values: Tensor, bound: float) -> Tensor:
     """``sum_n weight * values`` of integers in float64, rounded only once: ``[G, n, O] -> [G, O]``.
 
     Args:
-        weight: ``[G, n, O]``, magnitudes up to ``largest``.
-        values: ``[G, n, O]`` or ``[G, n, 1]``, magnitudes below 2^53.
-        largest: see above.
+        weight: ``[G, n, O]``.
+        values: ``[G, n, O]`` or ``[G, n, 1]``, integers below 2^53 in magnitude.
+        bound: greatest magnitude that a single product can have.
     """
-    limit = FLOAT64_EXACT / (2 * max(1.0, largest) * weight.shape[1])
-
-    def dot(part: Tensor) -> Tensor:
-        return torch.einsum("gno,gno->go", weight, part.expand_as(weight))
-
-    if float(values.abs().max()) < limit:
-        return dot(values)
-    unit = 2.0**27
-    high = (values / unit).round()
-    return dot(high) * unit + dot(values - high * unit)
+    pieces = zip(weight.split(OUTPUTS, 2), values.expand_as(weight).split(OUTPUTS, 2), strict=True)
+    if bound * weight.shape[1] < FLOAT64_EXACT:
+        return torch.cat([(w * v).sum(1) for w, v in pieces], 1)
+    unit, out = 2.0**27, []
+    for w, v in pieces:
+        high = (v / unit).round_()
+        out.append((w * high).sum(1) * unit + (w * (v - high * unit)).sum(1))
+    return torch.cat(out, 1)
 
 
 class Descent:
@@ -199,10 +202,10 @@ class Descent:
 
     def fit_scale(self, cross: Cross) -> None:
         """``alpha = z^T X^T w / ||X^T w||^2``; a negative one turns the weights around instead."""
-        s, largest = self.solution, float(self.levels.top)
-        through_mean = exact_dot(s.weight, self.moments.total[:, :, None], largest)
-        fit = exact_dot(s.weight, cross.products, largest) - through_mean * cross.total / self.moments.count
-        power = self.moments.power(s.weight, self.products)
+        s, m = self.solution, self.moments
+        fit = exact_dot(s.weight, cross.products, self.levels.top * cross.bound)
+        fit -= m.through(s.weight) * cross.total / m.count
+        power = m.power(s.weight, self.products)
         usable = (power > 0) & (fit != 0)
         turn = usable & (fit < 0)
         if turn.any():
@@ -278,4 +281,3 @@ def _core() -> Any:
         return compiled_core()
     except BitbranchError:
         return None
-
