@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -185,3 +185,13 @@ def _asks_shape(node: fx.Node) -> bool:
     return (node.op == "call_method" and node.target in ("size", "dim")) or (
         node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
     )
+
+
+@torch.no_grad()
+def scale_inputs(layer: QuantizedLayer, scale: Tensor) -> None:
+    """Multiply the weights that read each channel by its scale; flattened positions of a channel lie together."""
+    groups = getattr(layer, "groups", 1)
+    weight = layer.outputs_first(layer.weight).unflatten(0, (groups, -1))
+    per_input = scale.repeat_interleave(groups * weight.shape[2] // len(scale))
+    per_input = per_input.view(groups, 1, -1, *[1] * (weight.dim() - 3))
+    layer.weight.copy_(layer.native_order((weight * per_input).flatten(0, 1)))

@@ -178,7 +178,7 @@ def learn_transforms(
         iterations: ``z`` updates at each lambda; each reads the samples once.
         sweeps: cycles of coordinate descent after each.
         z_update: the exact staircase, or the clipped identity in its place.
-        reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from everything.
+        reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from all.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
         state: folder where each solved layer is kept. Called again with the same arguments and the same images, after
             it was interrupted, the run goes on there and gives the same result.
@@ -237,9 +237,7 @@ def solve(
     key.add_network(teacher)
     with torch.random.fork_rng(devices=[]), evaluation(teacher), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(recipe.seed)
-        fronts = [Front(model, Path(folder, name)) for model, name in ((student, "student"), (teacher, "teacher"))]
-        for front in fronts:
-            front.folder.mkdir()
+        fronts = Front(student, Path(folder, "student")), Front(teacher, Path(folder, "teacher"))
         for images, _ in loader:
             if not torch.isfinite(images).all():
                 raise InputError("step 2: the calibration images hold NaN or infinity")
@@ -247,7 +245,7 @@ def solve(
             for front in fronts:
                 front.enter(images)
         kept = None if state is None else State(Path(state), key)
-        _solve_layers(*fronts, [str(node.target) for node in nodes], recipe, kept, progress, on_layer)
+        _solve_layers(fronts[0], fronts[1], [str(node.target) for node in nodes], recipe, kept, progress, on_layer)
     return student
 
 
@@ -260,7 +258,7 @@ def _solve_layers(
     progress: Callable[[str], None] | None,
     on_layer: Callable[[LayerReport], None] | None,
 ) -> None:
-    graph, own = student.graph, set()
+    graph, own = student.graph, set[str]()
     for number, name in enumerate(names, 1):
         chain = graph.chain(graph.call(name))
         if recipe.reestimate and own:

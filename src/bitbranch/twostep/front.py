@@ -24,7 +24,7 @@ class Front:
 
     Args:
         model: the network, in evaluation mode; what its modules hold may change behind the front.
-        folder: for the files.
+        folder: for the files; made here.
     """
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
@@ -34,6 +34,7 @@ class Front:
         self.last_use = {n: max((self.position[u] for u in n.users), default=-1) for n in self.nodes}
         self.interpreter = fx.Interpreter(fx.GraphModule(model, self.graph.traced), garbage_collect_values=False)
         self.folder = folder
+        folder.mkdir()
         self.batches = 0
         self.at = 0
 
@@ -61,7 +62,7 @@ class Front:
         self.interpreter.env = {}
 
     def settle(self, stop: int, skip: set[str]) -> None:
-        """Evaluate all nodes before number ``stop``, and on the way measure every BatchNorm anew that is not in ``skip``."""
+        """Evaluate all nodes before number ``stop``, and measure every BatchNorm between anew but those of ``skip``."""
         for node in list(self.graph.calls(_BatchNorm)):
             norm, at = self.graph.module(node), self.position[node]
             assert isinstance(norm, _BatchNorm)

@@ -89,10 +89,10 @@ class LayerProblem:
         Raises:
             InputError: the layer's weight quantizer cannot hold the solved integers.
         """
-        solution, (weight, scale) = self.solution, self._start
+        solution, (weight, start) = self.solution, self._start
         empty = (solution.weight == 0).all(1) | (solution.scale == 0)  # such an output would stay dead in training
         solution.weight = torch.where(empty[:, None], weight.double(), solution.weight)
-        solution.scale = torch.where(empty, scale, solution.scale)
+        solution.scale = torch.where(empty, start, solution.scale)
 
         rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
