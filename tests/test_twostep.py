@@ -21,14 +21,18 @@ from bitbranch.contract import CodeType
 from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.bwn import BinaryWeight
+from bitbranch.quantizers.lloyd import LloydActivation, lloyd_levels
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
-from bitbranch.quantizers.registry import Scheme
+from bitbranch.quantizers.registry import Scheme, parse_scheme, tsq
 from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.runtime.engine import instruction_sets
-from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
+from bitbranch.training.loop import fit
+from bitbranch.twostep import Recipe, convert, learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
 from bitbranch.twostep.descent import Descent, Levels, Solution
+from bitbranch.twostep.front import Front
+from bitbranch.twostep.histogram import Histogram, equalize
 from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
@@ -564,6 +568,205 @@ class DataDependent(nn.Module):
 class Recurrent(DataDependent):
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(F.relu(self.layer(x)))
+
+
+# Step 1: sparsity, affine BatchNorm, uneven levels
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.75])
+def test_sparsity_is_measured_while_training(sparsity):
+    loader, shares, lines = batches(*stroke_images(400, 0)), [], []
+    special = {"8": parse_scheme("tsq:wt-a3", tsq(sparsity=0.9))}
+    q = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(sparsity=sparsity)), layers=special)
+    learn_codes(q, loader, epochs=2, on_sparsity=shares.append, progress=lines.append)
+    assert len(shares) == 2 and set(shares[0]) == {"3", "8", "13"}
+    assert abs(shares[0]["3"] - sparsity) < 0.06 and 0.9**4 - 0.05 < shares[0]["8"] < 0.9  # behind 2x2 max-pool
+    assert "zeros 3 " in lines[1] and len(lines) == 4
+
+
+def test_affine_batchnorm_stays_and_learns():
+    net = small_net()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            nn.init.uniform_(module.weight, 0.2, 3)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    q, loader = quantize(net, "tsq:wt-a2"), batches(*stroke_images(300, 0))
+    learned = learn_codes(q, loader, epochs=2, affine=True, progress=None)
+    assert learned[1].weight.requires_grad and learned[1].weight.std() > 0.05 and learned[1].bias.abs().max() > 0
+    student = learn_transforms(q, learned, loader, samples=1000, progress=None)
+    x = stroke_images(20, 1)[0]
+    assert verify(student, compile(student, x), [x]).mismatches == 0
+
+
+@torch.no_grad()
+def test_equalized_channels_keep_the_function():
+    net = small_net().eval()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            module.weight.uniform_(0.2, 3)
+            module.bias.uniform_(-0.5, 0.5)
+    x, q = torch.randn(4, 1, 12, 12), quantize(net, "tsq:wt-a2").eval()
+    assert equalize(q, lambda norm, _: Histogram.normal(norm.bias, norm.weight)) == []
+    assert q[1].weight.std() < 0.8 * net[1].weight.std()
+    for layer in q.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.input_quantizer = layer.weight_quantizer = None
+    torch.testing.assert_close(q(x), net(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_best_steps_have_the_least_error(bits):
+    x = torch.rand(3, 20_000) ** torch.tensor([[1.0], [2.0], [4.0]]) * 5
+    histogram = Histogram(3)
+    histogram.add(x)
+    top = 2**bits - 1
+
+    def error(step):
+        return ((x / step[:, None]).round().clamp(0, top) * step[:, None] - x).square().mean(1)
+
+    found = error(histogram.best_steps(bits).float())
+    grid = torch.stack([error(torch.full((3,), s)) for s in np.geomspace(0.01, 6, 400).astype(np.float32).tolist()])
+    assert (found <= 1.03 * grid.amin(0)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("sparsity", [0.5, 0.625, 0.75])
+def test_lloyd_levels_are_the_means_of_their_cells(bits, sparsity):
+    q, uniform = LloydActivation(bits, sparsity=sparsity), SparseActivation(bits, sparsity=sparsity)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal(400_000)).float()
+    above, levels = x[x > q.eps], lloyd_levels(q.eps, bits)
+    middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(levels)])
+    for k, level in enumerate(levels):
+        assert abs(float(above[torch.bucketize(above, middle) == k].mean()) - level) < 0.02
+    errors = [float((f(above) - above).square().mean()) for f in (q.eval(), uniform.eval())]
+    best = float((torch.tensor(levels)[torch.bucketize(above, middle)] - above).square().mean())
+    assert best <= errors[0] < min(1.03 * best, errors[1]), (best, errors)
+    assert torch.equal(q.quantize(x), q(x)) and len(q(x).unique()) == 2**bits
+
+
+def test_uneven_levels_are_learned_solved_and_compiled():
+    q, loader = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(lloyd=True))), batches(*stroke_images(600, 0))
+    teacher, reports = learn_codes(q, loader, epochs=3, lr=5e-3, progress=None), []
+    student = learn_transforms(q, teacher, loader, samples=1500, progress=None, on_layer=reports.append)
+    assert all(r.target == "codes" and r.solved > r.start for r in reports[:2])
+    x = stroke_images(20, 1)[0]
+    assert verify(student, compile(student, x), [x]).mismatches == 0
+    with pytest.raises(InputError, match=r"layer 3: Lloyd's levels are for normalised inputs"):
+        convert(small_net(), loader, parse_scheme("tsq:wt-a2", tsq(lloyd=True)), progress=None)
+
+
+# Step 2 without training, and interrupted
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.two, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.two(F.relu(self.norm1(self.one(x))))))
+
+
+def residual_net() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), Block(), Block()),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)),
+    )
+
+
+@pytest.fixture(scope="module", params=[small_net, residual_net], ids=["chain", "residual"])
+def float_net(request):
+    torch.manual_seed(0)
+    net, loader = request.param(), batches(*stroke_images(1200, 0))
+    fit(net, loader, epochs=4, lr=5e-3, seed=0, progress=None)
+    return net, loader, stroke_images(600, 1)
+
+
+@pytest.mark.parametrize(("scheme", "per_channel"), [("tsq:wt-a2", False), ("tsq:w1-a2", True), ("tsq:w3-a3", False)])
+def test_a_float_network_is_converted_without_training(float_net, scheme, per_channel):
+    net, loader, test = float_net
+    before, reports = {k: v.clone() for k, v in net.state_dict().items()}, []
+    recipe = Recipe(samples=3000)
+    q = convert(
+        net, loader[:10], scheme, per_channel=per_channel, recipe=recipe, progress=None, on_layer=reports.append
+    )
+    start = convert(net, loader[:10], scheme, recipe=Recipe(method="start", reestimate=False), progress=None)
+    found = {"float": accuracy(net, test), "start": accuracy(start, test), "solved": accuracy(q, test)}
+    print(found, *reports, sep="\n")
+    assert found["solved"] > max(0.65, found["start"] - 0.03)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert verify(q, compile(q, test[0][:2]), [test[0][:50]]).mismatches == 0
+    if isinstance(net[4], Block):
+        assert [("an addition reads it" in r.target) for r in reports] == [False, True] * 2
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_interrupted_run_goes_on_with_the_same_result(float_net, tmp_path, monkeypatch, native):
+    net, loader, _ = float_net
+    if not native:
+        monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
+    recipe = Recipe(samples=400)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(report):
+        raise Killed
+
+    def run(state, **options):
+        return convert(net, loader[:4], recipe=recipe, state=state, progress=None, **options).state_dict()
+
+    whole = run(None)
+    for _ in range(2):  # the second time the first layer is there already
+        with pytest.raises(Killed):
+            run(tmp_path / "state", on_layer=kill)
+    lines: list[str] = []
+    resumed = convert(net, loader[:4], recipe=recipe, state=tmp_path / "state", progress=lines.append).state_dict()
+    assert "(kept)" in lines[0] and "(kept)" not in lines[1]
+    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    with pytest.raises(InputError, match="holds a run with other images"):
+        convert(net, loader[1:5], recipe=recipe, state=tmp_path / "state", progress=None)
+    (tmp_path / "state" / "001.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"001\.pt: damaged"):
+        run(tmp_path / "state")
+
+
+def test_schedules_by_layer(trained):
+    q, teacher, loader, _ = trained
+
+    def solved(lambdas):
+        net = learn_transforms(q, teacher, loader[:4], samples=300, lambdas=lambdas, progress=None)
+        return [layer.weight.detach() for layer in inner_layers(net)]
+
+    plain, other = solved((0.1, 1.0)), solved({"8": (1.0,), "1*": (0.1, 1.0), "*": (0.1, 1.0)})
+    assert torch.equal(plain[0], other[0]) and not torch.equal(plain[1], other[1])
+    with pytest.raises(InputError, match="lambdas: 'conv' matches no layer"):
+        solved({"conv": (1.0,)})
+
+
+@torch.no_grad()
+def test_a_front_gives_what_the_network_gives(tmp_path):
+    net, x = residual_net().eval(), torch.randn(6, 1, 12, 12)
+    front = Front(net, tmp_path / "front")
+    for part in x.split(2):
+        front.enter(part)
+    last = front.graph.call("8")
+    for stop in (3, 3, 9, front.position[last]):
+        for _ in front.advance(stop):
+            pass
+    found = torch.cat([value(last) for value in front.advance(len(front.nodes))])
+    torch.testing.assert_close(found, net(x))
+
+
+def test_steps_from_data_are_in_the_state(float_net, tmp_path):
+    net, loader, _ = float_net
+    q = convert(net, loader[:2], recipe=Recipe(method="start"), progress=None)
+    again = quantize(net, "tsq:wt-a2")
+    again.load_state_dict(q.state_dict())
+    steps = [layer.input_quantizer.step for layer in inner_layers(q)]
+    assert steps == [layer.input_quantizer.step for layer in inner_layers(again)]
+    again.load_state_dict({k: v for k, v in q.state_dict().items() if not k.endswith("grid")})  # an older checkpoint
 
 
 def test_bad_input_is_named(trained):

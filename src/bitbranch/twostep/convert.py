@@ -141,9 +141,9 @@ def check_codes(network: nn.Module, names: set[str]) -> None:
     Raises:
         InputError: one has float inputs, or codes whose levels only training could place; names it.
     """
-    for name in sorted(names):
-        layer = network.get_submodule(name)
-        assert isinstance(layer, QuantizedLayer)
+    for name, layer in network.named_modules():
+        if name not in names or not isinstance(layer, QuantizedLayer):
+            continue
         if layer.input_quantizer is None:
             raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
         if isinstance(layer.input_quantizer, LloydActivation):

@@ -259,10 +259,11 @@ def _solve_layers(
     on_layer: Callable[[LayerReport], None] | None,
 ) -> None:
     graph, own = student.graph, set[str]()
+    first = student.position[graph.call(names[0])]
     for number, name in enumerate(names, 1):
         chain = graph.chain(graph.call(name))
-        if recipe.reestimate and own:
-            student.settle(student.position[graph.call(name)], own)
+        if recipe.reestimate:
+            student.settle(first, student.position[graph.call(name)], own)
         own |= {name, chain.batchnorm or name}
         changed = [graph.modules[m] for m in (name, chain.batchnorm) if m]
         known = kept.load(f"{number:03}") if kept else None
@@ -280,7 +281,7 @@ def _solve_layers(
         if on_layer is not None:
             on_layer(report)
     if recipe.reestimate:
-        student.settle(len(student.nodes), own)
+        student.settle(first, len(student.nodes), own)
 
 
 def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:

@@ -61,12 +61,15 @@ class Front:
                 torch.save(live, self._file(batch))
         self.interpreter.env = {}
 
-    def settle(self, stop: int, skip: set[str]) -> None:
-        """Evaluate all nodes before number ``stop``, and measure every BatchNorm between anew but those of ``skip``."""
+    def settle(self, start: int, stop: int, skip: set[str]) -> None:
+        """Evaluate all nodes before number ``stop``.
+
+        On the way measure every BatchNorm anew from number ``start`` on, but those of ``skip``.
+        """
         for node in list(self.graph.calls(_BatchNorm)):
             norm, at = self.graph.module(node), self.position[node]
             assert isinstance(norm, _BatchNorm)
-            if self.at <= at < stop and str(node.target) not in skip and norm.running_mean is not None:
+            if max(start, self.at) <= at < stop and str(node.target) not in skip and norm.running_mean is not None:
                 self._measure(norm, node.all_input_nodes[0], at)
 
     def _measure(self, norm: _BatchNorm, source: fx.Node, at: int) -> None:

@@ -16,6 +16,9 @@ from .chains import Graph, scale_inputs
 BINS_PER_OCTAVE, OCTAVES = 16, 32
 """Resolution and range (2^-16 to 2^16) of the histograms."""
 
+AT_ONCE = 1 << 18
+"""Reals of a batch that a histogram takes in, about."""
+
 SPREAD = 4.0
 """A channel's step is at most so many times smaller or larger than that of its tensor."""
 
@@ -28,12 +31,13 @@ class Histogram:
         self.total = torch.zeros_like(self.count)
 
     def add(self, x: Tensor) -> None:
-        """Take in ``[C, N]``."""
-        x = x.double().clamp_(min=0)
+        """Take in ``[C, N]``, or evenly spread ones where they are more than :data:`AT_ONCE`."""
+        every = -(-x.numel() // AT_ONCE) | 1  # odd: not always the same column of an image
+        x = x[:, ::every].clamp(min=0)
         bins = self.count.shape[1]
         where = ((x.log2() + OCTAVES / 2) * BINS_PER_OCTAVE).floor_().clamp_(0, bins - 1).to(torch.int64)
         self.count.scatter_add_(1, where, (x > 0).double())
-        self.total.scatter_add_(1, where, x)
+        self.total.scatter_add_(1, where, x.double())
 
     @classmethod
     def normal(cls, mean: Tensor, deviation: Tensor) -> Histogram:
@@ -67,7 +71,7 @@ class Histogram:
         """
         top = (1 << bits) - 1
         edges = torch.arange(self.count.shape[1], dtype=torch.float64) / BINS_PER_OCTAVE - OCTAVES / 2
-        mean = self.total / self.count.clamp(min=1)
+        mean = self.total / self.count.clamp(min=1e-300)
         best, least = torch.ones(len(mean), dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64)
         for step in (edges.exp2() / top).tolist():
             level = (mean / step).round_().clamp_(1, top).mul_(mean > dead_zone * step).mul_(step)
