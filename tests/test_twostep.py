@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -804,3 +808,13 @@ def test_cross_and_moments_describe_the_residual():
     ((x, t),) = file.chunks()
     v = (x - moments.mean[:, None]) @ (s.weight * s.scale[:, None])
     torch.testing.assert_close(distance(moments, cross, s), (t - v).square().sum(1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("what", "seconds"), [("fc6", 180), ("resnet18", 600)])
+def test_large_layers_and_networks_are_solved_in_time(what, seconds):
+    """On 2 idle cores; processor time, as other work on the machine does not count."""
+    script = Path(__file__).parents[1] / "benchmarks" / "solve.py"
+    said = subprocess.run([sys.executable, script, what], check=True, capture_output=True, text=True).stdout
+    _, busy, peak = map(float, re.search(r"(\d+) s, (\d+) processor seconds, peak ([\d.]+) GiB", said).groups())
+    assert busy < 2 * seconds and peak < 4, said

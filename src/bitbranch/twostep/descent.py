@@ -101,15 +101,21 @@ class Moments:
             out[:, :, first : first + ROWS] = weight.transpose(1, 2) @ rows.transpose(1, 2)
         return out.transpose(1, 2)
 
-    def power(self, weight: Tensor, products: Tensor | None = None) -> Tensor:
-        """``||w^T (X - mean)||^2`` of every output, ``[G, n, O] -> [G, O]``; ``products`` is :meth:`times` if known."""
-        largest = float(weight.abs().max())
-        square = exact_dot(weight, self.times(weight) if products is None else products, largest**2 * self.row_sum)
-        return (square - self.through(weight).square() / self.count).clamp_(min=0)
+    def power(self, weight: Tensor, products: Tensor | None = None, top: int | None = None) -> Tensor:
+        """``||w^T (X - mean)||^2`` of every output, ``[G, n, O] -> [G, O]``.
+
+        Args:
+            weight: ``[G, n, O]``.
+            products: :meth:`times` of it, if known.
+            top: greatest magnitude of a weight, if known.
+        """
+        products = self.times(weight) if products is None else products
+        bound = (float(weight.abs().max()) if top is None else top) ** 2 * self.row_sum
+        return (exact_dot(weight, products, bound) - self.through(weight).square() / self.count).clamp_(min=0)
 
     def through(self, weight: Tensor) -> Tensor:
-        """Sums over the samples of ``w^T x``, ``[G, n, O] -> [G, O]``."""
-        return exact_dot(weight, self.total[:, :, None], float(weight.abs().max()) * self.count * self.largest)
+        """Sums over the samples of ``w^T x``, ``[G, n, O] -> [G, O]``; exact."""
+        return (self.total[:, None] @ weight)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -156,10 +162,10 @@ def exact_dot(weight: Tensor, values: Tensor, bound: float) -> Tensor:
 
     Args:
         weight: ``[G, n, O]``.
-        values: ``[G, n, O]`` or ``[G, n, 1]``, integers below 2^53 in magnitude.
+        values: ``[G, n, O]``, integers below 2^53 in magnitude.
         bound: greatest magnitude that a single product can have.
     """
-    pieces = zip(weight.split(OUTPUTS, 2), values.expand_as(weight).split(OUTPUTS, 2), strict=True)
+    pieces = zip(weight.split(OUTPUTS, 2), values.split(OUTPUTS, 2), strict=True)
     if bound * weight.shape[1] < FLOAT64_EXACT:
         return torch.cat([(w * v).sum(1) for w, v in pieces], 1)
     unit, out = 2.0**27, []
@@ -205,7 +211,7 @@ class Descent:
         s, m = self.solution, self.moments
         fit = exact_dot(s.weight, cross.products, self.levels.top * cross.bound)
         fit -= m.through(s.weight) * cross.total / m.count
-        power = m.power(s.weight, self.products)
+        power = m.power(s.weight, self.products, self.levels.top)
         usable = (power > 0) & (fit != 0)
         turn = usable & (fit < 0)
         if turn.any():

@@ -42,6 +42,9 @@ LAMBDAS = (0.01, 0.1, 1.0)
 LINEAR_SWEEPS = 15
 """Cycles of coordinate descent for linear reconstruction, at most."""
 
+START_SETTLED = 0.01
+"""Where codes are fitted, linear reconstruction is but the start, and ends when so few weights change in a cycle."""
+
 MANY_LEVELS = 16
 """A code with more levels is fitted as a clipped real: its staircase is as good as smooth."""
 
@@ -323,8 +326,10 @@ def _solve(
         begin = time.perf_counter()
         problem = LayerProblem(student.graph.modules, chain, file)
         start = problem.agreement(following.code)
-        fit_linear(problem.descent, target_cross(file, problem.moments, problem.shift), LINEAR_SWEEPS)
         code = following.code if recipe.method == "tsq" else None
+        cross = target_cross(file, problem.moments, problem.shift)
+        fit_linear(problem.descent, cross, LINEAR_SWEEPS, enough=0 if code is None else START_SETTLED)
+        del cross
         if code is not None:
             fit_codes(
                 file,

@@ -55,10 +55,18 @@ def distance(moments: Moments, cross: Cross, s: Solution) -> Tensor:
     return cross.power - 2 * s.scale * fit + s.scale**2 * moments.power(s.weight)
 
 
-def fit_linear(descent: Descent, cross: Cross, sweeps: int, trace: Callable[[str], None] | None = None) -> None:
-    """Alternate scale and weights for fixed ``z``, in place, until no weight changes or ``sweeps`` cycles are done.
+def fit_linear(
+    descent: Descent,
+    cross: Cross,
+    sweeps: int,
+    trace: Callable[[str], None] | None = None,
+    *,
+    enough: float = 0.0,
+) -> None:
+    """Alternate scale and weights for fixed ``z``, in place, for at most ``sweeps`` cycles.
 
-    ``trace`` is called with ``"scale"`` or ``"weights"`` after every half-step.
+    It ends after a cycle that changes no more than a share ``enough`` of the weights. ``trace`` is called with
+    ``"scale"`` or ``"weights"`` after every half-step.
     """
     trace = trace or (lambda half_step: None)
     for _ in range(sweeps):
@@ -68,6 +76,8 @@ def fit_linear(descent: Descent, cross: Cross, sweeps: int, trace: Callable[[str
         trace("weights")
         if not changed:
             return
+        if changed <= enough * descent.solution.weight.numel():
+            break
     descent.fit_scale(cross)
     trace("scale")
 

@@ -23,7 +23,7 @@ from .descent import Moments
 CHUNK_BYTES = 4 << 20
 """Size of a chunk of inputs as float32: small enough that what is computed from it stays in the cache."""
 
-CHUNK_LEAST = 1024
+CHUNK_LEAST = 2048
 """Samples of a chunk at least: what is summed from few into large matrices takes longer to add than to multiply."""
 
 PANEL = 2048
