@@ -48,6 +48,15 @@ def _core() -> Any:
         ) from None
 
 
+def compiled_core() -> Any:
+    """The compiled core itself, for what is no network.
+
+    Raises:
+        BitbranchError: it is not installed.
+    """
+    return _core()
+
+
 def instruction_sets() -> list[str]:
     """Names for ``isa=`` that this build and this processor have, the widest first.
 
