@@ -88,7 +88,7 @@ class ActivationQuantizer(nn.Module):
         return rank(x.detach(), thresholds, closed).to(x.dtype).mul_(t.step).add_(t.lo)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Levels with gradient while training; ``scale * values(x)`` in evaluation. Half precision is read as float32."""
+        """Levels with gradient while training, else ``scale * values(x)``. Half precision is read as float32."""
         if x.dtype in (torch.bfloat16, torch.float16):
             x = x.float()
         if self.training:

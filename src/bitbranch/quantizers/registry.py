@@ -26,6 +26,7 @@ from .dorefa import FLOAT_GRADIENT, DoReFaActivation, DoReFaWeight
 from .ffn import FactorizedWeight
 from .hwgq import HalfWaveActivation
 from .inq import PowerOfTwoWeight
+from .lloyd import LloydActivation
 from .lsq import LearnedStepActivation, LearnedStepWeight
 from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
 from .tsq import SparseActivation, TernaryWeight
@@ -99,9 +100,12 @@ def mbn(*, clip: Clip = "htanh", gradient: Gradient = "ste", fixed_range: bool =
     return Method(_bits(weight, range(1, 9)), _activation_bits(activation))
 
 
-def tsq(*, sparsity: float = 0.625) -> Method:
-    """Two-step quantization with any share of codes 0 in [0.5, 1)."""
-    return Method({**_BINARY, **_TERNARY}, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+def tsq(*, sparsity: float = 0.625, lloyd: bool = False) -> Method:
+    """Two-step quantization with any share of codes 0 in [0.5, 1), levels evenly spaced or Lloyd's (2 and 3 bits)."""
+    if not lloyd:
+        return Method(_UNIFORM, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+    activations: dict[str, ActivationFactory] = {str(b): partial(LloydActivation, b, sparsity=sparsity) for b in (2, 3)}
+    return Method(_UNIFORM, activations)
 
 
 def binaryconnect(*, magnitude: float = 1.0, stochastic: bool = False) -> Method:

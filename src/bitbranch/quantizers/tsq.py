@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
 
 def sparse_levels(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
-    """The levels of :func:`sparse`, without gradient, any shape. A clamp to 1/2 before rounding up is one to 1 behind."""
+    """The levels of :func:`sparse`, without gradient. A clamp to 1/2 before rounding up is one to 1 behind it."""
     n = (1 << bits) - 1
 
     def fill(part: Tensor, out: Tensor) -> None:
@@ -88,18 +89,39 @@ class SparseActivation(ActivationQuantizer):
         InputError: bits or sparsity out of range, or ``eps < 0``, or a step that is not positive.
     """
 
+    grid: Tensor
+
     def __init__(
         self, bits: int = 2, *, sparsity: float = 0.625, eps: float | None = None, step: float | None = None
     ) -> None:
         super().__init__()
         self._code_type = CodeType(Kind.UNSIGNED, bits)
         self.bits = bits
-        self.eps = float32(dead_zone(sparsity) if eps is None else eps)
-        if not self.eps >= 0:
+        eps = float32(dead_zone(sparsity) if eps is None else eps)
+        if not eps >= 0:
             raise InputError(f"sparse codes: eps must be at least 0, got {eps}")
-        self.step = float32(solve_step(self.eps, bits) if step is None else step)
-        if not self.step > 0:
+        step = float32(solve_step(eps, bits) if step is None else step)
+        if not step > 0:
             raise InputError(f"sparse codes: the step must be positive, got {step}")
+        self.register_buffer("grid", torch.tensor([eps, step], dtype=torch.float64))
+
+    @property
+    def eps(self) -> float:
+        """End of the dead zone."""
+        return float(self.grid[0])
+
+    @property
+    def step(self) -> float:
+        """``D``."""
+        return float(self.grid[1])
+
+    def place(self, eps: float, step: float) -> None:
+        """Give the codes another dead zone and step."""
+        self.grid.copy_(torch.tensor([float32(eps), float32(step)]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}grid", self.grid)  # older checkpoints hold none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def code_type(self) -> CodeType:
