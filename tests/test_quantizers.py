@@ -457,7 +457,7 @@ def test_short_spelling_and_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["", "w8", "tsq", "tsq:w3-a2", "tsq:wt-a9", "nope:w1-a1", "w0a0", "mbn:wt-a2", None, 8]
+    "scheme", ["", "w8", "tsq", "tsq:w9-a2", "tsq:wt-a9", "nope:w1-a1", "w0a0", "mbn:wt-a2", None, 8]
 )
 def test_unknown_schemes_are_named_in_one_line(scheme: str) -> None:
     with pytest.raises(InputError) as error:

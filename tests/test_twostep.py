@@ -736,6 +736,18 @@ def test_an_interrupted_run_goes_on_with_the_same_result(float_net, tmp_path, mo
         run(tmp_path / "state")
 
 
+def test_a_network_depends_neither_on_threads_nor_on_the_core(float_net, threads, monkeypatch):
+    net, loader, _ = float_net
+    found = []
+    for count, native in ((1, True), (2, True), (2, False)):
+        threads(count)
+        if not native:
+            monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
+        found.append(convert(net, loader[:4], recipe=Recipe(samples=400), progress=None).state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(v, other[k]) for k, v in found[0].items())
+
+
 def test_schedules_by_layer(trained):
     q, teacher, loader, _ = trained
 
