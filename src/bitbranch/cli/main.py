@@ -141,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--isa", help="force an instruction set")
     profile.add_argument("--repeat", type=_positive, default=30, metavar="N", help="runs (default 30)")
 
+    table = add("table", _table, "Train, compile and compare the methods of a table; what is done is not run again.")
+    table.add_argument("table", type=Path, metavar="TABLE.toml")
+    table.add_argument("--out", type=Path, metavar="DIR", help="of the table and its runs; default: tables/TABLE")
+    table.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these, and what they need")
+    table.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only these")
+    table.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="begin no run after so many")
+    table.add_argument("--no-latency", action="store_true", help="do not measure latencies at the end")
+
     tune = add("tune", _tune, "Measure this machine's kernels and keep the rates: engines then choose by them.")
     tune.add_argument("--isa", nargs="+", default=[], metavar="SET", help="instruction sets; default: all but scalar")
     tune.add_argument("--out", type=Path, metavar="FILE", help="default: in the user's cache directory")
@@ -258,6 +266,20 @@ def _profile(options: argparse.Namespace) -> Result:
     return files.profile(
         options.net, threads=options.threads, batch=options.batch, isa=options.isa, repeat=options.repeat
     )
+
+
+def _table(options: argparse.Namespace) -> Result:
+    from ..table import command
+
+    wanted = command.Options(
+        table=options.table,
+        out=options.out or Path("tables") / options.table.stem,
+        rows=options.rows,
+        seeds=options.seeds,
+        hours=options.hours,
+        measure=not options.no_latency,
+    )
+    return command.run(wanted, _say)
 
 
 def _tune(options: argparse.Namespace) -> Result:

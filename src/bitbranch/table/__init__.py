@@ -1,0 +1,1 @@
+"""Tables of methods: the same network, data and epochs for every row, several seeds, one page."""

@@ -1,0 +1,139 @@
+"""A table as text, Markdown, a page, and a plot of accuracy against size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from ..cli import page, plots
+
+Document = Mapping[str, Any]
+HEAD = ("method", "scheme", "accuracy %", "minus", "points", "published", "kB", "ms", "training")
+
+
+def _cells(document: Document) -> list[list[str]]:
+    rows = []
+    for row in document["rows"]:
+        runs = row["runs"]
+        if not runs:
+            errors = [f"seed {seed} failed: {error}" for seed, error in row["failed"].items()]
+            rows.append(
+                [
+                    row["name"],
+                    "",
+                    "",
+                    "",
+                    "",
+                    row["published"],
+                    "",
+                    "",
+                    row["reason"] or "; ".join(errors) or "not run yet",
+                ]
+            )
+            continue
+        first = runs[0]
+        latency = document["latency"].get(row["name"])
+        rows.append(
+            [
+                row["name"],
+                first["scheme"] or "float",
+                _spread(100 * row["accuracy"], row.get("spread")) + f" ({len(runs)})",
+                row["minus"] if "difference" in row else "",
+                _spread(100 * row["difference"], row.get("difference spread"), "+") if "difference" in row else "",
+                row["published"],
+                f"{first['bytes'] / 1e3:.1f}" if "bytes" in first else f"{first['parameters'] * 4 / 1e3:.1f}",
+                f"{latency['milliseconds']:.3f}" if latency else "",
+                f"{sum(r['seconds'] for r in runs) / len(runs) / 60:.1f} min",
+            ]
+        )
+    return rows
+
+
+def _spread(value: float, spread: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def _remarks(document: Document) -> list[str]:
+    """What has to be said of the figures."""
+    runs = [run for row in document["rows"] for run in row["runs"]]
+    sources = list(dict.fromkeys(run["source"] for run in runs))
+    seeds = sorted({run["seed"] for run in runs})
+    lines = [document["note"]] if document["note"] else []
+    if runs:
+        lines.append(f"Data: {'; '.join(sources)}. Seeds {', '.join(map(str, seeds))}; behind ±: standard deviation.")
+    lines.append(
+        "Accuracy is that of the compiled program where there is one, in the engine, on all test images; (n): seeds. "
+        "kB: the file, or the parameters in float32. ms: one image, one thread, of the engine; of torch for float."
+    )
+    compared = [run for run in runs if "differ" in run]
+    if compared:
+        differ, images = sum(r["differ"] for r in compared), sum(r["images"] for r in compared)
+        lines.append(
+            f"Engine and integer reference: outputs differ on {differ} of {images} images, {len(compared)} runs."
+        )
+    for row in document["rows"]:
+        reasons = {run["not compiled"] for run in row["runs"] if run.get("not compiled", "float") != "float"}
+        lines += [f"{row['name']} does not compile: {reason}" for reason in sorted(reasons)]
+        lines += [f"{row['name']}, seed {seed} failed: {error}" for seed, error in row["failed"].items()]
+    return lines
+
+
+def _machine(document: Document) -> str:
+    parts = {**document["machine"], **document["versions"]}
+    return f"{document['date']}; " + ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def text(document: Document) -> str:
+    """For a terminal."""
+    cells = [list(HEAD), *_cells(document)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD) - 1)] + [0]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([document["name"], *lines, *_remarks(document)])
+
+
+def markdown(document: Document) -> str:
+    """As Markdown."""
+    rule = ["---", "---", *["---:"] * 2, "---:", "---", "---:", "---:", "---"]
+    lines = [f"| {' | '.join(row)} |" for row in (HEAD, rule, *_cells(document))]
+    remarks = [f"- {line}" for line in _remarks(document)]
+    return "\n".join([f"# {document['name']}", "", *lines, "", *remarks, f"- {_machine(document)}", ""])
+
+
+def html(document: Document) -> str:
+    """As a page."""
+    cells = [[escape(cell) for cell in row] for row in _cells(document)]
+    sections = [
+        page.section("Accuracy and size", plot(document)),
+        page.section("Methods", page.table(HEAD, cells, text_columns=2)),
+        page.section("About these figures", page.bullets([*_remarks(document), _machine(document)])),
+    ]
+    return page.render(document["name"], escape(_machine(document)), sections)
+
+
+def plot(document: Document) -> str:
+    """Accuracy of every row, with its spread, against its size, as SVG."""
+    from matplotlib import pyplot as plt
+
+    shown = [row for row in document["rows"] if row["runs"]]
+    with plt.rc_context(plots.STYLE):
+        figure, axis = plt.subplots(figsize=(9.2, 0.7 + 0.3 * max(3, len(shown))), layout="constrained")
+        names = [row["name"] for row in shown]
+        for at, row in enumerate(shown):
+            kind = "bytes" if "bytes" in row["runs"][0] else "float"
+            colour = plots.COLOURS[1] if kind == "bytes" else plots.COLOURS[0]
+            y, x = len(shown) - at, 100 * row["accuracy"]
+            single = [100 * run["accuracy"] for run in row["runs"]]
+            axis.plot(single, [y] * len(single), "o", ms=3.5, color=colour, alpha=0.45)
+            axis.errorbar(x, y, xerr=100 * row.get("spread", 0.0), fmt="|", ms=12, color=colour, elinewidth=1.2)
+            size = row["runs"][0].get("bytes", 4 * row["runs"][0]["parameters"])
+            axis.annotate(
+                f"{x:.2f} %, {size / 1e3:.0f} kB", (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                fontsize=8.5, color=colour,
+            )  # fmt: skip
+        if shown and shown[0]["runs"]:
+            axis.axvline(100 * shown[0]["accuracy"], color=plots.GRID, zorder=0)
+        axis.set_yticks(range(len(shown), 0, -1), names)
+        axis.set_xlabel("test accuracy (%): runs, their mean and standard deviation")
+        axis.grid(axis="y", visible=False)
+        return plots.svg(figure)

@@ -1,0 +1,177 @@
+"""What a table consists of: a TOML file to rows, and a row and a seed to the configuration of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..training import config
+
+NEEDS = re.compile(r"\{run:([^{}]+)\}")
+"""Stands in a row's configuration for the network that another row's run of the same seed ends with."""
+KEYS = ("name", "note", "seeds", "common", "row")
+ROW_KEYS = ("name", "published", "minus", "reason", "seeds")
+"""What a row holds beside the keys of a configuration."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Args:
+        name: unique.
+        content: of its run's configuration, merged with what is common; empty where there is a ``reason``.
+        needs: names of the rows whose networks it takes.
+        minus: name of the row that its accuracy is compared with; none is the first.
+        published: what the method's paper reports, for people; not of the same setting.
+        reason: why the row has no figure.
+        seeds: of its runs, where they are not the table's.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+    needs: tuple[str, ...]
+    minus: str = ""
+    published: str = ""
+    reason: str = ""
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in the order of their runs; a row comes behind those that it needs."""
+
+    name: str
+    note: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    def runs(self, names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
+        """Rows and seeds to run: all rows for one seed, then all for the next; what a chosen row needs comes with it.
+
+        Args:
+            names: of the chosen rows; none are all.
+            seeds: the chosen ones; none are all.
+
+        Raises:
+            InputError: there is no such row.
+        """
+        known = {row.name: row for row in self.rows}
+        for name in names:
+            if name not in known:
+                raise InputError(f"table: no row {name!r}; there are {', '.join(known)}")
+        wanted = set(names or known)
+        for row in reversed(self.rows):  # needs stand in front
+            if row.name in wanted:
+                wanted.update(row.needs)
+        for seed in seeds or self.seeds:
+            for row in self.rows:
+                if row.name in wanted and not row.reason and (not row.seeds or seed in row.seeds):
+                    yield row, seed
+
+
+def load(path: Path) -> Table:
+    """Read a table's TOML file.
+
+    Raises:
+        InputError: missing or malformed, unknown keys, rows of one name, or a row that needs one that does not come
+            before it; names the file and the row.
+    """
+    content = config.read(path)
+    try:
+        return _table(content, path.parent, path.stem)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _table(content: Mapping[str, Any], folder: Path, name: str) -> Table:
+    unknown = sorted(set(content) - set(KEYS))
+    if unknown:
+        raise InputError(f"{unknown[0]}: unknown key; a table has {', '.join(KEYS)}")
+    seeds = _seeds(content.get("seeds", [0]))
+    common, tables = content.get("common", {}), content.get("row", [])
+    if not isinstance(common, Mapping) or not isinstance(tables, list) or not tables:
+        raise InputError("a table has one table [common] and some [[row]]")
+    rows: list[Row] = []
+    for table in tables:
+        row = _row(table, common)
+        for needed in row.needs:
+            if needed not in [r.name for r in rows if not r.reason]:
+                raise InputError(f"row {row.name!r}: needs {needed!r}, which is no row before it")
+        if row.folder in [r.folder for r in rows] or not row.folder:
+            raise InputError(f"row {row.name!r}: the name is taken, or has no letters")
+        if not row.reason:
+            config.parse(configured(row, 0, {needed: Path(needed) for needed in row.needs}), folder)
+        rows.append(row)
+    names = [row.name for row in rows]
+    for row in rows:
+        if row.minus and row.minus not in names:
+            raise InputError(f"row {row.name!r}: minus {row.minus!r} is no row")
+    return Table(str(content.get("name", name)), str(content.get("note", "")), seeds, tuple(rows))
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(s, int) for s in value):
+        raise InputError(f"seeds: expected whole numbers, got {value!r}")
+    return tuple(dict.fromkeys(value))
+
+
+def _row(table: object, common: Mapping[str, Any]) -> Row:
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        raise InputError("row: every [[row]] is a table with a name")
+    own = {key: value for key, value in table.items() if key not in ROW_KEYS}
+    texts = {key: str(table.get(key, "")) for key in ("minus", "published", "reason")}
+    if texts["reason"] and own:
+        raise InputError(f"row {table['name']!r}: has a reason why it is not run, and {', '.join(own)}")
+    content = {} if texts["reason"] else merged(common, own)
+    needs = tuple(dict.fromkeys(name for text in _texts(content) for name in NEEDS.findall(text)))
+    seeds = _seeds(table["seeds"]) if "seeds" in table else ()
+    return Row(table["name"], content, needs, seeds=seeds, **texts)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, the second's values before the first's; lists are replaced as a whole."""
+    result = dict(base)
+    for key, value in over.items():
+        before = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def configured(row: Row, seed: int, networks: Mapping[str, Path]) -> dict[str, Any]:
+    """The configuration of a run, as :func:`bitbranch.training.config.parse` takes it.
+
+    Args:
+        row: the row.
+        seed: of the run.
+        networks: where the networks of the needed rows lie.
+    """
+    content: dict[str, Any] = _replaced(dict(row.content), networks)
+    return {"name": f"{row.name}, seed {seed}", **content, "seed": seed}
+
+
+def _replaced(value: Any, networks: Mapping[str, Path]) -> Any:
+    if isinstance(value, str):
+        return NEEDS.sub(lambda found: str(networks[found[1]]), value)
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, networks) for key, item in value.items()}
+    return [_replaced(item, networks) for item in value] if isinstance(value, list) else value
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for item in value.values() for text in _texts(item))
+    elif isinstance(value, list):
+        yield from (text for item in value for text in _texts(item))
