@@ -18,6 +18,7 @@
 #include "ceiling.hpp"
 #include "concat.hpp"
 #include "convolution.hpp"
+#include "descent.hpp"
 #include "encode.hpp"
 #include "instruction_sets.hpp"
 #include "pool.hpp"
@@ -327,6 +328,31 @@ void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Ar
   s.bias = hold(p.keep_, bias);
 }
 
+using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+int64_t run_descent(Machine& machine, Array<T> gram, Array<double> sum, Array<double> mean, Array<double> curvature,
+                    Array<double> cross, Array<double> total, double unit, Array<double> scale, double top, double step,
+                    Doubles weight, Doubles product) {
+  const size_t n = sum.size(), outputs = scale.size();
+  if (gram.size() != n * n || mean.size() != n || curvature.size() != n || total.size() != outputs ||
+      cross.size() != n * outputs || weight.size() != n * outputs || product.size() != n * outputs)
+    throw std::invalid_argument("coordinate descent: the arrays do not fit each other");
+  const Descent<T> layer{static_cast<int64_t>(n), static_cast<int64_t>(outputs), gram.data(), sum.data(), mean.data(),
+                         curvature.data(), cross.data(), total.data(), unit, scale.data(), top, step, weight.data(),
+                         product.data()};
+  const nb::gil_scoped_release unlocked;
+  return descend(*machine.isa, machine.pool, layer);
+}
+
+template <class T>
+void bind_descent(nb::module_& m) {
+  m.def("descend", run_descent<T>, "machine"_a, nb::kw_only(), "gram"_a.noconvert(), "sum"_a.noconvert(),
+        "mean"_a.noconvert(), "curvature"_a.noconvert(), "cross"_a.noconvert(), "total"_a.noconvert(), "unit"_a,
+        "scale"_a.noconvert(), "top"_a, "step"_a, "weight"_a.noconvert(), "product"_a.noconvert(),
+        "One cycle of coordinate descent, in place; how many weights changed.");
+}
+
 }  // namespace
 }  // namespace bitbranch
 
@@ -520,6 +546,8 @@ NB_MODULE(_core, m) {
           [](HeldPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
              int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
+  bind_descent<int32_t>(m);
+  bind_descent<double>(m);
   bind_dot(m);
 
 #ifdef BITBRANCH_COUNT_ALLOCATIONS

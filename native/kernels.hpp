@@ -104,6 +104,13 @@ struct FloatEncoder {
   int multiplier, add;      // stored byte = multiplier * rank + add
 };
 
+constexpr int kPanel = 32;  // columns of a Gram matrix that coordinate descent takes at once
+
+// A weight of coordinate descent that changed, and by how much.
+struct WeightChange {
+  int32_t weight, by;
+};
+
 struct DotSet;  // dot/kernels.hpp
 
 // Everything the engine needs from one instruction set.
@@ -135,6 +142,10 @@ struct InstructionSet {
   void (*max_row32)(const WindowRow&);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
+
+  // sums[r] += by * panel[weight][r] for every change and r < kPanel; integers, in int32 or in double.
+  void (*add_changes32)(int32_t* sums, const int32_t* panel, const WeightChange* changes, int64_t count);
+  void (*add_changes_double)(double* sums, const double* panel, const WeightChange* changes, int64_t count);
 
   const DotSet* dot;  // what it has for the dot-product path, or null
 };

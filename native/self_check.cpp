@@ -216,12 +216,16 @@ std::string dot_fault(const DotSet& set) {
   // What the quads that are not there would multiply is 0, since all 64 bytes of a chunk may be.
   for (int half = 0; half < 2; ++half)
     std::memset(&weights[kDotChunk + half * (kDotChunk / 2) + quads[1] * 64], 0, (16 - quads[1]) * 64);
+  constexpr int narrow_quads = 8;  // 2 * 255 * 8 * 8 is within int16
+  std::vector<int8_t> small(weights.begin(), weights.end());
+  for (int8_t& w : small) w /= 16;
   std::vector<int32_t> sums[2];
   for (const DotSet* s : {&kDotScalar, &set}) {
     std::vector<int32_t>& got = sums[s == &set];
-    alignas(64) int32_t out[2][kDotPixels * kDotOutputs];
+    alignas(64) int32_t out[3][kDotPixels * kDotOutputs];
     s->begin();
-    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels});
+    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels, 0});
+    s->run({x.data(), step, offsets, quads, chunks, small.data(), start, 0, out[2], pixels, narrow_quads});
     s->depthwise({x.data(), step, offsets, chunks, depth_weights, start, out[1], pixels});
     s->end();
     for (const auto& tile : out) got.insert(got.end(), tile, tile + pixels * kDotOutputs);

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 
+import pytest
+
 os.environ["BITBRANCH_TUNING"] = "off"
 os.environ.pop("BITBRANCH_FAMILY", None)
 
@@ -21,3 +23,11 @@ if path := os.environ.get("BITBRANCH_TEST_CORE"):  # tools/sanitize.sh has built
 def pytest_report_header() -> str:
     """Which compiled core the tests run on, if not the installed one."""
     return f"compiled core: {path}" if path else ""
+
+
+@pytest.fixture
+def planar_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines take the planar path, also where dot products are faster."""
+    from bitbranch.runtime import engine
+
+    monkeypatch.setattr(engine, "takes_dot", lambda *_: False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,30 @@ def test_an_interrupt_ends_with_130(
     monkeypatch.setattr("bitbranch.cli.files.info", interrupted)
     assert main(["info", str(folder / "net.bb")]) == 130
     assert capsys.readouterr().err == "bitbranch: interrupted\n"
+
+
+def test_solve_converts_resumes_and_goes_on_from_codes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = replace(RECIPE, scheme=None)
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "float.pt", plain, plain.build())
+    np.save(tmp_path / "pixels.npy", np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8))
+    arguments = ["solve", tmp_path / "float.pt", "--images", tmp_path / "pixels.npy", "--batch", 8, "--threads", 1]
+    for out in ("one.pt", "two.pt"):
+        assert main([str(a) for a in [*arguments, "--out", tmp_path / out, "--state", tmp_path / "s", "--json"]]) == 0
+        printed, said = capsys.readouterr()
+        told = json.loads(printed)
+        assert told["scheme"] == "tsq:wt-a2" and told["images"] == 20 and len(told["layers"]) == 2
+        assert ("(kept)" in said) == (out == "two.pt")
+    one, two = (checkpoint.load(tmp_path / out)[1] for out in ("one.pt", "two.pt"))
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert main(["verify", str(tmp_path / "one.pt"), "--images", str(folder / "images.npy")]) == 0
+    again = ["solve", tmp_path / "one.pt", "--images", folder / "images.npy", "--out", tmp_path / "three.pt"]
+    assert main([str(a) for a in [*again, "--method", "linear", "--samples", 100]]) == 0
+    capsys.readouterr()
+    assert "is quantized as tsq:wt-a2" in refused(capsys, *again, "--scheme", "tsq:w1-a2")
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
+    assert "expected float32 or uint8 [N, 1, 8, 8]" in refused(
+        capsys, *arguments[:3], tmp_path / "wrong.npy", "--out", tmp_path / "x.pt"
+    )

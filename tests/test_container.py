@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from strategies import CODE_TYPES, code_types, programs, seeds
+from strategies import CODE_TYPES, programs
 
 from bitbranch.contract import CodeType, Kind, uniform_encoder
 from bitbranch.errors import FormatError, InputError
@@ -116,27 +116,6 @@ def test_lines_give_the_rows_or_nothing(rows: list[list[int]]) -> None:
         writer = packing.Writer()
         form = writer.integers(b)
         np.testing.assert_array_equal(packing.Reader(bytes(writer.data)).integers(b.shape, form), b)
-
-
-@given(code_type=code_types, count=st.integers(1, 70), seed=seeds)
-def test_codes_are_packed_at_their_bits(code_type: CodeType, count: int, seed: int) -> None:
-    codes = np.random.default_rng(seed).integers(0, code_type.count, count).astype(np.uint8)
-    packed = packing.pack_codes(codes, code_type)
-    if code_type.kind is Kind.TERNARY:
-        number = [sum(int(c) * 3**j for j, c in enumerate(codes[i : i + 5])) for i in range(0, count, 5)]
-        assert packed == bytes(number)
-    else:
-        number = sum(int(c) << (i * code_type.bits) for i, c in enumerate(codes))
-        assert packed == number.to_bytes(-(-count * code_type.bits // 8), "little")
-    np.testing.assert_array_equal(packing.unpack_codes(packed, count, code_type), codes)
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "data"), [("t", 5, b"\xf3"), ("t", 4, b"\x51"), ("u3", 2, b"\x40"), ("b1", 7, b"\x80")]
-)
-def test_codes_that_no_writer_packed_are_refused(text: str, count: int, data: bytes) -> None:
-    with pytest.raises(FormatError):
-        packing.unpack_codes(data, count, CodeType.parse(text))
 
 
 @pytest.mark.parametrize("code_type", [t for t in CODE_TYPES if t.bits > 1], ids=str)

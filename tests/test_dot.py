@@ -222,9 +222,9 @@ def everything_by_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def gathering(gathered: bool) -> Iterator[None]:
-    """Whether chunks are put together, whatever the instruction set wants."""
+    """Whether chunks are put together, whatever would be faster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dot_planner, "gathers", lambda core, machine: gathered)
+        patch.setattr(dot_planner.DotPlanner, "_gathered", lambda *_: gathered)
         yield
 
 
@@ -275,6 +275,33 @@ def test_a_depth_beyond_the_scratch(weight_type: str) -> None:
     program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((40,),))
     for count in (1, 7, 40):
         compare(program, count)
+
+
+@pytest.mark.parametrize("codes", ["u2", "u4", "b2", "b4", "u6", "u8"])
+@pytest.mark.parametrize("weights", ["t", "b2", "b4", "s4", "s8"])
+def test_the_largest_sums(codes: str, weights: str) -> None:
+    """Deep sums of the largest codes by the largest weights of either sign: none outgrows the 16 bits it is kept in."""
+    t, w = CodeType.parse(codes), CodeType.parse(weights)
+    encode = p.Encode("input", (), (600, 5, 5), t, np.linspace(-1, 1, t.count - 1).astype(np.float32))
+    weight = np.zeros((33, 600, 3, 3), np.uint8)
+    weight[1::3], weight[2::3, ::2] = w.count - 1, w.count - 1
+    conv = p.Conv("conv", (0,), weight, w, padding=(1, 1, 1, 1))
+    ones = np.ones(33, np.float32)
+    program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((33, 5, 5),))
+    x = np.concatenate([np.full((1, 600, 5, 5), v, np.float32) for v in (-9, 9)])
+    expected = program.reference(x)
+    for isa in ISAS:
+        np.testing.assert_array_equal(engine_module.Engine(program, isa=isa)(x), expected, err_msg=isa)
+
+
+def test_sums_stay_narrow_for_as_long_as_they_fit() -> None:
+    def quads(codes: str, weights: str) -> int:
+        return dot.narrow_quads(CodeType.parse(codes), CodeType.parse(weights))
+
+    assert quads("u4", "s4") == (2**15 - 1) // (2 * 15 * 8)
+    assert quads("b4", "b4") == (2**15 - 1) // (2 * (128 + 15) * 15)
+    assert quads("u8", "t") == (2**15 - 1) // (2 * 255)
+    assert quads("u8", "s8") == 0
 
 
 def test_what_the_path_refuses() -> None:

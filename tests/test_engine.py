@@ -92,6 +92,10 @@ class Builder:
         weight = self.rng.integers(0, weight_type.count, shape, dtype=np.uint8)
         return self.add(p.Conv("conv", (source,), weight, weight_type, groups=groups, **where))
 
+    def set_weight(self, conv: int, weight: np.ndarray) -> None:
+        """Give a convolution other weights than the seed's."""
+        self.operations[conv] = dataclasses.replace(self.operations[conv], weight=weight)
+
     def threshold(self, source: int, code_type: CodeType, shared: bool = False) -> int:
         v = self.values[source]
         count = 1 if shared else v.shape[0]
@@ -320,8 +324,8 @@ def test_many(case, family: str | None) -> None:
 # ---- every row of the kernel table ----------------------------------------------------------------------------------
 
 core = engine_module._core()
-# The others have the kernels of one of these, for what their dot products do not take (tests/test_dot.py).
-PLANAR = [isa for isa in ISAS if not core.has_fast_dot(core.Machine(isa, 1))]
+PLANAR = [isa for isa in ISAS if isa in engine_module.PLANAR_SETS]
+"""The others have the kernels of one of these, for what their dot products do not take (tests/test_dot.py)."""
 KERNELS = [(isa, k.family, k.bits, k.outputs, k.pixels) for isa in PLANAR for k in core.kernels(isa)]
 
 
@@ -330,6 +334,7 @@ def test_constants_agree_with_the_core() -> None:
     assert set(choice.DICTIONARY_BITS) >= set(ISAS)
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @pytest.mark.parametrize(("isa", "family", "bits", "outputs", "pixels"), KERNELS)
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, extra: int) -> None:
@@ -373,6 +378,7 @@ def test_kernel(isa: str, family: str, bits: int, outputs: int, pixels: int, ext
     assert ("linear" if family.startswith("linear") else family) in taken
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @examples(60)
 @given(st.sampled_from(["b1", "u1", "t", "b2", "s2", "u2", "b3", "s3", "b4", "u4"]), activations, st.data())
 def test_linear_layers_of_few_bit_weights(weight_type: str, code_type: CodeType, data) -> None:
@@ -387,14 +393,16 @@ def test_linear_layers_of_few_bit_weights(weight_type: str, code_type: CodeType,
     assert_equal(b.program(v), b.batch(data.draw(st.integers(1, 9))), PLANAR, (1, 2))
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @pytest.mark.parametrize("weight_type", ["b1", "t", "b4"])
 @pytest.mark.parametrize("value", [-99, 99])
 def test_largest_sums_of_packed_weights(weight_type: str, value: float) -> None:
     """Weights and activations at their extremes over a long depth: no part of a sum passes int16 on the way."""
     b = Builder((600, 2, 2), CodeType.parse("s8"), 4)
     v = b.conv(0, 40, CodeType.parse(weight_type), (2, 2))
-    weight = b.operations[v].weight
+    weight = b.operations[v].weight.copy()
     weight[:20], weight[20:] = weight.max(), 0
+    b.set_weight(v, weight)
     assert_equal(b.program(v), np.full((5, 600, 2, 2), value, np.float32), PLANAR)
 
 
@@ -409,8 +417,9 @@ def test_sums_at_the_16_bit_bound(code_type: str, extra: int) -> None:
     channels = (2**15 - 1) // (t.count - 1 if code_type[0] == "u" else t.hi) + extra
     b = Builder((channels, 1, 2), t, 4)
     v = b.conv(0, 9, CodeType.parse("t"))
-    weight = b.operations[v].weight
+    weight = b.operations[v].weight.copy()
     weight[0], weight[1], weight[2] = 2, 0, np.arange(channels).reshape(-1, 1, 1) % 2 * 2
+    b.set_weight(v, weight)
     limits = np.array([[t.hi * channels], [-t.hi * channels + 1], [0]] * 3, np.int32)
     v = b.add(p.Threshold("threshold", (v,), CodeType.parse("u1"), limits))
     x = np.concatenate([np.full((1, channels, 1, 2), s, np.float32) for s in (100, -100)])
@@ -427,10 +436,12 @@ def test_depthwise_at_the_16_bit_bound(code_type: str, magnitude: int, extra: in
     weight_type = CodeType.parse("s8")
     b = Builder((9, 6, 13), CodeType.parse(code_type), 12)
     v = b.conv(0, 9, weight_type, (5, 5), 9, padding=(2, 2, 2, 2))
+    weight = b.operations[v].weight.copy()
     for channel in range(9):
         size = magnitude + (extra if channel == 5 else 0)
         shares = size // 25 + (np.arange(25) < size % 25)
-        b.operations[v].weight[channel] = weight_type.encode((-1) ** channel * shares).reshape(1, 5, 5)
+        weight[channel] = weight_type.encode((-1) ** channel * shares).reshape(1, 5, 5)
+    b.set_weight(v, weight)
     program = b.program(v)
     assert_equal(program, np.concatenate([np.full((1, 9, 6, 13), s, np.float32) for s in (100, -100)]))
     found = choice.candidates_of(program, 1)
@@ -504,7 +515,8 @@ def test_no_images() -> None:
     for isa in ISAS:
         engine = program.engine(isa=isa)
         assert engine(x[:0]).shape == (0, 10, 1, 1)
-        assert [len(value) for _, value in engine.trace(x[:0])] == [0] * (6 if isa in PLANAR else 5)
+        values = 5 if engine_module.takes_dot(program, isa) else 6
+        assert [len(value) for _, value in engine.trace(x[:0])] == [0] * values
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -609,8 +621,8 @@ def test_profile() -> None:
         assert sum(row.macs for row in profile.rows) == program.macs * len(x)
         assert profile.seconds > 0 and 0 <= profile.glue <= 1 and profile.images == len(x)
         families = {row.family for row in profile.rows}
-        if isa not in PLANAR:
-            assert families == {"encode", "dot", "max-pool"}
+        if engine_module.takes_dot(program, isa):
+            assert families >= {"encode", "dot", "max-pool"} and families <= {"encode", "dot", "dot16", "max-pool"}
         elif isa != "scalar":
             assert families >= {"encode", "byte_signed", "max-pool", "linear", "scale"}
             assert families & set(choice.DICTIONARIES)
@@ -620,7 +632,9 @@ def test_accumulators_reach_the_contract_bound() -> None:
     """8-bit bipolar codes times 8-bit bipolar weights, all at their extremes: the widest sums, and border terms."""
     b = Builder((70, 6, 6), CodeType.parse("b8"), 11)
     v = b.conv(0, 3, CodeType.parse("b8"), (3, 3), padding=(1, 1, 1, 1))
-    b.operations[v].weight[0], b.operations[v].weight[1] = 255, 0
+    weight = b.operations[v].weight.copy()
+    weight[0], weight[1] = 255, 0
+    b.set_weight(v, weight)
     program = b.program(v)
     assert program.values[v].hi == 70 * 9 * 255 * 255 < ACCUMULATOR_MAX
     assert_equal(program, np.full((2, 70, 6, 6), 99, np.float32))

@@ -10,10 +10,12 @@ from strategies import examples
 from test_engine import ISAS, Builder, assert_equal
 
 from bitbranch.contract import CodeType
+from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import layout
 from bitbranch.runtime import program as p
 
-PLANAR = [isa for isa in ("avx512_vbmi", "avx512", "avx2", "neon", "scalar") if isa in ISAS]
+PLANAR = [isa for isa in ISAS if isa in engine_module.PLANAR_SETS]
+pytestmark = pytest.mark.usefixtures("planar_kernels")
 INPUTS = ["u8", "s8", "b8", "u5", "s6"]
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 

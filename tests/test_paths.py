@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from bitbranch.contract import CodeType
-from bitbranch.errors import BitbranchError
+from bitbranch.errors import BitbranchError, InputError
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import paths
 from bitbranch.runtime import program as p
@@ -55,6 +57,13 @@ def test_few_bits_are_planar_without_matrices_of_bytes() -> None:
     assert paths.prefers_products(one, "unheard of", sextets=False)
 
 
+def test_sums_of_few_bits_stay_narrow_without_instructions_for_bytes() -> None:
+    for isa in ("avx512", "avx2"):
+        assert paths.prefers_products(network("u4"), isa, sextets=False)
+        assert not paths.prefers_products(network("u2"), isa, sextets=False)
+        assert not paths.prefers_products(network("u4", groups=256), isa, sextets=False)
+
+
 def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     program = network("u2", channels=8, size=6)
     x = np.random.default_rng(1).normal(size=(3, 8, 6, 6)).astype(np.float32)
@@ -64,5 +73,21 @@ def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(paths, "prefers_products", lambda *_, preferred=preferred: preferred)
             engine = engine_module.Engine(program, isa=isa)
             np.testing.assert_array_equal(engine(x), expected)
-            dot = any(row.family == "dot" for row in engine.profile(x, repeat=1).rows)
+            dot = any(row.family in ("dot", "dot16") for row in engine.profile(x, repeat=1).rows)
             assert dot == (preferred and engine_module.has_dot_products(isa))
+
+
+def test_a_path_can_be_forced() -> None:
+    program = network("u2", channels=8, size=6)
+    x = np.random.default_rng(1).normal(size=(3, 8, 6, 6)).astype(np.float32)
+    for isa in ISAS:
+        for path in ("planar", "products"):
+            engine = engine_module.Engine(program, isa=isa, path=path)
+            for each in (engine, pickle.loads(pickle.dumps(engine))):
+                np.testing.assert_array_equal(each(x), program.reference(x))
+                dot = any(row.family in ("dot", "dot16") for row in each.profile(x, repeat=1).rows)
+                assert dot == (path == "products")
+    with pytest.raises(InputError, match="path 'fast': expected 'planar', 'products' or None"):
+        engine_module.Engine(program, path="fast")
+    with pytest.raises(InputError, match=r"path 'products': .* codes b8 do not fit a byte"):
+        engine_module.Engine(network("b8", channels=8, size=6), path="products")

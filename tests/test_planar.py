@@ -17,13 +17,10 @@ from bitbranch.runtime import concat, layout, reference, transposed
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import program as p
 
-PLANAR = [isa for isa in ISAS if isa not in ("amx", "avx512_vnni", "avx_vnni")]
+PLANAR = [isa for isa in ISAS if isa in engine_module.PLANAR_SETS]
 
 
-@pytest.fixture(autouse=True)
-def planar_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No dot products, also where they are faster."""
-    monkeypatch.setattr(engine_module, "takes_dot", lambda *_: False)
+pytestmark = pytest.mark.usefixtures("planar_kernels")
 
 
 def compare(program: p.Program, x: tuple[np.ndarray, ...]) -> None:

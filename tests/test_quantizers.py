@@ -6,6 +6,7 @@ import copy
 import doctest
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bitbranch.contract import Encoder, Kind
 from bitbranch.errors import InputError
-from bitbranch.quantizers import registry
+from bitbranch.quantizers import base, registry
 from bitbranch.quantizers.base import ActivationQuantizer, WeightQuantizer, float32, per_output
 from bitbranch.quantizers.bwn import BinaryWeight, binary
 from bitbranch.quantizers.hwgq import HalfWaveActivation, half_wave
@@ -456,7 +457,7 @@ def test_short_spelling_and_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["", "w8", "tsq", "tsq:w3-a2", "tsq:wt-a9", "nope:w1-a1", "w0a0", "mbn:wt-a2", None, 8]
+    "scheme", ["", "w8", "tsq", "tsq:w9-a2", "tsq:wt-a9", "nope:w1-a1", "w0a0", "mbn:wt-a2", None, 8]
 )
 def test_unknown_schemes_are_named_in_one_line(scheme: str) -> None:
     with pytest.raises(InputError) as error:
@@ -491,3 +492,44 @@ def test_arguments_out_of_range(make: type[ActivationQuantizer]) -> None:
 
 def test_example_of_the_registry() -> None:
     assert doctest.testmod(registry).failed == 0
+
+
+def test_schemes_with_options() -> None:
+    scheme = parse_scheme("tsq(sparsity=0.75):wt-a2")
+    assert scheme.name == "tsq(sparsity=0.75):wt-a2" and scheme.activation().eps == pytest.approx(0.6745, abs=1e-4)
+    assert parse_scheme("mbn(gradient=cosine, clip=hrelu):w2-a2").activation().gradient == "cosine"
+    assert parse_scheme("binaryconnect(stochastic=true):w1").weight().stochastic
+    assert parse_scheme("ffn(rank=3):wt").weight().rank == 3
+    for wrong, said in (
+        ("tsq(spars=1):wt-a2", "'spars=1' is no option of tsq, which has sparsity"),
+        ("tsq(sparsity=few):wt-a2", "sparsity = few should be like 0.625"),
+        ("mbn(fixed_range=1):w2-a2", "should be like False"),
+        ("lsq(bits=1):w2-a2", "lsq has no options"),
+        ("tsq(sparsity=0.75:wt-a2", "expected METHOD:wM-aK"),
+        ("w8", "expected METHOD:wM-aK"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            parse_scheme(wrong)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "gaps"])
+def test_quantizers_give_the_same_in_parts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels and gradients do not depend on how large the parts are, or on how a tensor lies in memory."""
+    x = reals(3 * 8 * 5 * 7).reshape(3, 8, 5, 7)
+    x = {"contiguous": x, "channels last": x.to(memory_format=torch.channels_last), "gaps": x[:, ::2]}[layout]
+
+    def results() -> list[torch.Tensor]:
+        found = []
+        for scheme in ("tsq:w32-a2", "hwgq:w32-a2", "lsq:w32-a3", "mbn:w32-a2", "w32a4"):
+            quantizer, at = parse_scheme(scheme).activation(), x.detach().clone().requires_grad_()
+            y = quantizer.train()(at)
+            (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+            assert at.grad is not None
+            torch.testing.assert_close(y.detach(), quantizer.eval()(x), rtol=1e-6, atol=0)
+            found += [y.detach(), at.grad, *(p.grad for p in quantizer.parameters())]
+        return found
+
+    whole = results()
+    monkeypatch.setattr(base, "PART", 11)
+    for expected, got in zip(whole, results(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)

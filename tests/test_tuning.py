@@ -152,6 +152,7 @@ def test_every_family_gives_the_same_integers(layer: Layer, isa: str) -> None:
             np.testing.assert_array_equal(engine(x), expected, err_msg=family)
 
 
+@pytest.mark.usefixtures("planar_kernels")
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_a_table_changes_the_family_and_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: Layer

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,23 +25,19 @@ from bitbranch.contract import CodeType
 from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.bwn import BinaryWeight
+from bitbranch.quantizers.lloyd import LloydActivation, lloyd_levels
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
-from bitbranch.quantizers.registry import Scheme
+from bitbranch.quantizers.registry import Scheme, parse_scheme, tsq
 from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
-from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
+from bitbranch.runtime.engine import instruction_sets
+from bitbranch.training.loop import fit
+from bitbranch.twostep import Recipe, convert, learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
-from bitbranch.twostep.solver import (
-    Levels,
-    Solution,
-    Step,
-    agreement,
-    distance,
-    fit_codes,
-    fit_linear,
-    fit_weights,
-    target_cross,
-)
+from bitbranch.twostep.descent import Descent, Levels, Solution
+from bitbranch.twostep.front import Front
+from bitbranch.twostep.histogram import Histogram, equalize
+from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
 
@@ -89,7 +91,7 @@ def test_coordinate_descent_against_brute_force(levels):
         every = torch.tensor(list(itertools.product(values.tolist(), repeat=n)), dtype=torch.float64).T[None]
         file, moments, s = layer_problem(n, 40, 400, weight=QUANTIZER[levels])
         cross = target_cross(file, moments, torch.zeros(1, 40))
-        fit_linear(moments, cross, s, levels, 50)
+        fit_linear(Descent(moments, s, levels), cross, 50)
         found = distance(moments, cross, s)[0]
         power = moments.power(every)[0].clamp_min(1e-12)
         best = cross.power[0] - ((every[0].T @ cross.product[0]) ** 2 / power[:, None]).amax(0)
@@ -108,13 +110,76 @@ def test_coordinate_descent_against_brute_force(levels):
 def test_coordinate_descent_ends_where_no_single_weight_improves():
     file, moments, s = layer_problem(100, 12, 500)
     cross = target_cross(file, moments, torch.zeros(1, 12))
-    while fit_weights(moments, cross, s, TERNARY):
+    descent = Descent(moments, s, TERNARY)
+    while descent.fit_weights(cross):
         pass
     best = distance(moments, cross, s)
     for i, level in itertools.product(range(100), (-1.0, 0.0, 1.0)):
         other = Solution(s.weight.clone(), s.scale)
         other.weight[:, i] = level
         assert (distance(moments, cross, other) >= best - 1e-9 * cross.power).all()
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; afterwards it is one again."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@given(
+    n=st.integers(1, 150),
+    outputs=st.integers(1, 9),
+    groups=st.integers(1, 2),
+    levels=st.sampled_from([TERNARY, Levels(1, 2), Levels(3, 2), Levels(3, 1), Levels(127, 1)]),
+    largest=st.sampled_from([1, 3, 255]),
+    constant=st.booleans(),
+    coarse=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_core_descends_as_the_plain_loop(n, outputs, groups, levels, largest, constant, coarse, seed):
+    """Bit for bit, on every instruction set, with 1 and 2 threads; also with many ties (a few values of ``z``)."""
+    torch.manual_seed(seed)
+    x = torch.randint(0, largest + 1, (60, groups, n))
+    if constant:
+        x[:, :, ::3] = largest
+    t = torch.randn(60, groups, outputs)
+    file = sample_file(x, t.round() if coarse else t)
+    moments, start = file.moments(), levels.nearest(levels.top * torch.randn(groups, n, outputs).double())
+    cross = target_cross(file, moments, torch.zeros(groups, outputs))
+    found = []
+    for isa, count in [(None, 1), *itertools.product(instruction_sets(), (1, 2))]:
+        torch.set_num_threads(count)
+        s = Solution(start.clone(), torch.ones(groups, outputs, dtype=torch.float64))
+        descent = Descent(moments, s, levels, native=isa is not None, isa=isa)
+        changed = []
+        for _ in range(3):
+            descent.fit_scale(cross)
+            changed.append(descent.fit_weights(cross))
+        assert torch.equal(descent.products, moments.times(s.weight))
+        found.append((changed, s.weight, s.scale))
+    torch.set_num_threads(1)
+    for changed, weight, scale in found[1:]:
+        assert changed == found[0][0] and torch.equal(weight, found[0][1]) and torch.equal(scale, found[0][2])
+
+
+def test_a_layer_does_not_depend_on_threads(threads):
+    results = []
+    for count, native in ((1, False), (1, True), (2, True), (2, False)):
+        torch.manual_seed(2)
+        threads(1)
+        file, moments, s = layer_problem(300, 24, 3000)
+        file.precision = torch.float32
+        threads(count)
+        descent = Descent(moments, s, TERNARY, native=native)
+        fit_codes(
+            *(file, descent, TWO_BITS, TWO_BITS.relaxed(), torch.full((1, 24), 0.1)),
+            lambdas=(0.1, 1.0), iterations=2, sweeps=3,
+        )  # fmt: skip
+        results.append(s)
+    for other in results[1:]:
+        assert torch.equal(results[0].weight, other.weight) and torch.equal(results[0].scale, other.scale)
 
 
 @pytest.mark.parametrize("relaxed", [False, True], ids=["staircase", "clipped"])
@@ -124,7 +189,7 @@ def test_objective_never_increases(relaxed, groups):
     code = TWO_BITS.relaxed() if relaxed else TWO_BITS
     steps: list[Step] = []
     fit_codes(
-        *(file, moments, s, TERNARY, TWO_BITS, code, torch.zeros(groups, 10)),
+        *(file, Descent(moments, s, TERNARY), TWO_BITS, code, torch.zeros(groups, 10)),
         lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=2, trace=steps.append,
     )  # fmt: skip
     assert [step.name for step in steps].count("z") == 3 * 3 and {"scale", "weights"} <= {step.name for step in steps}
@@ -170,9 +235,10 @@ def test_codes_agree_better_than_at_the_start():
     s.weight = TERNARY.nearest(torch.linalg.solve(moments.gram, cross.product) * 8)
     s.scale = torch.full((1, 20), 0.1, dtype=torch.float64)
     start = agreement(fresh, moments, s, TWO_BITS, shift)
-    fit_linear(moments, cross, s, TERNARY, 15)
+    descent = Descent(moments, s, TERNARY)
+    fit_linear(descent, cross, 15)
     linear = agreement(fresh, moments, s, TWO_BITS, shift)
-    fit_codes(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, shift, lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=3)
+    fit_codes(file, descent, TWO_BITS, TWO_BITS, shift, lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=3)
     solved = agreement(fresh, moments, s, TWO_BITS, shift)
     print(f"\ncodes that agree on fresh samples: start {start:.3f}, linear {linear:.3f}, codes {solved:.3f}")
     assert start < linear < solved
@@ -184,7 +250,7 @@ def test_inputs_that_never_vary_change_nothing():
     file = sample_file(x, torch.randn(200, 1, 3))
     moments = file.moments()
     s = Solution(torch.ones(1, 6, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
-    fit_linear(moments, target_cross(file, moments, torch.zeros(1, 3)), s, TERNARY, 5)
+    fit_linear(Descent(moments, s, TERNARY), target_cross(file, moments, torch.zeros(1, 3)), 5)
     assert (s.weight[:, 2].abs() == 1).all() and torch.isfinite(s.scale).all()
 
 
@@ -213,7 +279,7 @@ def test_result_does_not_depend_on_chunks():
         torch.manual_seed(1)
         file, moments, s = layer_problem(40, 8, 600, chunk=chunk)
         fit_codes(
-            *(file, moments, s, TERNARY, TWO_BITS, TWO_BITS, torch.zeros(1, 8)),
+            *(file, Descent(moments, s, TERNARY), TWO_BITS, TWO_BITS, torch.zeros(1, 8)),
             lambdas=(0.1, 1.0), iterations=2, sweeps=2,
         )  # fmt: skip
         results.append(s)
@@ -508,6 +574,217 @@ class Recurrent(DataDependent):
         return self.layer(F.relu(self.layer(x)))
 
 
+# Step 1: sparsity, affine BatchNorm, uneven levels
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.75])
+def test_sparsity_is_measured_while_training(sparsity):
+    loader, shares, lines = batches(*stroke_images(400, 0)), [], []
+    special = {"8": parse_scheme("tsq:wt-a3", tsq(sparsity=0.9))}
+    q = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(sparsity=sparsity)), layers=special)
+    learn_codes(q, loader, epochs=2, on_sparsity=shares.append, progress=lines.append)
+    assert len(shares) == 2 and set(shares[0]) == {"3", "8", "13"}
+    assert abs(shares[0]["3"] - sparsity) < 0.06 and 0.9**4 - 0.05 < shares[0]["8"] < 0.9  # behind 2x2 max-pool
+    assert "zeros 3 " in lines[1] and len(lines) == 4
+
+
+def test_affine_batchnorm_stays_and_learns():
+    net = small_net()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            nn.init.uniform_(module.weight, 0.2, 3)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    q, loader = quantize(net, "tsq:wt-a2"), batches(*stroke_images(300, 0))
+    learned = learn_codes(q, loader, epochs=2, affine=True, progress=None)
+    assert learned[1].weight.requires_grad and learned[1].weight.std() > 0.05 and learned[1].bias.abs().max() > 0
+    student = learn_transforms(q, learned, loader, samples=1000, progress=None)
+    x = stroke_images(20, 1)[0]
+    assert verify(student, compile(student, x), [x]).mismatches == 0
+
+
+@torch.no_grad()
+def test_equalized_channels_keep_the_function():
+    net = small_net().eval()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            module.weight.uniform_(0.2, 3)
+            module.bias.uniform_(-0.5, 0.5)
+    x, q = torch.randn(4, 1, 12, 12), quantize(net, "tsq:wt-a2").eval()
+    assert equalize(q, lambda norm, _: Histogram.normal(norm.bias, norm.weight)) == []
+    assert q[1].weight.std() < 0.8 * net[1].weight.std()
+    for layer in q.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.input_quantizer = layer.weight_quantizer = None
+    torch.testing.assert_close(q(x), net(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_best_steps_have_the_least_error(bits):
+    x = torch.rand(3, 20_000) ** torch.tensor([[1.0], [2.0], [4.0]]) * 5
+    histogram = Histogram(3)
+    histogram.add(x)
+    top = 2**bits - 1
+
+    def error(step):
+        return ((x / step[:, None]).round().clamp(0, top) * step[:, None] - x).square().mean(1)
+
+    found = error(histogram.best_steps(bits).float())
+    grid = torch.stack([error(torch.full((3,), s)) for s in np.geomspace(0.01, 6, 400).astype(np.float32).tolist()])
+    assert (found <= 1.03 * grid.amin(0)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("sparsity", [0.5, 0.625, 0.75])
+def test_lloyd_levels_are_the_means_of_their_cells(bits, sparsity):
+    q, uniform = LloydActivation(bits, sparsity=sparsity), SparseActivation(bits, sparsity=sparsity)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal(400_000)).float()
+    above, levels = x[x > q.eps], lloyd_levels(q.eps, bits)
+    middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(levels)])
+    for k, level in enumerate(levels):
+        assert abs(float(above[torch.bucketize(above, middle) == k].mean()) - level) < 0.02
+    errors = [float((f(above) - above).square().mean()) for f in (q.eval(), uniform.eval())]
+    best = float((torch.tensor(levels)[torch.bucketize(above, middle)] - above).square().mean())
+    assert best <= errors[0] < min(1.03 * best, errors[1]), (best, errors)
+    assert torch.equal(q.quantize(x), q(x)) and len(q(x).unique()) == 2**bits
+
+
+def test_uneven_levels_are_learned_solved_and_compiled():
+    q, loader = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(lloyd=True))), batches(*stroke_images(600, 0))
+    teacher, reports = learn_codes(q, loader, epochs=3, lr=5e-3, progress=None), []
+    student = learn_transforms(q, teacher, loader, samples=1500, progress=None, on_layer=reports.append)
+    assert all(r.target == "codes" and r.solved > r.start for r in reports[:2])
+    x = stroke_images(20, 1)[0]
+    assert verify(student, compile(student, x), [x]).mismatches == 0
+    with pytest.raises(InputError, match=r"layer 3: Lloyd's levels are for normalised inputs"):
+        convert(small_net(), loader, parse_scheme("tsq:wt-a2", tsq(lloyd=True)), progress=None)
+
+
+# Step 2 without training, and interrupted
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.two, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.two(F.relu(self.norm1(self.one(x))))))
+
+
+def residual_net() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), Block(), Block()),
+        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)),
+    )
+
+
+@pytest.fixture(scope="module", params=[small_net, residual_net], ids=["chain", "residual"])
+def float_net(request):
+    torch.manual_seed(0)
+    net, loader = request.param(), batches(*stroke_images(1200, 0))
+    fit(net, loader, epochs=4, lr=5e-3, seed=0, progress=None)
+    return net, loader, stroke_images(600, 1)
+
+
+@pytest.mark.parametrize(("scheme", "per_channel"), [("tsq:wt-a2", False), ("tsq:w1-a2", True), ("tsq:w3-a3", False)])
+def test_a_float_network_is_converted_without_training(float_net, scheme, per_channel):
+    net, loader, test = float_net
+    before, reports = {k: v.clone() for k, v in net.state_dict().items()}, []
+    recipe = Recipe(samples=3000)
+    q = convert(
+        net, loader[:10], scheme, per_channel=per_channel, recipe=recipe, progress=None, on_layer=reports.append
+    )
+    start = convert(net, loader[:10], scheme, recipe=Recipe(method="start", reestimate=False), progress=None)
+    found = {"float": accuracy(net, test), "start": accuracy(start, test), "solved": accuracy(q, test)}
+    print(found, *reports, sep="\n")
+    assert found["solved"] > max(0.65, found["start"] - 0.03)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert verify(q, compile(q, test[0][:2]), [test[0][:50]]).mismatches == 0
+    if isinstance(net[4], Block):
+        assert [("an addition reads it" in r.target) for r in reports] == [False, True] * 2
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_interrupted_run_goes_on_with_the_same_result(float_net, tmp_path, monkeypatch, native):
+    net, loader, _ = float_net
+    if not native:
+        monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
+    recipe = Recipe(samples=400)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(report):
+        raise Killed
+
+    def run(state, **options):
+        return convert(net, loader[:4], recipe=recipe, state=state, progress=None, **options).state_dict()
+
+    whole = run(None)
+    for _ in range(2):  # the second time the first layer is there already
+        with pytest.raises(Killed):
+            run(tmp_path / "state", on_layer=kill)
+    lines: list[str] = []
+    resumed = convert(net, loader[:4], recipe=recipe, state=tmp_path / "state", progress=lines.append).state_dict()
+    assert "(kept)" in lines[0] and "(kept)" not in lines[1]
+    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    with pytest.raises(InputError, match="holds a run with other images"):
+        convert(net, loader[1:5], recipe=recipe, state=tmp_path / "state", progress=None)
+    (tmp_path / "state" / "001.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"001\.pt: damaged"):
+        run(tmp_path / "state")
+
+
+def test_a_network_depends_neither_on_threads_nor_on_the_core(float_net, threads, monkeypatch):
+    net, loader, _ = float_net
+    found = []
+    for count, native in ((1, True), (2, True), (2, False)):
+        threads(count)
+        if not native:
+            monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
+        found.append(convert(net, loader[:4], recipe=Recipe(samples=400), progress=None).state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(v, other[k]) for k, v in found[0].items())
+
+
+def test_schedules_by_layer(trained):
+    q, teacher, loader, _ = trained
+
+    def solved(lambdas):
+        net = learn_transforms(q, teacher, loader[:4], samples=300, lambdas=lambdas, progress=None)
+        return [layer.weight.detach() for layer in inner_layers(net)]
+
+    plain, other = solved((0.1, 1.0)), solved({"8": (1.0,), "1*": (0.1, 1.0), "*": (0.1, 1.0)})
+    assert torch.equal(plain[0], other[0]) and not torch.equal(plain[1], other[1])
+    with pytest.raises(InputError, match="lambdas: 'conv' matches no layer"):
+        solved({"conv": (1.0,)})
+
+
+@torch.no_grad()
+def test_a_front_gives_what_the_network_gives(tmp_path):
+    net, x = residual_net().eval(), torch.randn(6, 1, 12, 12)
+    front = Front(net, tmp_path / "front")
+    for part in x.split(2):
+        front.enter(part)
+    last = front.graph.call("8")
+    for stop in (3, 3, 9, front.position[last]):
+        for _ in front.advance(stop):
+            pass
+    found = torch.cat([value(last) for value in front.advance(len(front.nodes))])
+    torch.testing.assert_close(found, net(x))
+
+
+def test_steps_from_data_are_in_the_state(float_net, tmp_path):
+    net, loader, _ = float_net
+    q = convert(net, loader[:2], recipe=Recipe(method="start"), progress=None)
+    again = quantize(net, "tsq:wt-a2")
+    again.load_state_dict(q.state_dict())
+    steps = [layer.input_quantizer.step for layer in inner_layers(q)]
+    assert steps == [layer.input_quantizer.step for layer in inner_layers(again)]
+    again.load_state_dict({k: v for k, v in q.state_dict().items() if not k.endswith("grid")})  # an older checkpoint
+
+
 def test_bad_input_is_named(trained):
     q, teacher, loader, _ = trained
     with pytest.raises(InputError, match=r"method 'fast': expected"):
@@ -543,3 +820,13 @@ def test_cross_and_moments_describe_the_residual():
     ((x, t),) = file.chunks()
     v = (x - moments.mean[:, None]) @ (s.weight * s.scale[:, None])
     torch.testing.assert_close(distance(moments, cross, s), (t - v).square().sum(1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("what", "seconds"), [("fc6", 180), ("resnet18", 600)])
+def test_large_layers_and_networks_are_solved_in_time(what, seconds):
+    """On 2 idle cores; processor time, as other work on the machine does not count."""
+    script = Path(__file__).parents[1] / "benchmarks" / "solve.py"
+    said = subprocess.run([sys.executable, script, what], check=True, capture_output=True, text=True).stdout
+    _, busy, peak = map(float, re.search(r"(\d+) s, (\d+) processor seconds, peak ([\d.]+) GiB", said).groups())
+    assert busy < 2 * seconds and peak < 4, said

@@ -68,6 +68,6 @@ static void run(const DotTile& t) {
 }  // namespace bitbranch::dot_amx
 
 namespace bitbranch {
-extern const DotSet kDotAmx = DOT_SET(dot_amx, "amx", true, true, dot_amx::begin, dot_amx::end, dot_amx::run);
+extern const DotSet kDotAmx = DOT_SET(dot_amx, "amx", true, true, false, dot_amx::begin, dot_amx::end, dot_amx::run);
 }
 #endif

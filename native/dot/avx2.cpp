@@ -1,4 +1,5 @@
-// AVX2 without VNNI: bytes are widened to 16 bits, exactly, for the multiply-add of pairs.
+// AVX2 without VNNI: products of small numbers are added up in 16 bits; where they do not fit, bytes
+// are widened to 16 bits, exactly, for the multiply-add of pairs.
 #include "kernels.hpp"
 
 #if defined(__AVX2__)
@@ -20,10 +21,19 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
 }
 
+constexpr int kNarrowDown = 4;
+static inline Vector narrow_dot(Vector sum, Vector x, Vector w) {
+  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(x, w));
+}
+static inline Vector widen_pairs(Vector sum, Vector narrow) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+}
+
 #include "generic.hpp"
+#include "narrow_run.hpp"
 }  // namespace bitbranch::dot_avx2
 
 namespace bitbranch {
-extern const DotSet kDotAvx2 = DOT_SET(dot_avx2, "avx2", false, false, dot_avx2::nothing, dot_avx2::nothing, dot_avx2::dot_run);
+extern const DotSet kDotAvx2 = DOT_SET(dot_avx2, "avx2", true, false, true, dot_avx2::nothing, dot_avx2::nothing, dot_avx2::run);
 }
 #endif

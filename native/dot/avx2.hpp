@@ -77,4 +77,13 @@ static inline Vector gather_rows(const int32_t* rows, Vector index) {
   const Vector lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_i32gather_epi32(rows, _mm256_add_epi32(_mm256_slli_epi32(index, 5), lane), 4);
 }
+// Sixteen numbers, looked up by index.
+struct Sixteen {
+  Vector low, high;
+  explicit Sixteen(const int32_t* p) : low(load(p)), high(load(p + 8)) {}
+  Vector operator[](Vector index) const {
+    const Vector upper = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(7));
+    return _mm256_blendv_epi8(_mm256_permutevar8x32_epi32(low, index), _mm256_permutevar8x32_epi32(high, index), upper);
+  }
+};
 static inline void nothing() {}

@@ -84,4 +84,10 @@ static inline Vector gather_rows(const int32_t* rows, Vector index) {
   const Vector lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_i32gather_epi32(_mm512_add_epi32(_mm512_slli_epi32(index, 5), lane), rows, 4);
 }
+// Sixteen numbers, looked up by index.
+struct Sixteen {
+  Vector all;
+  explicit Sixteen(const int32_t* p) : all(load(p)) {}
+  Vector operator[](Vector index) const { return _mm512_permutexvar_epi32(index, all); }
+};
 static inline void nothing() {}

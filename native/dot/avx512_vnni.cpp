@@ -9,7 +9,7 @@
 namespace bitbranch::dot_avx512_vnni {
 #include "avx512.hpp"
 
-constexpr int kDown = 12;
+constexpr int kDown = 8;
 static inline Vector dot(Vector sum, Vector x, Vector w) { return _mm512_dpbusd_epi32(sum, x, w); }
 static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm512_dpwssd_epi32(sum, x, w); }
 
@@ -17,7 +17,7 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm51
 }  // namespace bitbranch::dot_avx512_vnni
 
 namespace bitbranch {
-extern const DotSet kDotAvx512Vnni = DOT_SET(dot_avx512_vnni, "avx512_vnni", true, false, dot_avx512_vnni::nothing,
+extern const DotSet kDotAvx512Vnni = DOT_SET(dot_avx512_vnni, "avx512_vnni", true, false, false, dot_avx512_vnni::nothing,
                                              dot_avx512_vnni::nothing, dot_avx512_vnni::dot_run);
 }
 #endif

@@ -19,6 +19,6 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm25
 
 namespace bitbranch {
 extern const DotSet kDotAvxVnni =
-    DOT_SET(dot_avx_vnni, "avx_vnni", true, false, dot_avx_vnni::nothing, dot_avx_vnni::nothing, dot_avx_vnni::dot_run);
+    DOT_SET(dot_avx_vnni, "avx_vnni", true, false, false, dot_avx_vnni::nothing, dot_avx_vnni::nothing, dot_avx_vnni::dot_run);
 }
 #endif

@@ -107,14 +107,15 @@ class DotPlan {
 void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
                      const HeldDotView& source, Pair stride, Array<int64_t> outputs,
                      const std::vector<std::pair<Array<int32_t>, Array<uint8_t>>>& lists, Array<int32_t> start,
-                     Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, Memory scratch, int scratch_chunks, int piece,
-                     Memory gather_scratch, int slots) {
+                     Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, int narrow_quads, Memory scratch,
+                     int scratch_chunks, int piece, Memory gather_scratch, int slots) {
   DotConvolution& s = p.add_chained<DotConvolution>(walk, channels, chain);
   s.source = p.view(source);
   s.stride_y = stride.first;
   s.stride_x = stride.second;
   s.bits = bits;
   s.tables = hold(p.keep_, tables);
+  s.narrow_quads = narrow_quads;
   s.scratch = reinterpret_cast<int8_t*>(hold(p.keep_, scratch));
   s.scratch_chunks = scratch_chunks;
   const uint8_t* const all = hold(p.keep_, weights);
@@ -331,17 +332,18 @@ void bind_dot(nb::module_& m) {
       .def_static(
           "near",
           [](const HeldDotView& target, Array<float> slope, Array<float> intercept, Array<int32_t> limits, int last,
-             int shift, int add) {
+             bool same, int shift, int add) {
             HeldDotOp op = operation(DotOp::Kind::near, &target);
             op.slope = hold(op.keep, slope);
             op.intercept = hold(op.keep, intercept);
             op.limits = hold(op.keep, limits);
             op.count = last;
+            op.same = same;
             op.code = {shift, add};
             return op;
           },
-          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "limits"_a.noconvert(), "last"_a, "shift"_a,
-          "add"_a)
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "limits"_a.noconvert(), "last"_a, "same"_a,
+          "shift"_a, "add"_a)
       .def_static(
           "scale",
           [](int output, const HeldDotView& target, Array<float> factor, Array<float> bias) {
@@ -358,7 +360,7 @@ void bind_dot(nb::module_& m) {
       .def("__len__", [](const DotPlan& p) { return p.plan_.size(); })
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
-           "tables"_a.noconvert().none(), "scratch"_a, "scratch_chunks"_a,
+           "tables"_a.noconvert().none(), "narrow_quads"_a, "scratch"_a, "scratch_chunks"_a,
            "piece"_a = 0, "gather_scratch"_a.none() = nb::none(), "slots"_a = 0)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
@@ -381,7 +383,7 @@ void bind_dot(nb::module_& m) {
         "out"_a.noconvert());
   m.def(
       "dot_rate",
-      [](const Machine& machine, int chunks, int repeat) {
+      [](const Machine& machine, int chunks, int narrow_quads, int repeat) {
         const DotSet& set = *machine.isa->dot;
         std::vector<uint8_t> pixels(static_cast<size_t>(chunks) * kDotPixels * kDotDepth + 64, 1);
         std::vector<int8_t> weights(static_cast<size_t>(chunks) * kDotChunk + 64, 1);
@@ -389,7 +391,7 @@ void bind_dot(nb::module_& m) {
         for (int c = 0; c < chunks; ++c) offsets.push_back(c * kDotPixels * kDotDepth);
         const std::vector<uint8_t> quads(static_cast<size_t>(chunks), kDotDepth / 4);
         const DotTile tile{pixels.data(), kDotDepth, offsets.data(), quads.data(), chunks,     weights.data(),
-                           start.data(),  0,         sums.data(),    kDotPixels};
+                           start.data(),  0,         sums.data(),    kDotPixels, narrow_quads};
         nb::gil_scoped_release unlocked;
         set.begin();
         const auto begin = std::chrono::steady_clock::now();
@@ -398,9 +400,10 @@ void bind_dot(nb::module_& m) {
         set.end();
         return std::make_pair(seconds, int64_t{repeat} * chunks * kDotPixels * kDotChunk);
       },
-      "machine"_a, "chunks"_a, "repeat"_a,
+      "machine"_a, "chunks"_a, "narrow_quads"_a, "repeat"_a,
       "Seconds and multiply-accumulates of a tile whose data stay in the first cache.");
   m.def("dot_wants_whole_rows", [](const Machine& machine) { return machine.isa->dot->whole_rows; }, "machine"_a);
+  m.def("dot_has_narrow_sums", [](const Machine& machine) { return machine.isa->dot->narrow_sums; }, "machine"_a);
   m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 

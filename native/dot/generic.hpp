@@ -190,9 +190,21 @@ static void line(const DotRows& rows, const float* slope, const float* intercept
 
 // The count k is one of r - 1, r, r + 1 for the line's r; bars r - 1 and r, which are rows r and r + 1, say which.
 static void near_line(const DotRows& rows, const float* slope, const float* intercept, const int32_t* limits, int last,
-                      DotCode code, uint8_t* const* target) {
+                      bool same, DotCode code, uint8_t* const* target) {
+  constexpr int few = 16;  // bars that are looked up in registers
+  alignas(64) int32_t bar[few + 1];
+  if (same && last < few)
+    for (int k = 0; k < last + 2; ++k) bar[k] = limits[k * kDotOutputs];
   for (int part = 0; part < kParts; ++part) {
     const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
+    if (same && last < few) {
+      const Sixteen first(bar), second(bar + 1);
+      each_part(rows, part, code, target, [&](Vector v) {
+        const Vector r = l(v);
+        return count_reached(count_reached(add32(r, splat(-1)), v, first[r]), v, second[r]);
+      });
+      continue;
+    }
     const int32_t* const bars = limits + part * kLanes;
     each_part(rows, part, code, target, [&](Vector v) {
       const Vector r = l(v);
@@ -275,9 +287,9 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
     words[i] = a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
 }
 
-#define DOT_SET(space, name, fast, whole_rows, begin, end, run)                                                                       \
+#define DOT_SET(space, name, fast, whole_rows, narrow_sums, begin, end, run)                                                                   \
   {                                                                                                                 \
-    name, fast, whole_rows, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
+    name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_bytes, space::sum_sums, space::interleave4                                                       \
   }

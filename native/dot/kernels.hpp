@@ -26,6 +26,7 @@ struct DotTile {
   int start_step;          // 0, or 32 to go on with sums
   int32_t* sums;           // [32][32]
   int pixels;              // 1..32
+  int narrow_quads;        // quads whose sums of pairs fit int16, start aside; 0: not even one
 };
 
 // One weight per channel and tap.
@@ -68,6 +69,7 @@ struct DotSet {
   const char* name;
   bool fast;        // products of bytes are instructions; else the path is for what no other can run
   bool whole_rows;  // `run` reads whole chunks of pixels, which should not lie in two cache lines
+  bool narrow_sums;  // `run` heeds narrow_quads
   void (*begin)();  // around what a thread does
   void (*end)();
   void (*run)(const DotTile&);
@@ -88,8 +90,9 @@ struct DotSet {
   // int(clamp(sum * slope + intercept, 0, last)), per channel.
   void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotCode, uint8_t* const* target);
   // The same and at most one off: set right by the limits [last + 2][32], the first always and the last never reached.
-  void (*near)(const DotRows&, const float* slope, const float* intercept, const int32_t* limits, int last, DotCode,
-               uint8_t* const* target);
+  // Limits may be the `same` for all channels.
+  void (*near)(const DotRows&, const float* slope, const float* intercept, const int32_t* limits, int last, bool same,
+               DotCode, uint8_t* const* target);
   void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
 
   void (*max_bytes)(const uint8_t* const* x, int count, int bytes, uint8_t* out);

@@ -21,6 +21,6 @@ static inline Vector dot(Vector sum, Vector x, Vector w) {
 }  // namespace bitbranch::dot_neon
 
 namespace bitbranch {
-extern const DotSet kDotNeon = DOT_SET(dot_neon, "neon", false, false, dot_neon::nothing, dot_neon::nothing, dot_neon::run);
+extern const DotSet kDotNeon = DOT_SET(dot_neon, "neon", false, false, false, dot_neon::nothing, dot_neon::nothing, dot_neon::run);
 }
 #endif

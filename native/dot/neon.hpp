@@ -75,4 +75,15 @@ static inline Vector gather_rows(const int32_t* rows, Vector index) {
   for (int c = 0; c < kLanes; ++c) at[c] = rows[32 * at[c] + c];
   return load(at);
 }
+// Sixteen numbers, looked up by index.
+struct Sixteen {
+  const int32_t* all;
+  explicit Sixteen(const int32_t* p) : all(p) {}
+  Vector operator[](Vector index) const {
+    alignas(16) int32_t at[kLanes];
+    store(at, index);
+    for (int32_t& i : at) i = all[i];
+    return load(at);
+  }
+};
 static inline void nothing() {}

@@ -19,7 +19,7 @@ static inline Vector dot(Vector sum, Vector x, Vector w) {
 }  // namespace bitbranch::dot_neon_dotprod
 
 namespace bitbranch {
-extern const DotSet kDotNeonDotprod = DOT_SET(dot_neon_dotprod, "neon_dotprod", true, false, dot_neon_dotprod::nothing,
+extern const DotSet kDotNeonDotprod = DOT_SET(dot_neon_dotprod, "neon_dotprod", true, false, false, dot_neon_dotprod::nothing,
                                               dot_neon_dotprod::nothing, dot_neon_dotprod::run);
 }
 #endif

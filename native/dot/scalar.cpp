@@ -126,6 +126,13 @@ struct Line {
 static inline Vector gather_rows(const int32_t* rows, const Vector& index) {
   return lanes([&](int i) { return rows[32 * index.lane[i] + i]; });
 }
+struct Sixteen {
+  const int32_t* all;
+  explicit Sixteen(const int32_t* p) : all(p) {}
+  Vector operator[](const Vector& index) const {
+    return lanes([&](int i) { return all[index.lane[i]]; });
+  }
+};
 static void nothing() {}
 
 #include "generic.hpp"
@@ -134,5 +141,5 @@ static void nothing() {}
 
 namespace bitbranch {
 extern const DotSet kDotScalar =
-    DOT_SET(dot_scalar, "scalar", false, false, dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
+    DOT_SET(dot_scalar, "scalar", false, false, false, dot_scalar::nothing, dot_scalar::nothing, dot_scalar::dot_run);
 }

@@ -140,8 +140,8 @@ void DotStep::finish(const Run& run, int block, const DotBand& band, DotBlock& p
         break;
       case DotOp::Kind::near:
         set->near(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
-                  op.limits + int64_t{block} * (op.count + 2) * kDotOutputs, op.count, op.code,
-                  reinterpret_cast<uint8_t* const*>(targets));
+                  op.limits + int64_t{block} * (op.count + 2) * kDotOutputs, op.count, op.same,
+                  op.code, reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::scale: break;
     }
@@ -236,6 +236,7 @@ DotTile DotConvolution::place(const Outputs& o, int part, const Span& span, Gath
   t.start = o.start;
   t.sums = pixels.sums;
   t.pixels = span.count;
+  t.narrow_quads = narrow_quads;
   return t;
 }
 

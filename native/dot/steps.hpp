@@ -64,6 +64,7 @@ struct DotOp {
   bool narrow = false;                  // see DotSet::requantize
   const int32_t* limits = nullptr;      // [blocks][count][32]
   int count = 0;
+  bool same = false;                    // limits, for all channels
   const uint8_t* table = nullptr;       // [count + 1]
   const float* slope = nullptr;         // [blocks][32], also intercept; of scale the factor and the bias
   const float* intercept = nullptr;
@@ -141,6 +142,7 @@ class DotConvolution : public DotStep {
   int stride_y = 1, stride_x = 1;
   int bits = 8;                    // of the weights in memory; below 8 they are expanded into scratch
   const int8_t* tables = nullptr;  // see DotSet::expand
+  int narrow_quads = 0;            // see DotTile
   int8_t* scratch = nullptr;       // [threads][scratch_chunks][kDotChunk]
   int scratch_chunks = 0;
   // Where pixels do not lie as `run` wants them, pieces of them are put together first; offsets are then of the pieces.

@@ -43,8 +43,11 @@ Bytes products(const DotSet* set, Random& random) {
   constexpr int chunks_most = 4;
   const int chunks = small(random, chunks_most), step = static_cast<int>(random.between(1, 200));
   const int pixels = small(random, kDotPixels);
-  Lines<uint8_t> x(random, size_t{1} * kDotPixels * step + 1024, 0, 255);
-  Lines<int8_t> weights(random, chunks * kDotChunk, -128, 127);
+  const int narrow_quads = random.between(0, 1) ? small(random, 40) : 0;
+  const int most = narrow_quads ? 1 << random.between(0, 7) : 255;
+  const int largest = narrow_quads ? std::min(128, 32767 / (2 * most * narrow_quads)) : 128;
+  Lines<uint8_t> x(random, size_t{1} * kDotPixels * step + 1024, 0, most);
+  Lines<int8_t> weights(random, chunks * kDotChunk, -largest, std::min(largest, 127));
   uint8_t quads[chunks_most];
   int32_t offsets[chunks_most];
   for (int c = 0; c < chunks; ++c) {
@@ -59,7 +62,7 @@ Bytes products(const DotSet* set, Random& random) {
   int32_t* const out = in_place ? start.data() : sums.data();
   if (set) {
     set->begin();
-    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels});
+    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels, narrow_quads});
     set->end();
   } else {
     for (int p = 0; p < pixels; ++p)
@@ -265,8 +268,10 @@ Bytes lines(const DotSet& set, Random& random, bool near) {
     intercept.data()[o] = static_cast<float>(random.between(-1000, 1000)) * 1e-2f;
   }
   auto limits = ascending(random, last + 2, spread);
+  const bool same = random.between(0, 1);
+  for (int k = 0; same && k < last + 2; ++k) std::fill_n(limits.data() + k * kDotOutputs, kDotOutputs, limits.data()[k * kDotOutputs]);
   const DotCode how = code(random);
-  if (near) set.near(c.rows, slope.data(), intercept.data(), limits.data(), last, how, c.to<uint8_t>());
+  if (near) set.near(c.rows, slope.data(), intercept.data(), limits.data(), last, same, how, c.to<uint8_t>());
   else set.line(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());
   return c.bytes(false);
 }

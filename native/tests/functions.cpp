@@ -15,7 +15,7 @@ namespace bitbranch::testing {
 
 namespace {
 // A function more, and a case is missing below.
-static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 20,
+static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 22,
               "every function of InstructionSet needs a case in this file");
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max(), kLeast32 = std::numeric_limits<int32_t>::min();
@@ -419,6 +419,28 @@ Bytes pick(const InstructionSet* set, Random& random) {
     for (int i = 0; i < count; ++i) out[i] = x[i * step];
   return bytes_of(out);
 }
+
+// In double the sums go beyond int32.
+template <class T>
+Bytes add_changes(const InstructionSet* set, Random& random) {
+  constexpr int inputs = 50;
+  const int64_t most = sizeof(T) == 4 ? 60000 : int64_t{1} << 40;
+  const auto panel = numbers<T>(random, inputs * kPanel, -most, most);
+  auto sums = numbers<T>(random, kPanel, -most, most);
+  std::vector<WeightChange> changes(random.between(0, 100));
+  for (WeightChange& c : changes)
+    c = {static_cast<int32_t>(random.between(0, inputs - 1)), static_cast<int32_t>(random.between(-254, 254))};
+  const auto count = static_cast<int64_t>(changes.size());
+  if (!set) {
+    for (const WeightChange& c : changes)
+      for (int r = 0; r < kPanel; ++r) sums[r] += static_cast<T>(c.by) * panel[c.weight * kPanel + r];
+  } else if constexpr (sizeof(T) == 4) {
+    set->add_changes32(sums.data(), panel.data(), changes.data(), count);
+  } else {
+    set->add_changes_double(sums.data(), panel.data(), changes.data(), count);
+  }
+  return bytes_of(sums);
+}
 }  // namespace
 
 void test_functions(const InstructionSet& set) {
@@ -434,6 +456,7 @@ void test_functions(const InstructionSet& set) {
       {"scale", scale},           {"pack_ranks", pack_ranks},      {"to_ranks", to_ranks},
       {"max_planes", max_planes}, {"max_bytes", max_bytes},        {"max_row16", max_row<int16_t>},
       {"max_row32", max_row<int32_t>}, {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
+      {"add_changes32", add_changes<int32_t>}, {"add_changes_double", add_changes<double>},
   };
   for (const int packing : {0, 1, 2, 3, 4, 9, 10}) {
     cases.push_back({"codes16", [=](const InstructionSet* s, Random& r) { return codes<int16_t>(s, r, packing); }});

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..runtime import program as p
 from ..runtime import tuning
 from ..runtime.choice import candidates_of
-from ..runtime.engine import Engine, has_dot_products, instruction_sets
+from ..runtime.engine import PLANAR_SETS, Engine, instruction_sets
 from .layers import Layer, layer_images, layer_program
 
 ACTIVATIONS = ("u1", "u2", "u3", "u4", "u8")
@@ -45,8 +45,7 @@ def run(out: Path | None, isas: Sequence[str], say: Callable[[str], None]) -> Re
     Raises:
         InputError: unknown instruction set.
     """
-    # The dot-product path has one family, and nothing to choose.
-    available = [isa for isa in instruction_sets() if not has_dot_products(isa)]
+    available = [isa for isa in instruction_sets() if isa in PLANAR_SETS]
     wrong = [isa for isa in isas if isa not in available]
     if wrong:
         raise InputError(f"tune: no instruction set {wrong[0]!r} here; there are {', '.join(available)}")
@@ -91,7 +90,9 @@ def measure(isa: str, shape: str) -> Iterator[tuple[str, dict[str, float], str]]
             rates = {}
             for family in candidates_of(program, 1):
                 rates[tuning.named(family)] = _rate(Engine(program, isa=isa, families={"conv": family}), x)
-            rule = max(Engine(program, isa=isa).profile(x, repeat=1).rows, key=lambda row: row.macs).family
+            rule = max(
+                Engine(program, isa=isa, path="planar").profile(x, repeat=1).rows, key=lambda row: row.macs
+            ).family
             source = program.values[0]
             assert isinstance(source, p.Codes)
             yield f"{source.code_type.bits}x{conv.weight_type.bits}", rates, tuning.named(rule)

@@ -85,6 +85,26 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("set", nargs="?", metavar="SET")
     data.add_argument("--prepare", type=Path, metavar="SOURCE", help="bring the set there from this archive or folder")
 
+    solve = add("solve", _solve, "Find the low-bit weights of a network layer by layer, without training.")
+    solve.add_argument("net", type=Path, metavar="CHECKPOINT", help="a float network, or one of step 1 with its codes")
+    solve.add_argument("--images", type=Path, required=True, metavar="IMAGES.npy", help="float32 or uint8 [N, C, H, W]")
+    solve.add_argument("--out", type=Path, required=True, metavar="SOLVED")
+    solve.add_argument("--state", type=Path, metavar="DIR", help="keep solved layers there; called again, it goes on")
+    solve.add_argument("--scheme", metavar="S", help="of a float network: tsq:wt-a2 (default) ..")
+    solve.add_argument("--first", default="w8a8", metavar="S", help="of its first layer (default w8a8)")
+    solve.add_argument("--last", default="w8a8", metavar="S", help="of its last layer (default w8a8)")
+    solve.add_argument("--per-channel", action="store_true", help="of a float network: a step for every channel")
+    solve.add_argument("--method", choices=("tsq", "linear", "start"), default="tsq")
+    solve.add_argument("--z-update", choices=("clipped", "staircase"), default="clipped")
+    solve.add_argument("--lambdas", type=float, nargs="+", default=[0.01, 0.1, 1.0], metavar="L")
+    solve.add_argument("--iterations", type=_positive, default=2, metavar="N", help="at each lambda (default 2)")
+    solve.add_argument("--sweeps", type=_positive, default=2, metavar="N", help="of coordinate descent (default 2)")
+    solve.add_argument("--samples", type=_positive, default=20_000, metavar="N", help="positions a layer")
+    solve.add_argument("--keep-statistics", action="store_true", help="do not measure BatchNorm statistics anew")
+    solve.add_argument("--batch", type=_positive, default=64, metavar="N", help="images at once (default 64)")
+    solve.add_argument("--threads", type=_positive, metavar="N", help="default: as many as there are cores")
+    solve.add_argument("--seed", type=int, default=0)
+
     compiling = add("compile", _compile, "Turn a checkpoint of a quantized network into a .bb file.")
     compiling.add_argument("checkpoint", type=Path)
     compiling.add_argument("--out", type=Path, required=True, metavar="NET.bb")
@@ -164,6 +184,36 @@ def _data(options: argparse.Namespace) -> Result:
     from . import training
 
     return training.data(options.set, options.prepare, _say)
+
+
+def _solve(options: argparse.Namespace) -> Result:
+    from ..twostep import Recipe
+    from . import solve
+
+    recipe = Recipe(
+        method=options.method,
+        samples=options.samples,
+        lambdas=tuple(options.lambdas),
+        iterations=options.iterations,
+        sweeps=options.sweeps,
+        z_update=options.z_update,
+        reestimate=not options.keep_statistics,
+        seed=options.seed,
+    )
+    return solve.run(
+        options.net,
+        options.images,
+        options.out,
+        scheme=options.scheme,
+        first=options.first,
+        last=options.last,
+        recipe=recipe,
+        state=options.state,
+        per_channel=options.per_channel,
+        batch=options.batch,
+        threads=options.threads,
+        progress=_say,
+    )
 
 
 def _compile(options: argparse.Namespace) -> Result:

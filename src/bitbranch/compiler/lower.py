@@ -392,11 +392,12 @@ class _Lowering:
 
 def _negated(conv: p.Conv | p.ConvTranspose, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     """The weights with these output channels negated; raises :class:`InputError` where one has no negative."""
+    weight = conv.weight
     if isinstance(conv, p.Conv):
         shaped = which[:, None, None, None]
     else:  # [I, O / groups, ..]: the output channels of every group of input channels
-        shaped = which.reshape(conv.groups, -1).repeat(len(conv.weight) // conv.groups, axis=0)[:, :, None, None]
-    return np.where(shaped, conv.weight_type.negate(conv.weight), conv.weight)
+        shaped = which.reshape(conv.groups, -1).repeat(len(weight) // conv.groups, axis=0)[:, :, None, None]
+    return np.where(shaped, conv.weight_type.negate(weight), weight)
 
 
 def _scheduled(operations: Sequence[p.Operation], inputs: Sequence[str]) -> tuple[p.Operation, ...]:
@@ -424,7 +425,7 @@ def _scheduled(operations: Sequence[p.Operation], inputs: Sequence[str]) -> tupl
     for i in (*(encodes[name] for name in inputs), *(i for i in sorted(live) if i not in moved)):
         place(i)
     number = {old: new for new, old in enumerate(order)}
-    return tuple(replace(operations[i], inputs=tuple(number[j] for j in operations[i].inputs)) for i in order)
+    return tuple(operations[i].reading(tuple(number[j] for j in operations[i].inputs)) for i in order)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ work; so what was trained is what runs.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 
 from ..contract import CodeType, Encoder
 
+PART = 1 << 16
+"""Elements that are computed at once: what lies between two of a quantizer's operations stays in the caches."""
+
 COMPARISONS_MAX = 15
 """Up to so many thresholds, comparing with each is faster on a CPU than a search among them."""
-
-
-PART = 1 << 17
-"""Numbers that :func:`by_parts` takes at once."""
 
 
 class ActivationQuantizer(nn.Module):
@@ -88,7 +88,9 @@ class ActivationQuantizer(nn.Module):
         return rank(x.detach(), thresholds, closed).to(x.dtype).mul_(t.step).add_(t.lo)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Levels with gradient while training; ``scale * values(x)`` in evaluation."""
+        """Levels with gradient while training, else ``scale * values(x)``. Half precision is read as float32."""
+        if x.dtype in (torch.bfloat16, torch.float16):
+            x = x.float()
         if self.training:
             self.start(x)
             return self.quantize(x)
@@ -164,6 +166,21 @@ class Passthrough(torch.autograd.Function):
         return (grad if mask is None else grad * mask), None, None
 
 
+class Window(torch.autograd.Function):
+    """``forward`` gives the second argument, ``backward`` hands the gradient to the first where ``lo < x < hi``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, lo: float, hi: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        ctx.bounds = lo, hi
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.bounds), None, None, None
+
+
 def rank(x: Tensor, thresholds: Tensor, closed: bool) -> Tensor:
     """How many of the ascending thresholds ``[n]`` each element of ``x`` passes, as small integers, shape of ``x``."""
     if len(thresholds) > COMPARISONS_MAX:
@@ -184,21 +201,49 @@ def straight_through(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor
     return out
 
 
-def by_parts(x: Tensor, function: Callable[[Tensor, Tensor], object]) -> Tensor:
-    """An elementwise function of a tensor; on a CPU part by part, so that what it computes between stays in the caches.
+def straight_through_within(x: Tensor, y: Tensor, lo: float, hi: float, ends: str = "()") -> Tensor:
+    """``y`` in the forward direction with the gradient of ``x`` from ``lo`` to ``hi``, exclusive.
+
+    ``ends`` says which are inclusive, as intervals are written: ``"()"``, ``"(]"``, ``"[)"`` or ``"[]"``.
+    """
+    bounds = torch.tensor([lo, hi], dtype=x.dtype)
+    outwards = torch.nextafter(bounds, torch.tensor([-math.inf, math.inf], dtype=x.dtype))
+    lo, hi = (float(out if end in "[]" else b) for b, out, end in zip(bounds, outwards, ends, strict=True))
+    out: Tensor = Window.apply(x, y, lo, hi)
+    return out
+
+
+def elementwise(fill: Callable[[Tensor, Tensor], object], x: Tensor) -> Tensor:
+    """An elementwise function of ``x``, in parts that stay in the caches, without gradient.
 
     Args:
-        x: any shape; no gradient is recorded.
-        function: writes the results for its first argument into its second, which is all its own.
+        fill: writes what becomes of its first argument into its second, ``[n]`` each.
+        x: any shape; the result has its layout, too.
     """
-    source, out = x.detach(), torch.empty_like(x, requires_grad=False)
-    if x.device.type != "cpu" or x.numel() <= PART or out.stride() != x.stride():  # equal: both are dense
-        function(source, out)
-        return out
-    parts = (t.as_strided((t.numel(),), (1,)).split(PART) for t in (source, out))
-    for part, result in zip(*parts, strict=True):
-        function(part, result)
+    x = dense(x.detach())
+    out = torch.empty_like(x)
+    for part, target in parts(x, out):
+        fill(part, target)
     return out
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor itself if its elements fill a piece of memory, in any order of dimensions; else a contiguous copy."""
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1 and stride != size:
+            return x.contiguous()
+        size *= length
+    return x
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces ``[n]`` of dense tensors of one layout, as views; on an accelerator everything is one piece."""
+    count = tensors[0].numel()
+    rows = [t.as_strided((count,), (1,)) for t in tensors]
+    size = PART if tensors[0].device.type == "cpu" else max(1, count)
+    for start in range(0, count, size):
+        yield tuple(row[start : start + size] for row in rows)
 
 
 def signs(x: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .tsq import SparseActivation, clipped_levels
+from .base import straight_through_within
+from .tsq import SparseActivation, sparse_levels
 
 
 def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
@@ -18,9 +18,7 @@ def half_wave(x: Tensor, bits: int, step: float) -> Tensor:
 
     Source: Cai et al., CVPR 2017, equations (8) and (13), the clipped backward approximation.
     """
-    top = torch.tensor(((1 << bits) - 1) * step, dtype=x.dtype)
-    beyond = torch.nextafter(top, top + 1)  # x < beyond is x <= top
-    return clipped_levels(x, bits, 0.0, step, float(beyond))
+    return straight_through_within(x, sparse_levels(x, bits, 0.0, step), 0.0, ((1 << bits) - 1) * step, "(]")
 
 
 class HalfWaveActivation(SparseActivation):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import processes
 from ..contract import CodeType
 from ..errors import InputError
-from .base import WeightQuantizer, float32
-from .uniform import StepActivation, symmetric_type
+from .base import WeightQuantizer, dense, float32, parts
+from .uniform import StepActivation, symmetric_type, uniform_levels
 
 STEP_MIN = 1e-8
 """Smallest step: an optimiser that drives a step through zero meets it."""
@@ -24,18 +24,26 @@ class LearnedStep(torch.autograd.Function):
     def forward(  # type: ignore[no-untyped-def]
         ctx, x: Tensor, step: Tensor, lo: int, hi: int, features: int
     ) -> Tensor:
-        s = usable_step(step)
-        position = x / s
-        values = torch.floor(position + 0.5).clamp_(lo, hi)
-        inside = (position > lo) & (position < hi)
-        ctx.save_for_backward(inside, values - position * inside)
+        ctx.save_for_backward(x)
+        ctx.levels = usable_step(step), lo, hi
         ctx.gradient_scale = 1 / math.sqrt(features * hi)
-        return values * s
+        return uniform_levels(x, *ctx.levels)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        inside, slope = ctx.saved_tensors
-        return grad * inside, (grad * slope).sum() * ctx.gradient_scale, None, None, None
+        (x,) = ctx.saved_tensors
+        s, lo, hi = ctx.levels
+        x = dense(x)
+        grad = torch.empty_like(x).copy_(grad)  # in the same layout
+        grad_step = torch.zeros((), dtype=torch.float64, device=x.device)
+        for part, gradient in parts(x, grad):
+            position = part / s
+            values = (position + 0.5).floor_().clamp_(lo, hi)
+            # values - position inside; outside, values alone
+            slope = values - torch.ops.aten.hardtanh_backward(position, position, lo, hi)
+            grad_step += torch.dot(gradient, slope)
+            torch.ops.aten.hardtanh_backward.grad_input(gradient, position, lo, hi, grad_input=gradient)
+        return grad, (grad_step * ctx.gradient_scale).to(x.dtype), None, None, None
 
 
 def learned_step(x: Tensor, step: Tensor, lo: int, hi: int, features: int) -> Tensor:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ..contract import CodeType, Encoder, Kind, bipolar_encoder, uniform_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    elementwise,
+    float32,
+    per_output,
+    straight_through,
+    straight_through_within,
+)
 from .gaussian import optimal_step
 
 Clip = Literal["htanh", "hrelu", "hrelu-affine"]
@@ -69,14 +77,23 @@ def bipolar(x: Tensor, bits: int, *, clip: Clip = "htanh", gradient: Gradient = 
     """
     n = (1 << bits) - 1
     lo = -1 if clip == "htanh" else 0
-    clipped = x.detach().clamp(lo, 1)
     affine = clip == "hrelu-affine"
-    values = torch.floor(clipped * n + 0.5) if affine else bipolar_values(clipped, bits)
-    slope = (x >= lo) & (x <= 1)
-    if gradient == "cosine":
-        # d/dx (q(2 x - 1) + 1) / 2 = q'(2 x - 1)
-        slope = slope * cosine_slope(2 * clipped - 1 if affine else clipped, bits)
-    return straight_through(x, values * float32(1 / n), slope)
+
+    def fill(part: Tensor, out: Tensor) -> None:
+        torch.clamp(part, lo, 1, out=out).mul_(n)
+        if affine:
+            out.add_(0.5).floor_()
+        else:
+            out.div_(2).floor_().mul_(2).add_(1)
+        out.mul_(float32(1 / n))
+
+    levels = elementwise(fill, x)
+    if gradient == "ste":
+        return straight_through_within(x, levels, lo, 1, "[]")
+    at = x.detach().clamp(lo, 1)
+    # d/dx (q(2 x - 1) + 1) / 2 = q'(2 x - 1)
+    slope = cosine_slope(2 * at - 1 if affine else at, bits)
+    return straight_through(x, levels, slope * ((x >= lo) & (x <= 1)))
 
 
 class BipolarActivation(ActivationQuantizer):

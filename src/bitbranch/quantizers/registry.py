@@ -2,12 +2,15 @@
 
 ``METHOD:wM-aK`` names a method with its weights (``w1 .. w8``, ``wt`` for ternary, ``w32`` for float) and activations
 (``a1 .. a8``, ``a32``); ``wMaK`` alone is ``uniform:wM-aK``, and ``METHOD:wM`` is ``METHOD:wM-a32``. Methods that leave
-activations float in their papers have learned steps (``lsq``) for ``a1 .. a8``, so that they can be compiled. To add a
-method, add a row to :data:`METHODS`.
+activations float in their papers have learned steps (``lsq``) for ``a1 .. a8``, so that they can be compiled.
+``METHOD(NAME=VALUE, ..)`` gives a method's options: ``tsq(sparsity=0.75):wt-a2``. To add a method, add a row to
+:data:`METHODS`, and to :data:`OPTIONS` if it has some.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from .dorefa import FLOAT_GRADIENT, DoReFaActivation, DoReFaWeight
 from .ffn import FactorizedWeight
 from .hwgq import HalfWaveActivation
 from .inq import PowerOfTwoWeight
+from .lloyd import LloydActivation
 from .lsq import LearnedStepActivation, LearnedStepWeight
 from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
 from .tsq import SparseActivation, TernaryWeight
@@ -96,9 +100,12 @@ def mbn(*, clip: Clip = "htanh", gradient: Gradient = "ste", fixed_range: bool =
     return Method(_bits(weight, range(1, 9)), _activation_bits(activation))
 
 
-def tsq(*, sparsity: float = 0.625) -> Method:
-    """Two-step quantization with any share of codes 0 in [0.5, 1)."""
-    return Method({**_BINARY, **_TERNARY}, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+def tsq(*, sparsity: float = 0.625, lloyd: bool = False) -> Method:
+    """Two-step quantization with any share of codes 0 in [0.5, 1), levels evenly spaced or Lloyd's (2 and 3 bits)."""
+    if not lloyd:
+        return Method(_UNIFORM, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+    activations: dict[str, ActivationFactory] = {str(b): partial(LloydActivation, b, sparsity=sparsity) for b in (2, 3)}
+    return Method(_UNIFORM, activations)
 
 
 def binaryconnect(*, magnitude: float = 1.0, stochastic: bool = False) -> Method:
@@ -154,8 +161,15 @@ METHODS: dict[str, Method] = {
 }
 """Every method that a scheme string may name."""
 
-_SPELLING = re.compile(r"(?:(?P<method>\w+):)?w(?P<weight>\w+?)-?a(?P<activation>\d+)")
-_WEIGHTS_ONLY = re.compile(r"(?P<method>\w+):w(?P<weight>t|\d+)")
+OPTIONS: dict[str, Callable[..., Method]] = {
+    "mbn": mbn, "tsq": tsq, "binaryconnect": binaryconnect, "xnor": xnor, "twn": twn, "ttq": ttq, "dorefa": dorefa,
+    "ffn": ffn,
+}  # fmt: skip
+"""The methods with options, and what makes a :class:`Method` of them."""
+
+_SPELLING = re.compile(
+    r"(?:(?P<method>\w+)(?:\((?P<options>[^()]*)\))?:)?w(?P<weight>t|\d+)(?:-?a(?P<activation>\d+))?"
+)
 
 
 def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
@@ -174,12 +188,38 @@ def parse_scheme(scheme: str | Scheme, method: Method | None = None) -> Scheme:
     if isinstance(scheme, Scheme):
         return scheme
     match = _SPELLING.fullmatch(scheme) if isinstance(scheme, str) else None
-    if match is None and isinstance(scheme, str) and _WEIGHTS_ONLY.fullmatch(scheme):
-        return parse_scheme(f"{scheme}-a32", method)
-    if match is None:
+    if match is None or not (match["activation"] or match["method"]):
         raise InputError(f"unknown scheme {scheme!r}: expected METHOD:wM-aK or wMaK, such as tsq:wt-a2 or w8a8")
     name = match["method"] or "uniform"
     row = method or METHODS.get(name)
     if row is None:
         raise InputError(f"unknown scheme {scheme!r}: no method {name!r}; known are {', '.join(METHODS)}")
-    return row.scheme(name, match["weight"], match["activation"])
+    label = name
+    if match["options"] is not None:
+        row, label = _with_options(scheme, name, match["options"]), f"{name}({match['options']})"
+    return row.scheme(label, match["weight"], match["activation"] or "32")
+
+
+def _with_options(scheme: str, name: str, text: str) -> Method:
+    """A method with the options ``NAME=VALUE, ..``: numbers, ``true``, ``false``, ``none`` or words."""
+    if name not in OPTIONS:
+        raise InputError(f"scheme {scheme!r}: {name} has no options")
+    known, given = inspect.signature(OPTIONS[name]).parameters, dict[str, object]()
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        option, _, value = (p.strip() for p in part.partition("="))
+        if option not in known or not value:
+            raise InputError(f"scheme {scheme!r}: {part!r} is no option of {name}, which has {', '.join(known)}")
+        try:
+            given[option] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given[option] = value
+        default = known[option].default
+        like: tuple[type, ...] = (type(default),)
+        if default is None or isinstance(default, float):
+            like = (int, type(default))
+        if not isinstance(given[option], like) or isinstance(given[option], bool) != isinstance(default, bool):
+            raise InputError(f"scheme {scheme!r}: {option} = {value} should be like {default}")
+    return OPTIONS[name](**given)
+
+
+_WORDS = {"true": True, "false": False, "none": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from ..contract import CodeType, Encoder, Kind, sparse_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, by_parts, float32, per_output, straight_through
+from .base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    elementwise,
+    float32,
+    per_output,
+    straight_through,
+    straight_through_within,
+)
 from .gaussian import optimal_step
 
 
@@ -54,43 +63,18 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
     Source: Wang et al., CVPR 2018, equations (4) and (5).
     """
-    return clipped_levels(x, bits, eps, step, ((1 << bits) - 1) * step)
+    return straight_through_within(x, sparse_levels(x, bits, eps, step), 0.0, ((1 << bits) - 1) * step)
 
 
-def sparse_codes(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
-    """The codes ``0 .. n`` of :func:`sparse` as reals without gradient, any shape."""
-    return _levels(x, bits, eps, step, 1.0)
+def sparse_levels(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
+    """The levels of :func:`sparse`, without gradient. A clamp to 1/2 before rounding up is one to 1 behind it."""
+    n = (1 << bits) - 1
 
-
-def clipped_levels(x: Tensor, bits: int, eps: float, step: float, top: float) -> Tensor:
-    """``D`` times :func:`sparse_codes`; the gradient passes where ``0 < x < top``."""
-    out: Tensor = _ClippedLevels.apply(x, bits, eps, step, top)
-    return out
-
-
-class _ClippedLevels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, bits: int, eps: float, step: float, top: float) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x)
-        ctx.top = top
-        return _levels(x, bits, eps, step, step)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, ctx.top), None, None, None, None
-
-
-def _levels(x: Tensor, bits: int, eps: float, step: float, scale: float) -> Tensor:
-    """``scale`` times the codes. A clamp to 1/2 before rounding up is one to 1 behind it."""
-
-    def write(part: Tensor, out: Tensor) -> None:
-        torch.div(part, step, out=out).sub_(0.5).clamp_(0.5, (1 << bits) - 1).ceil_()
-        if scale != 1:
-            out.mul_(scale)
+    def fill(part: Tensor, out: Tensor) -> None:
+        torch.div(part, step, out=out).sub_(0.5).clamp_(0.5, n).ceil_().mul_(step)
         torch.ops.aten.threshold_backward(out, part, eps, grad_input=out)  # 0 where part <= eps
 
-    return by_parts(x, write)
+    return elementwise(fill, x)
 
 
 class SparseActivation(ActivationQuantizer):
@@ -105,18 +89,39 @@ class SparseActivation(ActivationQuantizer):
         InputError: bits or sparsity out of range, or ``eps < 0``, or a step that is not positive.
     """
 
+    grid: Tensor
+
     def __init__(
         self, bits: int = 2, *, sparsity: float = 0.625, eps: float | None = None, step: float | None = None
     ) -> None:
         super().__init__()
         self._code_type = CodeType(Kind.UNSIGNED, bits)
         self.bits = bits
-        self.eps = float32(dead_zone(sparsity) if eps is None else eps)
-        if not self.eps >= 0:
+        eps = float32(dead_zone(sparsity) if eps is None else eps)
+        if not eps >= 0:
             raise InputError(f"sparse codes: eps must be at least 0, got {eps}")
-        self.step = float32(solve_step(self.eps, bits) if step is None else step)
-        if not self.step > 0:
+        step = float32(solve_step(eps, bits) if step is None else step)
+        if not step > 0:
             raise InputError(f"sparse codes: the step must be positive, got {step}")
+        self.register_buffer("grid", torch.tensor([eps, step], dtype=torch.float64))
+
+    @property
+    def eps(self) -> float:
+        """End of the dead zone."""
+        return float(self.grid[0])
+
+    @property
+    def step(self) -> float:
+        """``D``."""
+        return float(self.grid[1])
+
+    def place(self, eps: float, step: float) -> None:
+        """Give the codes another dead zone and step."""
+        self.grid.copy_(torch.tensor([float32(eps), float32(step)]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}grid", self.grid)  # older checkpoints hold none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def code_type(self) -> CodeType:

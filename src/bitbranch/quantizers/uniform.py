@@ -8,7 +8,15 @@ from torch import Tensor
 from .. import processes
 from ..contract import CodeType, Encoder, Kind, uniform_encoder
 from ..errors import InputError
-from .base import ActivationQuantizer, WeightQuantizer, float32, per_output, straight_through
+from .base import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    elementwise,
+    float32,
+    per_output,
+    straight_through,
+    straight_through_within,
+)
 
 UNDECIDED = -1
 """Stored in the ``signed`` buffer before the first data."""
@@ -19,9 +27,12 @@ def uniform(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
 
     The gradient passes where ``x / step`` rounds without clamping.
     """
-    position = x.detach() / step
-    values = torch.floor(position + 0.5).clamp_(lo, hi)
-    return straight_through(x, values * step, (position >= lo - 0.5) & (position < hi + 0.5))
+    return straight_through_within(x, uniform_levels(x, step, lo, hi), (lo - 0.5) * step, (hi + 0.5) * step, "[)")
+
+
+def uniform_levels(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
+    """The levels of :func:`uniform`, without gradient, any shape."""
+    return elementwise(lambda part, out: torch.div(part, step, out=out).add_(0.5).floor_().clamp_(lo, hi).mul_(step), x)
 
 
 def symmetric_type(bits: int) -> CodeType:

@@ -227,7 +227,7 @@ def _rule(found: dict[str, Candidate], op: p.Conv, code_type: CodeType, isa: str
         most = min(most, SPARSE_BITS[isa] + (sextets or op.stride != (1, 1)))
     dictionary = "dictionary" in found and code_type.bits <= most
     if xnor:
-        units = -(-op.weight.shape[1] // found["xnor"].form.channels_per_unit)
+        units = -(-op.packed.shape[1] // found["xnor"].form.channels_per_unit)
         xnor = units * op.kernel[0] * op.kernel[1] >= XNOR_TAPS[isa][code_type.bits > 1]
     if "linear" in found and (not (dictionary or xnor) or capacity < LINEAR_BATCH):
         return "linear"
@@ -244,6 +244,6 @@ def _shape(op: p.Conv, out_size: p.Pair, capacity: int) -> str:
     """The kind of layer that a cost table knows."""
     if out_size == (1, 1):
         return "pixel" if capacity < LINEAR_BATCH else "pixel-batch"
-    if op.groups > 1 and op.weight.shape[1] < layout.CHUNK:
+    if op.groups > 1 and op.packed.shape[1] < layout.CHUNK:
         return "grouped"
     return "large" if out_size[0] * out_size[1] >= LARGE else "small"

@@ -12,11 +12,8 @@ import stat
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_hex
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
 from ..errors import FormatError, InputError
 from .checks import require
@@ -44,7 +41,7 @@ def write(program: Program, path: str | os.PathLike[str]) -> int:
     """
     blob = _to_bytes(program)
     target = Path(path).resolve()
-    beside = target.with_name(f".{target.name}.{token_hex(4)}")
+    beside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
         try:
             with beside.open("xb") as file:
@@ -67,13 +64,13 @@ def read(path: str | os.PathLike[str]) -> Program:
         InputError: no such file, or not readable.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
             raise InputError(f"{path}: not a file")
-        if status.st_size > FILE_MAX:
-            raise FormatError(f"{path}: {status.st_size} bytes, a .bb file has at most {FILE_MAX}")
         with open(path, "rb") as file:
-            blob = file.read(FILE_MAX)
+            size = os.fstat(file.fileno()).st_size
+            if size > FILE_MAX:
+                raise FormatError(f"{path}: {size} bytes, a .bb file has at most {FILE_MAX}")
+            blob = file.read(size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -136,6 +133,8 @@ def _split_names(text: str) -> list[str]:
 
 
 def _to_bytes(program: Program) -> bytes:
+    from safetensors.numpy import save  # reading needs nothing of it
+
     graph, data = _parts(program)
     graph["blake2b"] = _checksum(graph, data.data)
     blob = save({"data": np.frombuffer(data.data, np.uint8)}, {"bitbranch": _dump(graph)})
@@ -148,10 +147,12 @@ def _dump(graph: Mapping[str, Json]) -> str:
     return json.dumps(graph, ensure_ascii=False, separators=(",", ":"))
 
 
-def _checksum(graph: Mapping[str, Json], data: bytes | bytearray) -> str:
+def _checksum(graph: Mapping[str, Json], data: bytearray | memoryview) -> str:
     """Of the graph without its checksum, as it is written, followed by the data."""
     text = _dump({key: value for key, value in graph.items() if key != "blake2b"})
-    return blake2b(text.encode(errors="surrogatepass") + data, digest_size=16).hexdigest()
+    checksum = blake2b(text.encode(errors="surrogatepass"), digest_size=16)
+    checksum.update(data)
+    return checksum.hexdigest()
 
 
 def _from_bytes(blob: bytes) -> Program:
@@ -183,24 +184,30 @@ def _from_bytes(blob: bytes) -> Program:
     return Program(tuple(operations), tuple(map(_tuple, shapes)), graph.get("info", {}))
 
 
-def _open(blob: bytes) -> tuple[dict[str, Json], bytes]:
-    """The graph and the data of a safetensors file."""
+def _open(blob: bytes) -> tuple[dict[str, Json], memoryview]:
+    """The graph and the data of a safetensors file; the data is not copied."""
     size = int.from_bytes(blob[:8], "little")
     require(len(blob) >= 8 and size <= len(blob) - 8, "too short for its header: not a .bb file, or truncated")
     require(size <= HEADER_MAX, f"a header of {size} bytes is too large")
     try:
-        tensors = deserialize(blob)
-        header = json.loads(blob[8 : 8 + size])
-        graph = json.loads(header["__metadata__"]["bitbranch"], parse_constant=float)
-    except SafetensorError as error:
-        raise FormatError(f"not a safetensors file, or truncated: {error}") from None
-    except KeyError:
-        raise FormatError("a safetensors file, but no bitbranch program") from None
-    except (ValueError, TypeError, RecursionError) as error:
+        header = json.loads(blob[8 : 8 + size].decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not a safetensors file: {error}") from None
+    data = memoryview(blob)[8 + size :]
+    entry = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
+    good = isinstance(header, dict) and header.keys() == {"__metadata__", "data"}
+    require(good, "expected one tensor named data and a graph")
+    good = header["data"] == entry and all(type(header["data"][key][-1]) is int for key in ("shape", "data_offsets"))
+    require(good, f"expected {len(data)} bytes of uint8 as data, got {header['data']!r:.100}: truncated?")
+    metadata = header["__metadata__"]
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    require(texts and "bitbranch" in metadata, "a safetensors file, but no bitbranch program")
+    try:
+        graph = json.loads(metadata["bitbranch"], parse_constant=float)
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"the graph is no JSON: {error}") from None
-    good = isinstance(graph, dict) and [name for name, _ in tensors] == ["data"]
-    require(good and tensors[0][1]["dtype"] == "U8", "expected one uint8 tensor named data and a graph")
-    return graph, bytes(tensors[0][1]["data"])
+    require(isinstance(graph, dict), "the graph is no JSON object")
+    return graph, data
 
 
 def _tuple(v: Json) -> Json:

@@ -6,6 +6,7 @@ and taps. NumPy only. The layouts are those of ``native/dot/kernels.hpp``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from . import program as p
+from .codes import PIECE
 
 OUTPUTS = 32
 """Channels of a tile."""
@@ -23,9 +25,12 @@ DEPTH = 64
 """Bytes of a chunk."""
 PIECES = (64, 32, 16)
 """Bytes of the pieces of which chunks are put together."""
+FEWEST_QUADS = 4
+"""Groups of four bytes for which it pays to add their products in 16 bits before these are widened."""
 FEW = 3
 """Up to so many thresholds are compared one by one; more are first tried as a line."""
-
+CHANNELS = 64
+"""Channels whose lines are fitted at once."""
 SEARCHED = 1 << 16
 """Up to so many thresholds in all, the best line of every channel is searched for where a simple one is only near."""
 
@@ -40,6 +45,12 @@ def zero(code_type: CodeType) -> int:
 def byte_of(code_type: CodeType) -> tuple[int, int]:
     """Shift and summand of the stored byte of a rank."""
     return code_type.step.bit_length() - 1, code_type.lo + zero(code_type)
+
+
+def narrow_quads(codes: CodeType, weights: CodeType) -> int:
+    """How many groups of four bytes, times weights, keep their sums of pairs in 16 bits; 0 where it is too few."""
+    quads = (2**15 - 1) // (2 * (codes.hi + zero(codes)) * max(-weights.lo, weights.hi))
+    return quads if quads >= FEWEST_QUADS else 0
 
 
 def refuses(program: p.Program) -> str:
@@ -58,7 +69,7 @@ def refuses(program: p.Program) -> str:
 
 def is_depthwise(op: p.Conv | p.ConvTranspose) -> bool:
     """Whether every output channel reads one input channel of its own."""
-    return isinstance(op, p.Conv) and op.groups > 1 and op.groups == op.weight.shape[0] and op.weight.shape[1] == 1
+    return isinstance(op, p.Conv) and op.groups > 1 and op.groups == op.packed.shape[0] and op.packed.shape[1] == 1
 
 
 @dataclass(frozen=True)
@@ -181,12 +192,8 @@ def pack(
         pitch: pixels from row to row.
         gathered: see :func:`chunks`.
     """
-    codes = op.weight.reshape(*op.weight.shape[:2], -1)
-    if isinstance(op, p.ConvTranspose):
-        inputs, per_group = codes.shape[:2]
-        by_group = codes.reshape(op.groups, inputs // op.groups, per_group, -1).transpose(0, 2, 1, 3)
-        codes = np.ascontiguousarray(by_group).reshape(op.groups * per_group, inputs // op.groups, -1)
-    per_group, depth = len(codes) // op.groups, codes.shape[1]
+    rows, count, depth = _rows(op)
+    per_group = count // op.groups
     # Small groups are computed together, with zeros between them.
     most = min(op.groups, max(1, OUTPUTS // per_group))
     together = next(m for m in range(most, 0, -1) if op.groups % m == 0)
@@ -211,11 +218,20 @@ def pack(
     block_bytes = size * OUTPUTS * bits // 8
     data = np.zeros(len(blocks) * block_bytes, np.uint8)
     index = np.asarray([t.index for t in positions], np.int64)
-    core.dot_pack(
-        codes=np.ascontiguousarray(codes), taps=index, columns=np.ascontiguousarray(pieces.columns), rank=rank,
-        outputs=np.asarray(blocks, np.int64), per_group=per_group, together=together, block_bytes=block_bytes,
-        bits=bits, out=data,
-    )  # fmt: skip
+    sums = np.empty(count, np.int64)
+    step = max(1, PIECE // (OUTPUTS * op.packed.size // count))
+    for first in range(0, len(blocks), step):
+        here = np.asarray(blocks[first : first + step], np.int64)
+        part = slice(here[0, 0], here[-1].sum())
+        here[:, 0] -= part.start
+        codes = rows(part)
+        core.dot_pack(
+            codes=codes, taps=index, columns=np.ascontiguousarray(pieces.columns), rank=rank, outputs=here,
+            per_group=per_group, together=together, block_bytes=block_bytes, bits=bits,
+            out=data[first * block_bytes : (first + step) * block_bytes],
+        )  # fmt: skip
+        if isinstance(op, p.ConvTranspose):
+            sums[part] = op.weight_type.decode(codes[:, :, index]).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
     tables = None
     if bits < 8:
         value = np.zeros(2**bits, np.int8)
@@ -223,14 +239,24 @@ def pack(
         nibble = np.arange(16)
         fields = [value[(nibble >> (bits * f)) & (2**bits - 1)] for f in range(4 // bits)]
         tables = np.ascontiguousarray(np.stack(fields))
-    kept = codes if len(index) == codes.shape[2] else codes[:, :, index]
-    sums = np.stack([(kept == c).sum(axis=(1, 2)) for c in range(len(values))], axis=1) @ values if bits < 8 else (
-        op.weight_type.decode(kept).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
-    )  # fmt: skip
+    if isinstance(op, p.Conv):
+        sums = op.sums()[0]
     outputs = [(first, n, k, b * block_bytes) for b, ((first, n), k) in enumerate(zip(blocks, which, strict=True))]
     return PackedWeights(
         blocks, lists, pieces.quads, np.asarray(outputs, np.int64), data, bits, tables, sums, pieces.piece
     )
+
+
+def _rows(op: p.Conv | p.ConvTranspose) -> tuple[Callable[[slice], npt.NDArray[np.uint8]], int, int]:
+    """The weight codes of some outputs, ``[outputs, depth, taps]``; how many outputs there are, and the depth."""
+    taps = op.kernel[0] * op.kernel[1]
+    if isinstance(op, p.Conv):
+        count, depth = op.packed.shape[:2]
+        return lambda part: op.packed.rows(part.start, part.stop).reshape(-1, depth, taps), count, depth
+    inputs, per_group = op.packed.shape[:2]
+    by_group = op.weight.reshape(op.groups, inputs // op.groups, per_group, -1).transpose(0, 2, 1, 3)
+    codes = np.ascontiguousarray(by_group).reshape(op.groups * per_group, inputs // op.groups, -1)
+    return codes.__getitem__, *codes.shape[:2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +272,12 @@ class Lines:
     def exact(self) -> bool:
         return not self.off.any()
 
+    @classmethod
+    def join(cls, parts: list[Lines]) -> Lines:
+        """The lines of all channels from those of some."""
+        slopes, intercepts, off = zip(*((part.slope, part.intercept, part.off) for part in parts), strict=True)
+        return cls(np.concatenate(slopes), np.concatenate(intercepts), np.concatenate(off))
+
 
 def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints) -> Lines | None:
     """Lines that count the thresholds, or come near.
@@ -260,54 +292,85 @@ def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints) -> Lines | None:
     Returns:
         ``None`` where in some channel no line comes near.
     """
-    n = thresholds.shape[1]
-    rank = np.arange(1, n + 1, dtype=np.float64)
-    bars = np.clip(thresholds, lo, hi + 1)
-    # A threshold at or below the least value is always passed, one above the largest never: no constraint from below
-    # or from above.
-    passed, never = bars <= lo, bars > hi
-    at, before = bars.astype(np.float64), bars.astype(np.float64) - 1
+    shape = len(thresholds), 1
+    lows, highs = np.broadcast_to(lo, shape), np.broadcast_to(hi, shape)
+    parts = [slice(first, first + CHANNELS) for first in range(0, len(thresholds), CHANNELS)]
+    fits = [_Fit(thresholds[part], lows[part], highs[part]) for part in parts]
+    lines = Lines.join([fit.through_ends() for fit in fits])
+    off = int(lines.off.max())
+    if off == 0 or (off == 1 and thresholds.size > SEARCHED):
+        return lines
+    lines = Lines.join([fit.searched() for fit in fits])
+    return lines if int(lines.off.max()) <= 1 else None
 
-    def room(slope: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        least = np.where(never, -np.inf, rank - slope[:, None] * at).max(axis=1)
-        most = np.where(passed, np.inf, rank - slope[:, None] * before).min(axis=1)
-        return least, most
 
-    # The integers where a wrong line shows, and what they count: all channels in one sorted list.
-    shows = np.concatenate([np.clip(bars, lo, hi), np.clip(bars - 1, lo, hi)], axis=1)
-    apart = np.arange(len(bars))[:, None] << 34
-    counts = np.searchsorted((thresholds + apart).ravel(), (shows + apart).ravel(), side="right").reshape(shows.shape)
-    counts -= np.arange(len(bars))[:, None] * n
-    shown = shows.astype(np.int32).astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Lines for the thresholds of some channels; see :func:`fit_lines`."""
 
-    def line(slope: npt.NDArray[np.float64]) -> tuple[Lines, int]:
+    thresholds: Ints
+    lo: Ints
+    hi: Ints
+
+    def through_ends(self) -> Lines:
+        """Lines through the first and the last threshold that matter: mostly that will do."""
+        bars, passed, never = self._bars()
+        inside = ~(passed | never)
+        n, rows = bars.shape[1], np.arange(len(bars))
+        first, last = inside.argmax(axis=1), n - 1 - inside[:, ::-1].argmax(axis=1)
+        rise = np.maximum(bars[rows, last] - bars[rows, first], 1)
+        return self._line(np.maximum(last - first, 1) / rise)
+
+    def searched(self) -> Lines:
+        """The lines whose intercept has the most room, which is concave in the slope: its top is searched in thirds."""
+        channels, n = self.thresholds.shape
+        bars = self._bars()
+        low, high = np.zeros(channels), np.full(channels, float(n + 1))
+        for _ in range(64):
+            a, b = low + (high - low) / 3, high - (high - low) / 3
+            (la, ma), (lb, mb) = _room(a, *bars), _room(b, *bars)
+            with np.errstate(invalid="ignore"):
+                better = np.nan_to_num(mb - lb, posinf=1e30, neginf=-1e30) > np.nan_to_num(
+                    ma - la, posinf=1e30, neginf=-1e30
+                )
+            low, high = np.where(better, a, low), np.where(better, high, b)
+        return self._line((low + high) / 2)
+
+    def _bars(self) -> tuple[Ints, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The thresholds within the bounds; those that are always passed, and those that never are.
+
+        A threshold at or below the least value is always passed, one above the largest never: no constraint from below
+        or from above.
+        """
+        bars = np.clip(self.thresholds, self.lo, self.hi + 1)
+        return bars, bars <= self.lo, bars > self.hi
+
+    def _line(self, slope: npt.NDArray[np.float64]) -> Lines:
         """The line of this slope with the most room, and how far it is off."""
+        thresholds, (bars, passed, never) = self.thresholds, self._bars()
+        channels, n = bars.shape
         a = slope.astype(np.float32)
-        least, most = room(a.astype(np.float64))
+        least, most = _room(a.astype(np.float64), bars, passed, never)
         with np.errstate(invalid="ignore"):
             middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
         b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
+        # The integers where a wrong line shows, and what they count: all channels in one sorted list.
+        shows = np.concatenate([np.clip(bars, self.lo, self.hi), np.clip(bars - 1, self.lo, self.hi)], axis=1)
+        apart = np.arange(channels)[:, None] << 34
+        counts = np.searchsorted((thresholds + apart).ravel(), (shows + apart).ravel(), side="right")
+        counts = counts.reshape(shows.shape) - np.arange(channels)[:, None] * n
+        shown = shows.astype(np.int32).astype(np.float32)
         got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
-        off = np.abs(got - counts).max(axis=1)
-        return Lines(a, b, off), int(off.max())
+        return Lines(a, b, np.abs(got - counts).max(axis=1))
 
-    # Through the first and the last threshold that matter: mostly that will do.
-    inside = ~(passed | never)
-    first, last = inside.argmax(axis=1), n - 1 - inside[:, ::-1].argmax(axis=1)
-    rows = np.arange(len(bars))
-    rise = np.maximum(bars[rows, last] - bars[rows, first], 1)
-    lines, off = line(np.maximum(last - first, 1) / rise)
-    if off == 0 or (off == 1 and bars.size > SEARCHED):
-        return lines
-    # The room that is left for the intercept is concave in the slope: search for its top in thirds.
-    low, high = np.zeros(len(bars)), np.full(len(bars), float(n + 1))
-    for _ in range(64):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        (la, ma), (lb, mb) = room(a), room(b)
-        with np.errstate(invalid="ignore"):
-            better = np.nan_to_num(mb - lb, posinf=1e30, neginf=-1e30) > np.nan_to_num(
-                ma - la, posinf=1e30, neginf=-1e30
-            )
-        low, high = np.where(better, a, low), np.where(better, high, b)
-    lines, off = line((low + high) / 2)
-    return lines if off <= 1 else None
+
+def _room(
+    slope: npt.NDArray[np.float64], bars: Ints, passed: npt.NDArray[np.bool_], never: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Least and greatest intercept with which a line of this slope counts right, per channel."""
+    rank = np.arange(1, bars.shape[1] + 1, dtype=np.float64)
+    at = slope[:, None] * bars.astype(np.float64)
+    before = slope[:, None] * (bars.astype(np.float64) - 1)
+    least = np.where(never, -np.inf, rank - at).max(axis=1)
+    most = np.where(passed, np.inf, rank - before).min(axis=1)
+    return least, most

@@ -19,7 +19,7 @@ from . import dot
 from . import program as p
 from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
 from .layout import LINE, round_up
-from .planner import StepInfo
+from .steps import StepInfo
 
 BAND = 384 << 10
 """Bytes of sums that a convolution and the pool behind it keep in the second cache."""
@@ -61,6 +61,19 @@ class Place:
         ).copy()
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the codes of a value lie in its memory, and what lies around them."""
+
+    head: int
+    """Bytes before the first pixel."""
+    step: int
+    rows: int
+    pitch: int
+    shape: tuple[int, int, int]
+    fill: int
+
+
 @dataclass(eq=False)
 class DotPlanner:
     """Builds one plan; takes the arguments of :class:`~bitbranch.runtime.planner.Planner`."""
@@ -82,7 +95,7 @@ class DotPlanner:
             for j in dict.fromkeys(op.inputs):
                 self.readers[j].append(i)
         self.places: dict[int, Place] = {}
-        self.free: list[Any] = []
+        self.free: list[tuple[Layout | None, Any]] = []  # memory that nothing reads any more; None: of integers
         self.size = 0
         self.done: set[int] = set()  # operations that are planned
         self.made: set[int] = set()  # values that lie in memory
@@ -183,6 +196,15 @@ class DotPlanner:
         self.size += size
         return self.core.Buffer(size, fill)
 
+    def _memory(self, size: int, layout: Layout | None, fill: int = 0) -> Any:
+        """Memory of this layout that nothing reads any more, where it fits, or else new one."""
+        fitting = [m for other, m in self.free if other == layout and size <= m.size <= 2 * size]
+        if not fitting:
+            return self._buffer(size, fill)
+        memory = min(fitting, key=lambda m: m.size)
+        self.free = [pair for pair in self.free if pair[1] is not memory]
+        return memory
+
     def _place(self, value: int) -> Place:
         """Room for a value, made when it is first asked for."""
         if value in self.places:
@@ -207,11 +229,16 @@ class DotPlanner:
         pad_rows, pad_columns = self.pads.get(value, (0, 0))
         rows, pitch = height + pad_rows, width + pad_columns
         head = round_up((pad_rows * pitch + pad_columns) * step, LINE)
-        reach = self.reach.get(value, (0, 0))
+        # As far as from any value of this shape, so that they can take over each other's memory.
+        reaches = [reach for root, reach in self.reach.items() if self.values[root].shape == v.shape]
+        reach = [max((r[axis] for r in reaches), default=0) for axis in (0, 1)]
         tail = ((max(reach[0], pad_rows) + 1) * pitch + reach[1] + PIXELS) * step + 2 * DEPTH
         if self._by_images(value):  # tiles of one pixel per image read beyond the last image
             tail += PIXELS * rows * pitch * step
-        memory = self._buffer(head + self.capacity * rows * pitch * step + tail, dot.zero(v.code_type))
+        fill = dot.zero(v.code_type)
+        memory = self._memory(
+            head + self.capacity * rows * pitch * step + tail, Layout(head, step, rows, pitch, v.shape, fill), fill
+        )
         return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
 
     def _by_images(self, root: int) -> bool:
@@ -229,12 +256,7 @@ class DotPlanner:
         (channels, height, width), item = self.values[value].shape, self._bytes(value)
         step = item * round_up(channels, OUTPUTS)
         size = self.capacity * height * width * step + item * OUTPUTS
-        fitting = [m for m in self.free if size <= m.size <= 2 * size]
-        if fitting:
-            memory = min(fitting, key=lambda m: m.size)
-            self.free = [m for m in self.free if m is not memory]
-        else:
-            memory = self._buffer(size)
+        memory = self._memory(size, None)
         return self._describe(memory, 0, step, height, width, (channels, height, width), False, item == 2)
 
     def _describe(
@@ -248,16 +270,23 @@ class DotPlanner:
         return Place(memory, start, step, rows, pitch, shape, exact, view)
 
     def _finished(self, operation: int) -> None:
-        """Mark operations as planned; give back the memory of integers that nothing reads any more."""
+        """Mark an operation as planned; give back the memory of values that nothing reads any more."""
         self.done.add(operation)
         for value in dict.fromkeys(self.operations[operation].inputs):
-            place = self.places.get(value)
-            if place is None or not isinstance(self.values[value], p.Integers):
+            place, v = self.places.get(value), self.values[value]
+            if place is None:
                 continue
             own = value not in self.homes and not isinstance(self.operations[value], p.Concat)
             taken = any(place is other for v, other in self.places.items() if v != value)
             if own and not taken and all(r in self.done for r in self.readers[value]):
-                self.free.append(place.memory)
+                self.free.append((self._layout(place, v), place.memory))
+
+    @staticmethod
+    def _layout(place: Place, v: p.Value) -> Layout | None:
+        """Whose memory a value may take over: integers any, codes that of codes with the same pads."""
+        if not isinstance(v, p.Codes):
+            return None
+        return Layout(place.start, place.step, place.rows, place.pitch, place.shape, dot.zero(v.code_type))
 
     # ---- chains -------------------------------------------------------------------------------------------------
 
@@ -369,7 +398,8 @@ class DotPlanner:
                 always = np.full((len(op.thresholds), 1), -(2**31), np.int32)
                 never = np.full_like(always, 2**31 - 1)
                 limits = self._by_block(np.concatenate([always, op.thresholds, never], axis=1), blocks, 2**31 - 1)
-                return self.core.DotOp.near(target.view, slope, intercept, limits, last, shift, add)
+                same = len(op.thresholds) == 1
+                return self.core.DotOp.near(target.view, slope, intercept, limits, last, same, shift, add)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
 
@@ -490,7 +520,7 @@ class DotPlanner:
             self._add(result, "max-pool", [*complete, *values])
             chain, complete = [], []
         if len(streams) > 1:
-            self.free.append(self.places[i].memory)
+            self.free.append((None, self.places[i].memory))
 
     def _window_step(self, shape: tuple[int, int, int], chain: list[Any], value: int, pool: p.MaxPool) -> None:
         self.plan.window(
@@ -518,11 +548,13 @@ class DotPlanner:
         source = self._place(op.inputs[0])
         key = (i, f"dot {first}")
         pixel = isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows
-        gathered = not pixel and gathers(self.core, self.machine) and self._gathered(source.step, stride, size[1])
+        gathered = not pixel and self._gathered(source, stride, size)
         if key not in self.packed:
             self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch, gathered)
         packed: dot.PackedWeights = self.packed[key]
-        shift = -dot.zero(self._code_type(op.inputs[0]))
+        codes = self._code_type(op.inputs[0])
+        quads = dot.narrow_quads(codes, op.weight_type) if self.core.dot_has_narrow_sums(self.machine) else 0
+        shift = -dot.zero(codes)
         start = self._by_block(self._int32(shift * packed.sums), packed.blocks)
         if pixel:
             walk = self.core.DotWalk("images", 1, 1, 1, 1)
@@ -544,19 +576,22 @@ class DotPlanner:
         self.plan.convolution(
             walk=walk, channels=len(packed.sums), chain=chain, source=source.view, stride=stride,
             outputs=packed.outputs, lists=[(offsets, packed.quads) for offsets in packed.lists], start=start,
-            weights=packed.data, bits=packed.bits,
-            tables=packed.tables, scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS, **self._gathering(packed),
+            weights=packed.data, bits=packed.bits, tables=packed.tables, narrow_quads=quads,
+            scratch=self.scratch, scratch_chunks=SCRATCH_CHUNKS, **self._gathering(packed),
         )  # fmt: skip
         if last:
             self._finished(i)
         macs = int(op.macs(self.values[op.inputs[0]]))
-        share = macs * len(positions) // max(1, op.weight.shape[2] * op.weight.shape[3])
-        self._add(i, "dot", complete, share, what)
+        share = macs * len(positions) // max(1, op.kernel[0] * op.kernel[1])
+        self._add(i, "dot16" if quads else "dot", complete, share, what)
 
-    @staticmethod
-    def _gathered(step: int, stride: p.Pair, width: int) -> bool:
-        """Whether pixels lie across cache lines, or so few are in a row that those of several should share a tile."""
-        return step % DEPTH != 0 or (stride != (1, 1) and width <= ROW * round_up(width, PIXELS // 2))
+    def _gathered(self, source: Place, stride: p.Pair, size: tuple[int, ...]) -> bool:
+        """Whether pixels lie across cache lines, or so many pads or ends of rows between them that tiles are sparse."""
+        if stride == (1, 1):
+            sparse = size[0] * size[1] < 0.9 * source.rows * source.pitch
+        else:
+            sparse = size[1] <= ROW * round_up(size[1], PIXELS // 2)
+        return sparse or (gathers(self.core, self.machine) and source.step % DEPTH != 0)
 
     def _gathering(self, packed: dot.PackedWeights) -> dict[str, Any]:
         """Room for the chunks of as many tiles as the second cache may hold."""

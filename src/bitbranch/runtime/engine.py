@@ -20,9 +20,10 @@ from . import program as p
 from .choice import forced
 from .dot_planner import DotPlanner
 from .lanes import Lane, Lanes
-from .planner import Planner, StepInfo
+from .planner import Planner
 from .profile import Profile, ProfileRow, ceiling
 from .recipe import Recipe
+from .steps import StepInfo
 from .workspace import Stored
 
 WORKSPACE = 4 << 20
@@ -47,6 +48,15 @@ def _core() -> Any:
         ) from None
 
 
+def compiled_core() -> Any:
+    """The compiled core itself, for what is no network.
+
+    Raises:
+        BitbranchError: it is not installed.
+    """
+    return _core()
+
+
 def instruction_sets() -> list[str]:
     """Names for ``isa=`` that this build and this processor have, the widest first.
 
@@ -54,6 +64,10 @@ def instruction_sets() -> list[str]:
         BitbranchError: the compiled core is not installed.
     """
     return list(_core().instruction_sets())
+
+
+PLANAR_SETS = ("avx512_vbmi", "avx512", "avx2", "neon", "scalar")
+"""The instruction sets with planar kernels of their own; the others have those of one of these."""
 
 
 def has_dot_products(isa: str) -> bool:
@@ -115,10 +129,12 @@ class Engine:
             exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
             depend on it.
         callers: most calls that run at once; ``None`` for as many as have ``threads`` cores each, at least one.
+        path: ``"planar"`` or ``"products"``, to force one of the engine's two paths; ``None`` for the faster one. A
+            forced family is planar. Results do not depend on it.
 
     Raises:
-        InputError: unknown instruction set, ``threads`` or ``callers`` out of range, or a family that a named
-            convolution cannot have.
+        InputError: unknown instruction set or path, one that cannot run the program, ``threads`` or ``callers`` out of
+            range, or a family that a named convolution cannot have.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -130,6 +146,7 @@ class Engine:
         isa: str | None = None,
         families: Mapping[str, str] | None = None,
         callers: int | None = None,
+        path: str | None = None,
     ) -> None:
         core = _core()
         threads = _count("threads", threads, _cores())
@@ -150,15 +167,24 @@ class Engine:
         self._plans: dict[int, _Planned] = {}
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
         lane = self._lanes.take()
-        self._dot = not self._forced and takes_dot(self.program, isa)
+        self._dot = not self._forced and self._takes_dot(path)
         self._part = PART_MAX  # of the first plan, which needs one image
         images = WORKSPACE // self._planned(1, lane).size
         self._part = max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
         self._lanes.give_back(lane)
 
+    def _takes_dot(self, path: str | None) -> bool:
+        """Whether the dot-product path runs the program, given which one is forced."""
+        if path not in (None, "planar", "products"):
+            raise InputError(f"path {path!r}: expected 'planar', 'products' or None")
+        if path == "products" and (reason := dot.refuses(self.program)):
+            raise InputError(f"path 'products': {reason}")
+        return takes_dot(self.program, self.isa) if path is None else path == "products"
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as the program and how it runs: a copy plans again."""
-        return Engine, (self.program, self.threads, self.isa, self.families, self.callers)
+        path = "products" if self._dot else "planar"
+        return Engine, (self.program, self.threads, self.isa, self.families, self.callers, path)
 
     def __repr__(self) -> str:
         return f"Engine({self.program.info.get('name', 'program')!r}, threads={self.threads}, isa={self.isa!r})"

@@ -290,7 +290,9 @@ def border(op: p.Conv, size: p.Pair, out: p.Pair) -> tuple[npt.NDArray[np.int32]
         return None
     rows, row_of = np.unique(inside[0], axis=0, return_inverse=True)
     columns, column_of = np.unique(inside[1], axis=0, return_inverse=True)
-    weight = op.weight_type.decode(op.weight, op.weight_type.dtype).sum(axis=1, dtype=np.int32).astype(np.int64)
+    weight = np.empty((op.packed.shape[0], *op.kernel), np.int64)
+    for here, codes in op.packed.pieces():
+        weight[here] = op.weight_type.decode(codes, op.weight_type.dtype).sum(axis=1, dtype=np.int32)
     read = np.einsum("oij,ri,cj->orc", weight, rows.astype(np.int64), columns.astype(np.int64), optimize=True)
     missing = weight.sum(axis=(1, 2))[:, None] - read.reshape(len(weight), -1)
     classes = 1 + row_of.reshape(-1, 1) * len(columns) + column_of.reshape(1, -1)

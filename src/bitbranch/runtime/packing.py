@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import CodeType, Ints, Kind, uniform_encoder
+from ..contract import CodeType, Ints, uniform_encoder
 from ..errors import FormatError
 from .checks import ELEMENTS_MAX
+from .codes import PackedCodes, nominal_size, pack_codes, packed_size, unpack_codes
 
 Form = int | list[int]
 """How an array of integers is stored: its width in bytes, or the four widths of a :func:`draw_lines` rule."""
@@ -24,66 +23,10 @@ LINE_LENGTH = 256
 """Longest row along a line."""
 LINES_SIZE = 1 << 24
 """Most numbers in the rows of one array of lines: a few bytes of a file make no more."""
+LINES_TOGETHER = 64
+"""Rows that are drawn at once."""
 LINE_MAX = (1 << 55) - 1
 """Largest magnitude of a line's slope and offset: a line of the longest row stays within int64."""
-
-_THREES = 3 ** np.arange(5)  # five ternary digits to a byte: 3^5 = 243 <= 256
-
-
-def packed_size(count: int, code_type: CodeType) -> int:
-    """Bytes that ``count`` codes take in a file."""
-    return -(-count // 5) if code_type.kind is Kind.TERNARY else -(-count * code_type.bits // 8)
-
-
-def nominal_size(count: int, code_type: CodeType) -> int:
-    """Bytes of ``count`` codes at their nominal bits; a ternary code counts as 2."""
-    return -(-count * code_type.bits // 8)
-
-
-def pack_codes(codes: npt.NDArray[np.uint8], code_type: CodeType) -> bytes:
-    """Codes of any shape, in C order, at their bits.
-
-    K-bit codes follow each other without gaps, least significant bit first; ternary codes are base-3 digits, five to
-    a byte, the first the least significant. What is left of the last byte is 0.
-    """
-    flat = codes.reshape(-1)
-    if code_type.kind is Kind.TERNARY:
-        digits = np.pad(flat, (0, -flat.size % 5)).reshape(-1, 5)
-        return (digits @ _THREES).astype(np.uint8).tobytes()
-    bits = np.unpackbits(flat[:, None], axis=1, count=code_type.bits, bitorder="little")
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-@lru_cache(maxsize=16)
-def _codes_of_bytes(code_type: CodeType) -> npt.NDArray[np.uint8] | None:
-    """``[bytes, codes per byte]``: the codes that each byte holds; ``None`` where codes lie across bytes."""
-    if code_type.kind is Kind.TERNARY:
-        return (np.arange(243)[:, None] // _THREES % 3).astype(np.uint8)
-    if 8 % code_type.bits:
-        return None
-    return (np.arange(256)[:, None] >> np.arange(0, 8, code_type.bits) & code_type.count - 1).astype(np.uint8)
-
-
-def unpack_codes(data: bytes, count: int, code_type: CodeType) -> npt.NDArray[np.uint8]:
-    """The inverse of :func:`pack_codes`: ``count`` codes, ``[count]``.
-
-    Raises:
-        FormatError: a byte that holds no five ternary digits, or something in the unused bits.
-    """
-    packed = np.frombuffer(data, np.uint8)
-    table = _codes_of_bytes(code_type)
-    if table is not None:
-        if packed.max(initial=0) >= len(table):
-            raise FormatError(f"byte {packed.max()} holds no ternary codes")
-        flat = table.take(packed, axis=0, mode="clip").reshape(-1)  # clip: nothing is checked a second time
-        codes, rest = flat[:count], flat[count:]
-    else:
-        bits = np.unpackbits(packed, bitorder="little")
-        used = bits[: count * code_type.bits].reshape(count, code_type.bits)
-        codes, rest = np.packbits(used, axis=1, bitorder="little")[:, 0], bits[count * code_type.bits :]
-    if rest.any():
-        raise FormatError("unused bits after the last code are not 0")
-    return codes
 
 
 def draw_lines(slope: Ints, offset: Ints, lo: Ints, hi: Ints, length: int) -> Ints:
@@ -96,8 +39,12 @@ def draw_lines(slope: Ints, offset: Ints, lo: Ints, hi: Ints, length: int) -> In
     Returns:
         ``[C, length]``.
     """
-    line = (offset[:, None] + slope[:, None] * np.arange(length)) >> LINE_FRACTION
-    return np.clip(line, lo[:, None], hi[:, None])
+    rows = np.empty((len(slope), length), np.int64)
+    for first in range(0, len(slope), LINES_TOGETHER):
+        here = slice(first, first + LINES_TOGETHER)
+        line = (offset[here, None] + slope[here, None] * np.arange(length)) >> LINE_FRACTION
+        np.clip(line, lo[here, None], hi[here, None], out=rows[here])
+    return rows
 
 
 def fit_lines(rows: Ints) -> tuple[Ints, Ints, Ints, Ints] | None:
@@ -172,6 +119,11 @@ class Writer:
         self.data += pack_codes(codes, code_type)
         self.budget += nominal_size(codes.size, code_type)
 
+    def packed_codes(self, codes: PackedCodes) -> None:
+        """Codes that are at their bits already."""
+        self.data += codes.data.data
+        self.budget += nominal_size(codes.size, codes.code_type)
+
     def integers(self, a: npt.NDArray[np.signedinteger]) -> Form:
         """Integers ``[C]`` or ``[C, n]``, along lines if that is shorter, else at the narrowest width.
 
@@ -202,11 +154,11 @@ class Writer:
 class Reader:
     """Takes parameters from a block of bytes; nothing is allocated before the bytes for it are known to be there."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data = memoryview(data)
         self.position = 0
 
-    def _take(self, size: int) -> bytes:
+    def _take(self, size: int) -> memoryview:
         rest = len(self.data) - self.position
         if size > rest:
             raise FormatError(f"needs {size} bytes of data where {rest} are left")
@@ -217,6 +169,10 @@ class Reader:
         """Codes of this shape."""
         count = _elements(shape)
         return unpack_codes(self._take(packed_size(count, code_type)), count, code_type).reshape(shape)
+
+    def packed_codes(self, shape: tuple[int, ...], code_type: CodeType) -> PackedCodes:
+        """Codes of this shape, left where they are: a view of the block."""
+        return PackedCodes(self._take(packed_size(_elements(shape), code_type)), shape, code_type)
 
     def integers(self, shape: tuple[int, ...], form: Form) -> Ints:
         """Integers of this shape, stored in this form."""

@@ -18,6 +18,8 @@ class Cost:
     """Nanoseconds that finishing an output takes."""
     depthwise: float
     """Nanoseconds for each tap of a depthwise output."""
+    narrow: float = 0.0
+    """The same as ``gmacs`` where sums of products stay in 16 bits for a while; 0: they never do."""
 
     def milliseconds(self, program: p.Program) -> float:
         """An estimate for one image."""
@@ -29,6 +31,8 @@ class Cost:
             assert isinstance(source, p.Codes)
             macs, outputs = op.macs(source), value.shape[0] * value.shape[1] * value.shape[2]
             rate = self.gmacs[min(source.code_type.bits, len(self.gmacs)) - 1]
+            if self.narrow and dot.narrow_quads(source.code_type, op.weight_type):
+                rate = self.narrow
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
             total += 1e-6 * (nanoseconds + outputs * self.output)
         return total
@@ -37,7 +41,10 @@ class Cost:
 PRODUCTS = {
     "amx": Cost((1200,), 0.3, 0.065),
     "avx512_vnni": Cost((235,), 0.3, 0.065),
+    "avx512_vbmi": Cost((45,), 0.33, 0.065, narrow=175),
+    "avx512": Cost((45,), 0.33, 0.065, narrow=175),
     "avx_vnni": Cost((130,), 0.4, 0.1),
+    "avx2": Cost((33,), 0.45, 0.1, narrow=112),
 }
 """The dot-product path, where the processor has instructions for it.
 
@@ -62,5 +69,5 @@ def prefers_products(program: p.Program, isa: str, sextets: bool) -> bool:
     """
     if isa not in PRODUCTS:
         return True
-    planar = PLANAR["avx2" if isa == "avx_vnni" else "sextets" if sextets else "avx512"]
+    planar = PLANAR["avx2" if isa in ("avx_vnni", "avx2") else "sextets" if sextets else "avx512"]
     return PRODUCTS[isa].milliseconds(program) <= planar.milliseconds(program)

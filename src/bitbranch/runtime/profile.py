@@ -9,6 +9,8 @@ from typing import Any
 
 CEILING_TAPS = 36
 """Of the micro-benchmark's tile: as many as a 3x3 convolution of 16 channels has, all in the first cache."""
+MANY_QUADS = 1000
+"""Of the dot-product path's 16-bit sums: more than its tile has."""
 CEILING_SECONDS = 1e-3
 """Length of one measurement."""
 CEILING_ROUNDS = 5
@@ -152,9 +154,10 @@ def ceiling(core: Any, isa: str, family: str, bits: int) -> float | None:
         ``None`` where the instruction set has no such kernel, or there is no micro-benchmark for it.
     """
     machine = core.Machine(isa, 1)
-    if family == "dot":
-        core.dot_rate(machine, 4, 100)
-        return max(macs / seconds / 1e9 for seconds, macs in (core.dot_rate(machine, 4, 1000) for _ in range(9)))
+    if family in ("dot", "dot16"):
+        quads = 0 if family == "dot" else MANY_QUADS
+        core.dot_rate(machine, 4, quads, 100)
+        return max(macs / seconds / 1e9 for seconds, macs in (core.dot_rate(machine, 4, quads, 1000) for _ in range(9)))
     rates = []
     for kernel in core.kernels(isa):
         if kernel.family.rstrip("0123456789") != family and kernel.family != family:

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, Ints, bounds_of_sums, weight_sums
+from ..contract import ACCUMULATOR_MAX, REQUANTIZE_OFFSET_MAX, CodeType, Ints, bounds_of_sums
 from ..errors import FormatError, InputError
 from .checks import (
     ELEMENTS_MAX,
@@ -39,6 +41,7 @@ from .checks import (
     same,
     window_size,
 )
+from .codes import PackedCodes
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -89,6 +92,9 @@ def _slide(what: str, x: Value, kernel: Pair, stride: Pair, padding: Padding, di
     return size
 
 
+AnyOperation = TypeVar("AnyOperation", bound="Operation")
+
+
 @dataclass(frozen=True)
 class Operation:
     """Base of all operations. ``name`` is the layer's name in the user's network, ``inputs`` are value numbers."""
@@ -111,8 +117,14 @@ class Operation:
         return 0
 
     def arrays(self) -> Iterator[Array]:
-        """The parameter arrays."""
-        return (v for v in vars(self).values() if isinstance(v, np.ndarray))
+        """The parameter arrays; weights are decoded."""
+        return (v for name in vars(self) if isinstance(v := getattr(self, name), np.ndarray))
+
+    def reading(self: AnyOperation, inputs: tuple[int, ...]) -> AnyOperation:
+        """The same operation on other values; it shares the parameters."""
+        other = copy(self)
+        object.__setattr__(other, "inputs", inputs)
+        return other
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -172,7 +184,86 @@ class Encode(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class Conv(Operation):
+class Convolution(Operation):
+    """What both kinds of convolution have in common: weights.
+
+    Weights are held at their bits, as they lie in a file. Every read of ``weight`` decodes them anew, into an array
+    that cannot be written; their shape, their sums and single rows are to be had from ``packed`` for less.
+    """
+
+    weight: npt.NDArray[np.uint8]
+    weight_type: CodeType
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        with suppress(FormatError):  # infer() says it, and whose weights they are
+            self._check_weight()
+            if not isinstance(self._held, PackedCodes):
+                vars(self)["weight"] = PackedCodes.pack(self._held, self.weight_type)
+
+    @property
+    def _held(self) -> PackedCodes | npt.NDArray[np.uint8]:
+        return vars(self)["weight"]
+
+    @property
+    def packed(self) -> PackedCodes:
+        """The weights at their bits."""
+        assert isinstance(self._held, PackedCodes), "not checked"
+        return self._held
+
+    @property
+    def kernel(self) -> Pair:
+        return self.packed.shape[2], self.packed.shape[3]
+
+    def values(self) -> npt.NDArray[np.int32]:
+        """The weights as integers, in the shape of ``weight``."""
+        return self.weight_type.decode(self.weight)
+
+    def _check_weight(self) -> None:
+        require_code_type(self.weight_type)
+        held = self._held
+        if isinstance(held, PackedCodes):
+            require(len(held.shape) == 4 and held.code_type == self.weight_type, f"{held} do not fit")
+            return
+        require_array("weight", held, np.uint8, (None, None, None, None))
+        require(held.size > 0, "weight is empty")
+        require(int(held.max()) < self.weight_type.count, "weight holds codes beyond its type")
+
+    def _check(self, channels: int) -> None:
+        """Check weights and groups against the channels of the input."""
+        self._check_weight()
+        require_ints("groups", (self.groups,), 1, 1, SIZE_MAX)
+        require(
+            self._fits(channels),
+            f"weight {self.packed.shape} in {self.groups} groups does not fit {channels} input channels",
+        )
+
+    def _fits(self, channels: int) -> bool:
+        raise NotImplementedError
+
+
+def _weight(op: Convolution) -> npt.NDArray[np.uint8]:
+    held = op._held
+    if not isinstance(held, PackedCodes):
+        return held
+    codes = held.decode()
+    codes.flags.writeable = False  # what is written here would be lost
+    return codes
+
+
+def _hold(op: Convolution, weight: npt.NDArray[np.uint8] | PackedCodes) -> None:
+    vars(op)["weight"] = weight
+
+
+# The dataclass's argument is an array of codes or PackedCodes; what is read is an array.
+Convolution.weight = property(_weight, _hold)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Convolution):
     """Convolution (or linear layer): codes to accumulators, ``acc = sum w * x``; padding means the real 0.
 
     Args:
@@ -183,47 +274,30 @@ class Conv(Operation):
         groups: divides I and O.
     """
 
-    weight: npt.NDArray[np.uint8]
-    weight_type: CodeType
-    stride: Pair = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-
-    @property
-    def kernel(self) -> Pair:
-        return self.weight.shape[2], self.weight.shape[3]
-
-    def values(self) -> npt.NDArray[np.int32]:
-        """The weights as integers, ``[O, I / groups, kh, kw]``."""
-        return self.weight_type.decode(self.weight)
-
     def sums(self) -> tuple[Ints, Ints]:
         """Sum of the weights, and of their magnitudes, per output ``[O]``."""
-        return weight_sums(self.weight_type.decode(self.weight, self.weight_type.dtype))
+        return self.packed.sums
+
+    def _fits(self, channels: int) -> bool:
+        return self.packed.shape[0] % self.groups == 0 and self.packed.shape[1] * self.groups == channels
+
+    def _size(self, x: Value) -> Pair:
+        return _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
 
     def infer(self, *inputs: Value) -> Integers:
         x = _codes("convolution", inputs[0])
-        channels = x.shape[0]
-        require_code_type(self.weight_type)
-        require_ints("groups", (self.groups,), 1, 1, SIZE_MAX)
-        require_array("weight", self.weight, np.uint8, (None, None, None, None))
-        require(self.weight.size > 0, "weight is empty")
-        require(int(self.weight.max()) < self.weight_type.count, "weight holds codes beyond its type")
-        outputs = self.weight.shape[0]
-        fits = outputs % self.groups == 0 and self.weight.shape[1] * self.groups == channels
-        require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
-        size = _slide("convolution", x, self.kernel, self.stride, self.padding, self.dilation)
+        self._check(x.shape[0])
+        size = self._size(x)
         lo, hi = bounds_of_sums(*self.sums(), x.code_type)
-        return Integers((outputs, *size), int(lo.min()), int(hi.max()))
+        return Integers((self.packed.shape[0], *size), int(lo.min()), int(hi.max()))
 
     def macs(self, *inputs: Value) -> int:
-        out = self.infer(*inputs)
-        return int(self.weight.size) * out.shape[1] * out.shape[2]
+        height, width = self._size(inputs[0])
+        return self.packed.size * height * width
 
 
 @dataclass(frozen=True, eq=False)
-class ConvTranspose(Operation):
+class ConvTranspose(Convolution):
     """Transposed convolution: codes to accumulators, the adjoint of :class:`Conv` in its input.
 
     Input pixel ``(y, x)`` adds ``w[:, :, i, j] * code`` to output pixel ``(sy * y + dy * i - top, sx * x + dx * j -
@@ -238,31 +312,12 @@ class ConvTranspose(Operation):
         groups: divides I and O.
     """
 
-    weight: npt.NDArray[np.uint8]
-    weight_type: CodeType
-    stride: Pair = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-
-    @property
-    def kernel(self) -> Pair:
-        return self.weight.shape[2], self.weight.shape[3]
-
-    def values(self) -> npt.NDArray[np.int32]:
-        """The weights as integers, ``[I, O / groups, kh, kw]``."""
-        return self.weight_type.decode(self.weight)
+    def _fits(self, channels: int) -> bool:
+        return self.packed.shape[0] == channels and channels % self.groups == 0
 
     def infer(self, *inputs: Value) -> Integers:
         x = _codes("transposed convolution", inputs[0])
-        channels = x.shape[0]
-        require_code_type(self.weight_type)
-        require_ints("groups", (self.groups,), 1, 1, SIZE_MAX)
-        require_array("weight", self.weight, np.uint8, (None, None, None, None))
-        require(self.weight.size > 0, "weight is empty")
-        require(int(self.weight.max()) < self.weight_type.count, "weight holds codes beyond its type")
-        fits = self.weight.shape[0] == channels and channels % self.groups == 0
-        require(fits, f"weight {self.weight.shape} in {self.groups} groups does not fit {channels} input channels")
+        self._check(x.shape[0])
         for name, pair in (("kernel", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
             require_ints(f"transposed convolution: {name}", pair, 2, 1, SIZE_MAX)
         require_ints("transposed convolution: padding", self.padding, 4, -SIZE_MAX, SIZE_MAX)
@@ -277,20 +332,22 @@ class ConvTranspose(Operation):
         require(min(size) >= 1, f"transposed convolution: padding {self.padding} leaves no output")
         require(size[0] * size[1] <= ELEMENTS_MAX, "transposed convolution: the output is too large")
         lo, hi = self.bounds(x.code_type)
-        return Integers((self.weight.shape[1] * self.groups, size[0], size[1]), lo, hi)
+        return Integers((self.packed.shape[1] * self.groups, size[0], size[1]), lo, hi)
 
     def bounds(self, code_type: CodeType) -> Pair:
         """Proven bounds of the accumulators: an output pixel sums some of its channel's weights, each at most once."""
-        weight = self.values().astype(np.int64)
-        inputs, per_group = weight.shape[:2]
-        by_output = weight.reshape(self.groups, inputs // self.groups, per_group, -1).transpose(0, 2, 1, 3)
-        flat = by_output.reshape(self.groups * per_group, -1)
-        low = np.minimum(np.minimum(flat * code_type.lo, flat * code_type.hi), 0).sum(axis=1)
-        high = np.maximum(np.maximum(flat * code_type.lo, flat * code_type.hi), 0).sum(axis=1)
+        inputs, per_group = self.packed.shape[:2]
+        low, high = np.zeros((2, self.groups, per_group), np.int64)
+        for rows, codes in self.packed.pieces():
+            weight = self.weight_type.decode(codes).astype(np.int64)
+            ends = weight * code_type.lo, weight * code_type.hi
+            group = np.arange(rows.start, rows.stop) // (inputs // self.groups)
+            np.add.at(low, group, np.minimum(np.minimum(*ends), 0).sum(axis=(2, 3)))
+            np.add.at(high, group, np.maximum(np.maximum(*ends), 0).sum(axis=(2, 3)))
         return int(low.min()), int(high.max())
 
     def macs(self, *inputs: Value) -> int:
-        return int(self.weight.size) * inputs[0].shape[1] * inputs[0].shape[2]
+        return self.packed.size * inputs[0].shape[1] * inputs[0].shape[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -652,7 +709,7 @@ def load(path: str | os.PathLike[str]) -> Program:
 
 
 __all__ = [
-    "Add", "Codes", "Concat", "Conv", "ConvTranspose", "Encode", "Images", "Integers", "MaxPool", "Operation",
-    "Output", "Padding", "Pair", "Program", "Reals", "Requantize", "Scale", "SumPool", "Threshold", "Upsample", "Value",
-    "load", "window_size",
+    "Add", "Codes", "Concat", "Conv", "ConvTranspose", "Convolution", "Encode", "Images", "Integers", "MaxPool",
+    "Operation", "Output", "Padding", "Pair", "Program", "Reals", "Requantize", "Scale", "SumPool", "Threshold",
+    "Upsample", "Value", "load", "window_size",
 ]  # fmt: skip

@@ -42,7 +42,7 @@ def pool_first(program: p.Program) -> Rewritten:
     for i, op in enumerate(program.operations):
         if i in number:
             continue  # a pool that was moved
-        operations.append(replace(op, inputs=tuple(number[j] for j in op.inputs)))
+        operations.append(op.reading(tuple(number[j] for j in op.inputs)))
         values.append(program.values[i])
         origin.append(i)
         number[i] = len(operations) - 1
@@ -54,7 +54,7 @@ def pool_first(program: p.Program) -> Rewritten:
         pool = _common_pool(program.operations, i, readers)
         value = program.values[i]
         if isinstance(op, p.Conv) and pool is not None:
-            operations.append(replace(pool, inputs=(number[i],)))
+            operations.append(pool.reading((number[i],)))
             values.append(pool.infer(value))
             origin.append(-1)
             number[i] = len(operations) - 1

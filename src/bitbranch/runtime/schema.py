@@ -69,14 +69,14 @@ def _tuple(length: int) -> Field:
 
 
 def _weight() -> Field:
-    """Its shape; the data holds its codes."""
+    """Its shape; the data holds its codes, which stay there."""
 
     def to_json(v: Any, op: Conv | ConvTranspose, data: Writer) -> Json:
-        data.codes(v, op.weight_type)
+        data.packed_codes(v)
         return list(v.shape)
 
     def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> Any:
-        return data.codes(_integers(json, 4), earlier["weight_type"])
+        return data.packed_codes(_integers(json, 4), earlier["weight_type"])
 
     return Field(to_json, from_json)
 
@@ -259,7 +259,7 @@ def operation_to_json(op: Operation, data: Writer) -> tuple[str, list[Json]]:
     while names and names[-1] in defaults and same(getattr(op, names[-1]), defaults[names[-1]]):
         names.pop()
     tag = kind if row.code_type is None else f"{kind}:{getattr(op, row.code_type)}"
-    return tag, [row.fields[name].to_json(getattr(op, name), op, data) for name in names]
+    return tag, [row.fields[name].to_json(vars(op)[name], op, data) for name in names]  # weights as they are held
 
 
 def operation_from_json(tag: str, given: Json, name: Json, inputs: Json, data: Reader) -> Operation:

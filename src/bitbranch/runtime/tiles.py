@@ -14,8 +14,10 @@ from . import program as p
 from .dot import fit_lines
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
-PACKED_TOGETHER = 64
-"""Outputs whose weights are packed at once: many are quick, few need little memory."""
+PACKED_TOGETHER, PACKED_WEIGHTS = 64, 1 << 17
+"""Outputs, and about how many weights, that are packed at once: many are quick, few need little memory."""
+LIMITS_TOGETHER = 64
+"""Channels whose limits are looked at at once."""
 XNOR_GROUP = 16
 """Taps that the XNOR kernels add up at once."""
 INT16_MAX = 2**15 - 1
@@ -51,19 +53,20 @@ def _tiles(op: p.Conv, outputs: int, per_unit: int, fill: int) -> Iterator[tuple
         where an output does not read a channel and ``fill`` where there is no channel.
     """
     value_of = op.weight_type.decode(np.arange(op.weight_type.count)).astype(np.int16)
-    count, per_group = op.weight.shape[:2]
+    count, per_group = op.packed.shape[:2]
     channels, kernel = per_group * op.groups, op.kernel[0] * op.kernel[1]
     outputs_per_group = count // op.groups
-    step = min(PACKED_TOGETHER, round_up(count, CHUNK)) if op.groups == 1 else outputs
+    together = min(PACKED_TOGETHER, PACKED_WEIGHTS // (per_group * kernel) // CHUNK * CHUNK, round_up(count, CHUNK))
+    step = max(CHUNK, together) if op.groups == 1 else outputs
     for first in range(0, round_up(count, CHUNK), step):
-        here = range(first, min(first + step, count))
+        here = range(min(first, count), min(first + step, count))
         groups = [o // outputs_per_group for o in here]
         units = range(0)
         if groups:
             units = range(groups[0] * per_group // per_unit, -(-(groups[-1] + 1) * per_group // per_unit))
         rows = min(step, round_up(count, CHUNK) - first)
         dense = np.zeros((rows, len(units) * per_unit, kernel), np.int16)
-        values = value_of[op.weight[here.start : here.stop]].reshape(len(here), per_group, kernel)
+        values = value_of[op.packed.rows(here.start, here.stop)].reshape(len(here), per_group, kernel)
         if op.groups == 1:
             dense[: len(here), :channels] = values
         else:
@@ -92,7 +95,7 @@ def dictionary_digits(op: p.Conv, per_unit: int) -> tuple[int, ...] | None:
     if weight_type.count > 4:
         return None
     digits = tuple(range(weight_type.lo, weight_type.hi + 1, weight_type.step))
-    aligned = op.groups == 1 or (op.weight.shape[1] % per_unit == 0 and op.weight.shape[0] // op.groups % CHUNK == 0)
+    aligned = op.groups == 1 or (op.packed.shape[1] % per_unit == 0 and op.packed.shape[0] // op.groups % CHUNK == 0)
     if aligned or 0 in digits:
         return digits
     return (-1, 0, 1) if digits == (-1, 1) else None
@@ -151,6 +154,7 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
     digit_of = np.zeros(max(digits) - min(digits) + 1, np.uint8)
     digit_of[np.asarray(digits) - min(digits)] = np.arange(base)
     digit_of[-min(digits)] = digits.index(0 if 0 in digits else fill)  # outputs beyond the last have zeros
+    narrow_bias = bias.astype(np.int16)
     packed, units, biases = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, fill):
         digit = digit_of[dense - np.int16(min(digits))]
@@ -160,14 +164,14 @@ def pack_dictionary(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...
             words += digit[:, :, :, :, j] * np.uint8(base**j)
         packed += list((words * np.uint8(step)).transpose(0, 2, 4, 3, 1).reshape(len(words), -1))
         units += tile_units
-        biases.append(bias[words].sum(axis=(2, 3, 4)).ravel())
+        biases.append(narrow_bias[words].sum(axis=(2, 3, 4), dtype=np.int64).ravel())
     flush = dictionary_flush(digits, form.bits, form.sextets)
     return _packed(packed, units, words_per_unit * outputs, np.concatenate(biases), tables, flush)
 
 
 def is_sparse(op: p.Conv) -> bool:
     """Whether an output reads few of the channels that its chunk of outputs reads: depthwise and similar."""
-    return op.groups > 1 and op.weight.shape[1] < CHUNK and op.weight.shape[0] // op.groups < CHUNK
+    return op.groups > 1 and op.packed.shape[1] < CHUNK and op.packed.shape[0] // op.groups < CHUNK
 
 
 @lru_cache(maxsize=4)
@@ -197,11 +201,11 @@ def pack_xnor(op: p.Conv, form: Form, outputs: int, digits: tuple[int, ...]) -> 
         digits: the weights' values, see :func:`dictionary_digits`.
     """
     ternary, per_unit = len(digits) == 3, form.channels_per_unit
-    powers = (3 if ternary else 2) ** np.arange(per_unit)
+    powers = ((3 if ternary else 2) ** np.arange(per_unit)).astype(np.uint8)
     digit_of = np.asarray([2, 0, 1] if ternary else [1, 0, 0], np.uint8)  # of -1, 0 and 1
     packed, units, negative = [], [], []
     for tile_units, dense in _tiles(op, outputs, per_unit, 0):
-        words = (digit_of[dense + 1] * powers[:, None]).sum(axis=3).astype(np.uint8)
+        words = (digit_of[dense + np.int16(1)] * powers[:, None]).sum(axis=3, dtype=np.uint8)
         words = words.transpose(0, 2, 3, 1).reshape(len(words), -1, outputs)  # [tiles, taps, outputs]
         words = np.pad(words, ((0, 0), (0, -words.shape[1] % XNOR_GROUP), (0, 0)))
         words = words.reshape(len(words), -1, XNOR_GROUP, outputs).transpose(0, 1, 3, 2)
@@ -227,7 +231,7 @@ def pack_pairs(op: p.Conv, outputs: int, bits: int) -> PackedWeights:
             pairs = np.concatenate([pairs, pairs], axis=-1)
         packed += list(pairs.astype(f"i{bits // 8}", order="C").reshape(len(pairs), -1).view(np.uint8))
         units += tile_units
-    bias = np.zeros(round_up(op.weight.shape[0], CHUNK), np.int64)
+    bias = np.zeros(round_up(op.packed.shape[0], CHUNK), np.int64)
     return _packed(packed, units, 4 * outputs, bias)
 
 
@@ -240,7 +244,7 @@ def pack_tap_pairs(op: p.Conv, outputs: int, bits: int, weights: Ints) -> Packed
         bits: see :func:`pack_pairs`.
         weights: ``[pairs, 2]`` index into an output's weights, or beyond them for 0.
     """
-    values = op.values().reshape(len(op.weight), -1)
+    values = op.values().reshape(op.packed.shape[0], -1)
     rows = round_up(len(values), CHUNK)
     padded = np.pad(values, ((0, rows - len(values)), (0, 1)))[:, weights].astype(f"i{bits // 8}")
     pairs = padded.reshape(-1, outputs, len(weights), 2).transpose(0, 2, 1, 3)
@@ -298,11 +302,11 @@ def pack_ranks(op: p.Conv, code_type: CodeType, lanes: int, bits: int) -> Linear
     """
     low, step, steps = op.weight_type.lo, op.weight_type.step, 8 // bits
     rank = ((op.weight_type.decode(np.arange(op.weight_type.count)) - low) // step).astype(np.uint8)
-    outputs, deep = len(op.weight), op.weight[0].size
+    outputs, deep = op.packed.shape[0], op.packed.row_size
     depth = round_up(deep, 4 * steps)
     packed = np.zeros((round_up(outputs, lanes) // lanes, depth // (4 * steps), lanes, 4), np.uint8)
     for tile in range(len(packed)):
-        codes = op.weight[tile * lanes : (tile + 1) * lanes].reshape(-1, deep)
+        codes = op.packed.rows(tile * lanes, min((tile + 1) * lanes, outputs)).reshape(-1, deep)
         ranks = np.zeros((lanes, depth), np.uint8)
         ranks[: len(codes), :deep] = rank[codes]
         places = ranks.reshape(lanes, -1, steps, 4)
@@ -321,20 +325,22 @@ def pack_linear(op: p.Conv, size: p.Pair, lanes: int) -> LinearWeights:
         size: height and width of its input.
         lanes: outputs of the kernel's tile.
     """
-    values = op.values()
-    outputs, channels = values.shape[:2]
-    dense = np.zeros((outputs, channels, *size), np.int32)
-    for i in range(op.kernel[0]):
-        for j in range(op.kernel[1]):
+    outputs, channels = op.packed.shape[:2]
+    dtype = op.weight_type.dtype
+    deep = channels * size[0] * size[1]
+    depth = round_up(deep, 2)
+    packed = np.zeros((round_up(outputs, lanes) // lanes, depth // 2, lanes, 2), dtype)
+    for tile in range(len(packed)):
+        rows = tile * lanes, min((tile + 1) * lanes, outputs)
+        values = op.weight_type.decode(op.packed.rows(*rows), dtype)
+        dense = np.zeros((lanes, channels, *size), dtype)
+        for i, j in np.ndindex(*op.kernel):
             y, x = i * op.dilation[0] - op.padding[0], j * op.dilation[1] - op.padding[2]
             if 0 <= y < size[0] and 0 <= x < size[1]:
-                dense[:, :, y, x] = values[:, :, i, j]
-    depth = round_up(dense[0].size, 2)
-    dtype = np.int8 if -128 <= op.weight_type.lo and op.weight_type.hi <= 127 else np.int16
-    matrix = np.zeros((round_up(outputs, lanes), depth), dtype)
-    matrix[:outputs, : dense[0].size] = dense.reshape(outputs, -1)
-    tiles = matrix.reshape(-1, lanes, depth // 2, 2).transpose(0, 2, 1, 3)
-    return LinearWeights(np.ascontiguousarray(tiles).reshape(-1).view(np.uint8), depth, 8 * matrix.itemsize)
+                dense[: len(values), :, y, x] = values[:, :, i, j]
+        pairs = np.pad(dense.reshape(lanes, -1), ((0, 0), (0, depth - deep)))
+        packed[tile] = pairs.reshape(lanes, -1, 2).transpose(1, 0, 2)
+    return LinearWeights(packed.reshape(-1).view(np.uint8), depth, 8 * packed.itemsize)
 
 
 def plane_limits(thresholds: Ints, channels: int, wide: bool) -> npt.NDArray[np.int32]:
@@ -376,18 +382,12 @@ def byte_limits(
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
     out = np.full((round_up(channels, CHUNK), (1 << count.bit_length()) - 1), info.max, np.int32)
-    out[:channels, :count] = np.clip(thresholds - 1, info.min, info.max)
     guess = np.zeros((len(out), 3), np.float32)
-    with np.errstate(over="ignore"):
-        reals = out.astype(np.float32)
-        guess[:, 0] = reals[:, 0]
-        span = reals[:, -1] - reals[:, 0]
-        scale = (np.float32(out.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
-        found = ((reals - guess[:, :1]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
-    off = abs(found - np.arange(out.shape[1])).max(axis=1)
-    steps = np.select([off == 0, off == 1, off <= MOST_OFF], [1, 2, 3], 0)
-    guess[:, 1] = scale
-    guess[:, 2] = np.where((scale > 0) & (2**steps <= out.shape[1] + 1), steps, 0)
+    for first in range(0, len(out), LIMITS_TOGETHER):
+        here = slice(first, first + LIMITS_TOGETHER)
+        limits = thresholds[here] - 1
+        out[here][: len(limits), :count] = np.clip(limits, info.min, info.max)
+        guess[here] = _guess(out[here])
     if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
         lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
         if lines is not None:
@@ -395,3 +395,16 @@ def byte_limits(
             fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1)], axis=1)
             guess[:channels][good] = fitted[good]
     return out, guess
+
+
+def _guess(limits: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """Low, scale and steps of a guess, ``[C, 3]``, for limits ``[C, 2^m - 1]``; see :func:`byte_limits`."""
+    with np.errstate(over="ignore"):
+        reals = limits.astype(np.float32)
+        low, span = reals[:, 0], reals[:, -1] - reals[:, 0]
+        scale = (np.float32(limits.shape[1] - 1) / np.where(span > 0, span, np.inf)).astype(np.float32)
+        found = ((reals - low[:, None]) * scale[:, None] + np.float32(0.5)).astype(np.int64)
+    off = abs(found - np.arange(limits.shape[1])).max(axis=1)
+    steps = np.select([off == 0, off == 1, off <= MOST_OFF], [1, 2, 3], 0)
+    steps = np.where((scale > 0) & (2**steps <= limits.shape[1] + 1), steps, 0)
+    return np.stack([low, scale, steps], axis=1).astype(np.float32)

@@ -31,10 +31,10 @@ class Phase:
 
 def phases(op: p.ConvTranspose, size: p.Pair, out: p.Pair) -> list[Phase]:
     """The phases of an output of this size, for an input of ``size``; together they do ``op.macs``."""
-    inputs, per_group = op.weight.shape[:2]
+    inputs, per_group = op.packed.shape[:2]
     by_output = op.weight.reshape(op.groups, inputs // op.groups, per_group, *op.kernel).transpose(0, 2, 1, 3, 4)
     weight = by_output.reshape(op.groups * per_group, inputs // op.groups, *op.kernel)
-    found, rest = [], int(op.weight.size) * size[0] * size[1]
+    found, rest = [], op.packed.size * size[0] * size[1]
     for first in np.ndindex(min(op.stride[0], out[0]), min(op.stride[1], out[1])):
         (rows, top, down), (columns, left, across) = (_reached(op, axis, first[axis]) for axis in (0, 1))
         count = tuple(-(-(out[axis] - first[axis]) // op.stride[axis]) for axis in (0, 1))

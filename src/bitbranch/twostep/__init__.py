@@ -6,7 +6,18 @@ weights in the same way but for real pre-activations, is here, too.
 
 from .batchnorm import reestimate_batchnorm
 from .codes import learn_codes, strip_affine
-from .driver import LayerReport, learn_transforms
+from .convert import convert, place_codes
+from .driver import LayerReport, Recipe, learn_transforms
 from .hashing import hash_weights
 
-__all__ = ["LayerReport", "hash_weights", "learn_codes", "learn_transforms", "reestimate_batchnorm", "strip_affine"]
+__all__ = [
+    "LayerReport",
+    "Recipe",
+    "convert",
+    "hash_weights",
+    "learn_codes",
+    "learn_transforms",
+    "place_codes",
+    "reestimate_batchnorm",
+    "strip_affine",
+]

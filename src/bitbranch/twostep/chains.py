@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -95,9 +95,10 @@ class Graph:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
         try:
-            self.nodes = list(_Tracer().trace(model).nodes)
+            self.traced = _Tracer().trace(model)
         except Exception as error:  # tracing runs the model's own code, which may raise anything
             raise InputError(f"{type(model).__name__}: forward cannot be traced by torch.fx ({error})") from None
+        self.nodes = list(self.traced.nodes)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -108,6 +109,10 @@ class Graph:
         for node in self.nodes:
             if isinstance(self.module(node), kind):
                 yield node
+
+    def call(self, name: str) -> fx.Node:
+        """The one call of a module."""
+        return next(node for node in self.nodes if node.op == "call_module" and node.target == name)
 
     def users(self, node: fx.Node) -> list[fx.Node]:
         """Nodes that read the values of a node, as opposed to its shape."""
@@ -180,3 +185,13 @@ def _asks_shape(node: fx.Node) -> bool:
     return (node.op == "call_method" and node.target in ("size", "dim")) or (
         node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
     )
+
+
+@torch.no_grad()
+def scale_inputs(layer: QuantizedLayer, scale: Tensor) -> None:
+    """Multiply the weights that read each channel by its scale; flattened positions of a channel lie together."""
+    groups = getattr(layer, "groups", 1)
+    weight = layer.outputs_first(layer.weight).unflatten(0, (groups, -1))
+    per_input = scale.repeat_interleave(groups * weight.shape[2] // len(scale))
+    per_input = per_input.view(groups, 1, -1, *[1] * (weight.dim() - 3))
+    layer.weight.copy_(layer.native_order((weight * per_input).flatten(0, 1)))

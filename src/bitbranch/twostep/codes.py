@@ -8,20 +8,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
+from ..quantizers.lloyd import LloydActivation
 from ..quantizers.tsq import SparseActivation
-from ..training.loop import Batches, fit, to_stderr
-from .chains import Graph
+from ..training.loop import Batches, Epoch, fit, to_stderr
+from .chains import Graph, scale_inputs
+from .histogram import Histogram, equalize
 
 LOW_BITS = 7
 """Weights of at most so many bits are left float by step 1 and solved by step 2; 8-bit ones are as good as float."""
+
+
+SPARSE = (SparseActivation, LloydActivation)
+"""Codes with a dead zone."""
 
 
 def has_low_bit_weight(layer: nn.Module) -> bool:
@@ -42,13 +50,15 @@ def learn_codes(
     optimizer: str = "adam",
     weight_decay: float = 0.0,
     teacher: nn.Module | None = None,
+    affine: bool = False,
     seed: int | None = None,
+    on_sparsity: Callable[[dict[str, float]], None] | None = None,
     progress: Callable[[str], None] | None = to_stderr,
 ) -> nn.Module:
     """Train a copy of a quantized network with low-bit activations and float weights: the network of step 1.
 
     Weights of 8 bits (first and last layers) stay quantized. BatchNorms that feed sparse codes lose their affine part,
-    see :func:`strip_affine`.
+    see :func:`strip_affine`, or keep and learn it. The network may be trained before or fresh.
 
     Args:
         q: a network from ``quantize()``; not changed.
@@ -58,8 +68,12 @@ def learn_codes(
         optimizer: ``"adam"`` or ``"sgd"``.
         weight_decay: of the weights.
         teacher: a float network to distil from as well.
+        affine: keep the affine part. Then each channel has an ``eps`` and a ``D`` of its own: those of the common codes
+            over what the BatchNorm multiplies by, at the start the best for its mean and deviation, and learned from
+            there.
         seed: makes the training repeatable.
-        progress: takes one line per epoch; None is silent.
+        on_sparsity: takes, after each epoch, the share of codes 0 that each layer's input had in it, 0..1.
+        progress: takes two lines per epoch, the second with these shares; None is silent.
 
     Returns:
         The step-1 network, in evaluation mode: the teacher of :func:`learn_transforms`.
@@ -67,24 +81,35 @@ def learn_codes(
     Raises:
         InputError: no layer has low-bit weights, or ``forward`` cannot be traced.
     """
-    net = codes_network(q, progress)
-    fit(
-        net,
-        loader,
-        epochs=epochs,
-        lr=lr,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        teacher=teacher,
-        seed=seed,
-        progress=progress,
-        label="codes",
-    )
+    net = codes_network(q, progress, affine=affine)
+    sparsity = Sparsity(net)
+
+    def measured(epoch: Epoch) -> None:
+        shares = sparsity.take()
+        if progress is not None and shares:
+            progress("codes: zeros " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()))
+        if on_sparsity is not None:
+            on_sparsity(shares)
+
+    with sparsity:
+        fit(
+            net,
+            loader,
+            epochs=epochs,
+            lr=lr,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            teacher=teacher,
+            seed=seed,
+            progress=progress,
+            label="codes",
+            on_epoch=measured,
+        )
     return net
 
 
-def codes_network(q: nn.Module, progress: Callable[[str], None] | None = None) -> nn.Module:
-    """A copy of a quantized network as step 1 trains it: low-bit weights float, see :func:`strip_affine`.
+def codes_network(q: nn.Module, progress: Callable[[str], None] | None = None, *, affine: bool = False) -> nn.Module:
+    """A copy of a quantized network as step 1 trains it: low-bit weights float; arguments as for :func:`learn_codes`.
 
     Raises:
         InputError: no layer has low-bit weights, or ``forward`` cannot be traced.
@@ -95,10 +120,48 @@ def codes_network(q: nn.Module, progress: Callable[[str], None] | None = None) -
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
     for layer in layers:
         layer.weight_quantizer = None
-    lossy = strip_affine(net)
-    if progress is not None and lossy:
+    if affine:
+        equalize(net, lambda norm, _: Histogram.normal(norm.bias, norm.weight.abs()))
+    elif (lossy := strip_affine(net)) and progress is not None:
         progress(f"codes: the scale of {', '.join(lossy)} is dropped, as no layer next to it could take it over")
     return net
+
+
+class Sparsity:
+    """Measures, while a network trains, which share of each layer's input codes is 0; a context manager.
+
+    Layers whose inputs are float are left out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers = {
+            name: layer
+            for name, layer in network.named_modules()
+            if isinstance(layer, QuantizedLayer) and isinstance(layer.input_quantizer, SPARSE)
+        }
+        self.zeros = dict.fromkeys(self.layers, 0)
+        self.seen = dict.fromkeys(self.layers, 0)
+        self.hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Sparsity:
+        def count(name: str, module: nn.Module, _: object, codes: Tensor) -> None:
+            self.zeros[name] += codes.numel() - int(torch.count_nonzero(codes))
+            self.seen[name] += codes.numel()
+
+        for name, layer in self.layers.items():
+            assert layer.input_quantizer is not None
+            self.hooks.append(layer.input_quantizer.register_forward_hook(partial(count, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def take(self) -> dict[str, float]:
+        """Shares, 0..1, by the layers' names, since the last call."""
+        shares = {name: self.zeros[name] / seen for name, seen in self.seen.items() if seen}
+        self.zeros, self.seen = dict.fromkeys(self.layers, 0), dict.fromkeys(self.layers, 0)
+        return shares
 
 
 @torch.no_grad()
@@ -127,13 +190,13 @@ def strip_affine(model: nn.Module) -> list[str]:
         assert isinstance(batchnorm, _BatchNorm)
         readers, obstacles = graph.readers(node)
         behind = [layer for r in readers if isinstance(layer := graph.modules[r.layer], QuantizedLayer)]
-        if batchnorm.weight is None or not any(isinstance(r.input_quantizer, SparseActivation) for r in behind):
+        if batchnorm.weight is None or not any(isinstance(r.input_quantizer, SPARSE) for r in behind):
             continue
         gamma = batchnorm.weight.detach().clone()
         kept = not (gamma < 0).any() or _flip_outputs(graph, node, gamma < 0)
         if not obstacles and all(r.lo in (0, -math.inf) and r.hi == math.inf and not r.joined for r in readers):
             for layer in behind:
-                _scale_inputs(layer, gamma.abs())
+                scale_inputs(layer, gamma.abs())
         else:
             kept = False
         if not kept:
@@ -158,12 +221,3 @@ def _flip_outputs(graph: Graph, batchnorm: fx.Node, negative: Tensor) -> bool:
     if norm.running_mean is not None:
         norm.running_mean *= sign
     return True
-
-
-def _scale_inputs(layer: QuantizedLayer, scale: Tensor) -> None:
-    """Multiply the weights that read each channel by its scale; flattened positions of a channel lie together."""
-    groups = getattr(layer, "groups", 1)
-    weight = layer.outputs_first(layer.weight).unflatten(0, (groups, -1))
-    per_input = scale.repeat_interleave(groups * weight.shape[2] // len(scale))
-    per_input = per_input.view(groups, 1, -1, *[1] * (weight.dim() - 3))
-    layer.weight.copy_(layer.native_order((weight * per_input).flatten(0, 1)))

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,9 +27,11 @@ from ..training.loop import Batches, to_stderr
 from .batchnorm import evaluation, reestimate_batchnorm
 from .chains import Chain, Graph
 from .codes import has_low_bit_weight
+from .front import Front
 from .layer import LayerProblem, collect
 from .solver import fit_codes, fit_linear, target_cross
 from .staircase import Clip, Code, Staircase
+from .state import RunKey, State
 
 Method = Literal["tsq", "linear", "start"]
 ZUpdate = Literal["staircase", "clipped"]
@@ -35,6 +41,9 @@ LAMBDAS = (0.01, 0.1, 1.0)
 
 LINEAR_SWEEPS = 15
 """Cycles of coordinate descent for linear reconstruction, at most."""
+
+START_SETTLED = 0.01
+"""Where codes are fitted, linear reconstruction is but the start, and ends when so few weights change in a cycle."""
 
 MANY_LEVELS = 16
 """A code with more levels is fitted as a clipped real: its staircase is as good as smooth."""
@@ -79,17 +88,26 @@ class Following:
     label: str
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """The arguments of :func:`learn_transforms` that concern a single layer, checked."""
+Lambdas = Sequence[float] | Mapping[str, Sequence[float]]
+"""A schedule for all layers, or schedules by the layers' names or patterns such as ``"layer1.*"``."""
 
-    method: Method
-    samples: int
-    lambdas: Sequence[float]
-    iterations: int
-    sweeps: int
-    z_update: ZUpdate
-    reestimate: bool
+
+@dataclass(frozen=True)
+class Recipe:
+    """How layers are solved; the arguments of :func:`learn_transforms` of the same names.
+
+    Raises:
+        InputError: an unknown method or update, or numbers out of range.
+    """
+
+    method: Method = "tsq"
+    samples: int = 20_000
+    lambdas: Lambdas = LAMBDAS
+    iterations: int = 2
+    sweeps: int = 2
+    z_update: ZUpdate = "clipped"
+    reestimate: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in ("tsq", "linear", "start"):
@@ -99,8 +117,26 @@ class _Recipe:
         for name in ("samples", "iterations", "sweeps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if not self.lambdas or not all(lam > 0 for lam in self.lambdas):
-            raise InputError(f"lambdas must be positive, got {list(self.lambdas)}")
+        for schedule in self.lambdas.values() if isinstance(self.lambdas, Mapping) else [self.lambdas]:
+            if not schedule or not all(lam > 0 for lam in schedule):
+                raise InputError(f"lambdas must be positive, got {list(schedule)}")
+
+    def schedule(self, layer: str) -> Sequence[float]:
+        """The schedule of a layer: its name goes before patterns, an earlier pattern before a later one."""
+        if not isinstance(self.lambdas, Mapping):
+            return self.lambdas
+        matching = [pattern for pattern in self.lambdas if fnmatchcase(layer, pattern)]
+        return self.lambdas[layer if layer in matching else matching[0]] if matching else LAMBDAS
+
+    def check(self, layers: list[str]) -> None:
+        """Whether every schedule is some layer's.
+
+        Raises:
+            InputError: one is not.
+        """
+        for pattern in self.lambdas if isinstance(self.lambdas, Mapping) else ():
+            if not any(fnmatchcase(layer, pattern) for layer in layers):
+                raise InputError(f"lambdas: {pattern!r} matches no layer that is solved")
 
 
 @torch.no_grad()
@@ -111,12 +147,13 @@ def learn_transforms(
     *,
     method: Method = "tsq",
     samples: int = 20_000,
-    lambdas: Sequence[float] = LAMBDAS,
+    lambdas: Lambdas = LAMBDAS,
     iterations: int = 2,
     sweeps: int = 2,
     z_update: ZUpdate = "clipped",
     reestimate: bool = True,
     seed: int = 0,
+    state: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = to_stderr,
     on_layer: Callable[[LayerReport], None] | None = None,
 ) -> nn.Module:
@@ -137,15 +174,17 @@ def learn_transforms(
     Args:
         q: the network from ``quantize()``, whose weight quantizers are taken; not changed.
         teacher: the step-1 network made of it by :func:`learn_codes`; not changed.
-        loader: batches with a length, whose images calibrate; labels are not used. Iterated once per layer.
+        loader: batches with a length, whose images calibrate; labels are not used. Iterated once.
         method: ``"tsq"`` fits codes, ``"linear"`` the pre-activations, ``"start"`` nothing.
         samples: output positions per layer, spread over all batches.
-        lambdas: schedule of the relaxation.
+        lambdas: schedule of the relaxation, or schedules by the layers' names or patterns such as ``"layer1.*"``.
         iterations: ``z`` updates at each lambda; each reads the samples once.
         sweeps: cycles of coordinate descent after each.
         z_update: the exact staircase, or the clipped identity in its place.
-        reestimate: measure the BatchNorm statistics anew, behind each layer and of all in the end.
+        reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from all.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
+        state: folder where each solved layer is kept. Called again with the same arguments and the same images, after
+            it was interrupted, the run goes on there and gives the same result.
         progress: takes one line per layer; None is silent.
         on_layer: takes a report per layer.
 
@@ -157,24 +196,95 @@ def learn_transforms(
             quantizers step 2 cannot serve or that is called twice, or a ``forward`` that cannot be traced; names the
             layer.
     """
-    recipe = _Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate)
+    recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate, seed)
     student, names = _start(q, teacher)
-    graph = Graph(student)
-    nodes = calls_of(graph, names) if method != "start" else []
-    with torch.random.fork_rng(devices=[]), evaluation(teacher):
-        torch.manual_seed(seed)
-        for number, node in enumerate(nodes, 1):
-            chain = graph.chain(node)
-            report = _solve(student, teacher, chain, loader, _following(graph, chain), recipe)
-            if progress is not None:
-                progress(f"transforms {number}/{len(nodes)}: {report}")
-            if on_layer is not None:
-                on_layer(report)
-            if reestimate and chain.batchnorm is None:  # a BatchNorm farther behind needs a pass of its own
-                reestimate_batchnorm(student, loader)
-        if reestimate:
+    return solve(student, teacher, names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
+
+
+def solve(
+    student: nn.Module,
+    teacher: nn.Module,
+    names: set[str],
+    loader: Batches,
+    recipe: Recipe,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = to_stderr,
+    on_layer: Callable[[LayerReport], None] | None = None,
+) -> nn.Module:
+    """Solve the named layers of a network in place, front to back, towards the pre-activations of another.
+
+    Args:
+        student: low-bit, in evaluation mode.
+        teacher: of the same graph; not changed.
+        names: of the layers.
+        loader, state, progress, on_layer: see :func:`learn_transforms`.
+        recipe: how.
+
+    Returns:
+        The student.
+
+    Raises:
+        InputError: see :func:`learn_transforms`.
+    """
+    nodes = calls_of(Graph(student), names)
+    recipe.check([str(node.target) for node in nodes])
+    if not len(loader):  # type: ignore[arg-type]
+        raise InputError("step 2: there are no batches to calibrate with")
+    if recipe.method == "start":
+        if recipe.reestimate:
             reestimate_batchnorm(student, loader)
+        return student
+    key = RunKey(recipe, sorted(names), str(student))
+    key.add_network(student)
+    key.add_network(teacher)
+    with torch.random.fork_rng(devices=[]), evaluation(teacher), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(recipe.seed)
+        fronts = Front(student, Path(folder, "student")), Front(teacher, Path(folder, "teacher"))
+        for images, _ in loader:
+            if not torch.isfinite(images).all():
+                raise InputError("step 2: the calibration images hold NaN or infinity")
+            key.add(images)
+            for front in fronts:
+                front.enter(images)
+        kept = None if state is None else State(Path(state), key)
+        _solve_layers(fronts[0], fronts[1], [str(node.target) for node in nodes], recipe, kept, progress, on_layer)
     return student
+
+
+def _solve_layers(
+    student: Front,
+    teacher: Front,
+    names: list[str],
+    recipe: Recipe,
+    kept: State | None,
+    progress: Callable[[str], None] | None,
+    on_layer: Callable[[LayerReport], None] | None,
+) -> None:
+    graph, own = student.graph, set[str]()
+    first = student.position[graph.call(names[0])]
+    for number, name in enumerate(names, 1):
+        chain = graph.chain(graph.call(name))
+        if recipe.reestimate:
+            student.settle(first, student.position[graph.call(name)], own)
+        own |= {name, chain.batchnorm or name}
+        changed = [graph.modules[m] for m in (name, chain.batchnorm) if m]
+        known = kept.load(f"{number:03}") if kept else None
+        if known is None:
+            report = _solve(student, teacher, chain, _following(graph, chain), recipe, recipe.seed * 1_000_003 + number)
+            if kept:
+                states = [module.state_dict() for module in changed]
+                kept.store(f"{number:03}", {"report": asdict(report), "states": states})
+        else:
+            report = LayerReport(**known["report"])  # type: ignore[arg-type]
+            for module, values in zip(changed, known["states"], strict=True):  # type: ignore[call-overload]
+                module.load_state_dict(values)
+        if progress is not None:
+            progress(f"transforms {number}/{len(names)}: {report}" + ("" if known is None else " (kept)"))
+        if on_layer is not None:
+            on_layer(report)
+    if recipe.reestimate:
+        student.settle(first, len(student.nodes), own)
 
 
 def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
@@ -209,26 +319,25 @@ def calls_of(graph: Graph, names: set[str]) -> list[fx.Node]:
 
 
 def _solve(
-    student: nn.Module, teacher: nn.Module, chain: Chain, loader: Batches, following: Following, recipe: _Recipe
+    student: Front, teacher: Front, chain: Chain, following: Following, recipe: Recipe, seed: int
 ) -> LayerReport:
     """Solve one layer of the student, in place."""
-    with collect(student, teacher, chain, loader, recipe.samples) as file:
+    with collect(student, teacher, chain, recipe.samples, seed) as file:
         begin = time.perf_counter()
-        problem = LayerProblem(student, chain, file)
-        moments, solution, levels, shift = problem.moments, problem.solution, problem.levels, problem.shift
+        problem = LayerProblem(student.graph.modules, chain, file)
         start = problem.agreement(following.code)
-        fit_linear(moments, target_cross(file, moments, shift), solution, levels, LINEAR_SWEEPS)
         code = following.code if recipe.method == "tsq" else None
+        cross = target_cross(file, problem.moments, problem.shift)
+        fit_linear(problem.descent, cross, LINEAR_SWEEPS, enough=0 if code is None else START_SETTLED)
+        del cross
         if code is not None:
             fit_codes(
                 file,
-                moments,
-                solution,
-                levels,
+                problem.descent,
                 code,
                 code.relaxed() if recipe.z_update == "clipped" else code,
-                shift,
-                lambdas=recipe.lambdas,
+                problem.shift,
+                lambdas=recipe.schedule(chain.source),
                 iterations=recipe.iterations,
                 sweeps=recipe.sweeps,
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -9,9 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
-from ..training.loop import Batches
 from .chains import Chain
-from .solver import Levels, Solution, agreement
+from .descent import Descent, Levels, Solution
+from .front import Front
+from .solver import agreement
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
 
@@ -24,7 +27,7 @@ class LayerProblem:
     what the step-1 network shows, to be set by the layer's bias.
 
     Args:
-        student: the network that is being solved, in evaluation mode.
+        modules: of the network that is being solved, by name.
         chain: the layer and its BatchNorm.
         file: its samples.
 
@@ -32,10 +35,10 @@ class LayerProblem:
         InputError: no samples, or weights that step 2 cannot serve.
     """
 
-    def __init__(self, student: nn.Module, chain: Chain, file: SampleFile) -> None:
-        layer = student.get_submodule(chain.source)
+    def __init__(self, modules: Mapping[str, nn.Module], chain: Chain, file: SampleFile) -> None:
+        layer = modules[chain.source]
         assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
-        norm = student.get_submodule(chain.batchnorm) if chain.batchnorm else None
+        norm = modules[chain.batchnorm] if chain.batchnorm else None
         assert norm is None or isinstance(norm, _BatchNorm)
         self.name, self.layer, self.norm, self.file = chain.source, layer, norm, file
         self.input_scale = layer.input_quantizer.scale()
@@ -51,7 +54,8 @@ class LayerProblem:
             self._columns(values.double().flatten(1) * self.sign[:, None]),
             (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
         )
-        self._start = Solution(self.solution.weight.clone(), self.solution.scale.clone())
+        self._start = self.solution.weight.to(torch.int8), self.solution.scale
+        self.descent = Descent(self.moments, self.solution, self.levels)
 
     def _behind(self) -> tuple[Tensor, Tensor]:
         """Slope of the pre-activation in the layer's output, and its mean: ``[O]`` each."""
@@ -85,10 +89,10 @@ class LayerProblem:
         Raises:
             InputError: the layer's weight quantizer cannot hold the solved integers.
         """
-        solution, start = self.solution, self._start
+        solution, (weight, start) = self.solution, self._start
         empty = (solution.weight == 0).all(1) | (solution.scale == 0)  # such an output would stay dead in training
-        solution.weight = torch.where(empty[:, None], start.weight, solution.weight)
-        solution.scale = torch.where(empty, start.scale, solution.scale)
+        solution.weight = torch.where(empty[:, None], weight.double(), solution.weight)
+        solution.scale = torch.where(empty, start, solution.scale)
 
         rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
@@ -158,38 +162,32 @@ def capture(model: nn.Module, images: Tensor, name: str, *, output: bool) -> Ten
     raise InputError(f"layer {name}: the forward pass does not reach it")
 
 
-def collect(student: nn.Module, teacher: nn.Module, chain: Chain, loader: Batches, samples: int) -> SampleFile:
+def collect(student: Front, teacher: Front, chain: Chain, samples: int, seed: int) -> SampleFile:
     """Inputs of the student's layer and pre-activations of the teacher's, at the same random positions.
 
     Args:
-        student: the network that is being solved, in evaluation mode; all layers in front are.
-        teacher: the step-1 network, likewise.
+        student: the network that is being solved; all layers in front are. It goes on to the layer.
+        teacher: what it is to be like; goes on past the pre-activation.
         chain: the layer, and the BatchNorm whose output is the pre-activation.
-        loader: batches with a length.
         samples: positions in all, evenly from all batches; fewer if the batches have no more.
+        seed: of the positions.
 
     Raises:
-        InputError: no batches, images that are not finite, or a layer that is not reached.
+        InputError: images, or what the teacher makes of them, are not finite.
     """
-    layer = student.get_submodule(chain.source)
+    call, behind = student.graph.call(chain.source), teacher.graph.call(chain.batchnorm or chain.source)
+    layer = student.graph.module(call)
     assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
-    batches = len(loader)  # type: ignore[arg-type]
-    if not batches:
-        raise InputError("step 2: there are no batches to calibrate with")
     weight, groups = layer.outputs_first(layer.weight), int(getattr(layer, "groups", 1))
     code_type = layer.input_quantizer.code_type
     file = SampleFile(groups, weight[0].numel(), len(weight) // groups, smallest_dtype(code_type.lo, code_type.hi))
-    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    for done, (images, _) in enumerate(loader, 1):
-        if not torch.isfinite(images).all():
-            raise InputError("step 2: the calibration images hold NaN or infinity")
-        quota = samples * done // batches - file.count
-        if quota <= 0:
-            continue
-        values = layer.input_quantizer.values(capture(student, images, chain.source, output=False))
-        target = capture(teacher, images, chain.batchnorm or chain.source, output=True)
+    generator = torch.Generator().manual_seed(seed)
+    fronts = zip(student.advance(student.position[call]), teacher.advance(teacher.position[behind] + 1), strict=True)
+    for done, (got, wanted) in enumerate(fronts, 1):
+        target = wanted(behind)
         channels_last = target if isinstance(layer, nn.Linear) else target.movedim(1, -1)
-        positions = draw_positions(channels_last.shape[:-1], quota, generator)
+        positions = draw_positions(channels_last.shape[:-1], samples * done // student.batches - file.count, generator)
         rows = channels_last[tuple(positions.T)]
+        values = layer.input_quantizer.values(got(call.all_input_nodes[0]))
         file.append(patches(layer, values, positions), rows.view(len(rows), groups, -1))
     return file

@@ -13,91 +13,37 @@ Source: Wang et al., Two-Step Quantization for Low-bit Neural Networks, CVPR 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..contract import CodeType, Kind
-from ..errors import InputError
+from ..layers import FLOAT32_EXACT
+from .descent import FLOAT64_EXACT, Cross, Descent, Moments, Solution
 from .staircase import Code
 
-BLOCK = 64
-"""Weights whose residual is kept up to date singly during coordinate descent; the rest follows by one product."""
+AGREEMENT = 1 << 24
+"""Codes that are compared to see how many agree; where a layer has more, the first chunks are enough."""
 
+LARGE = 1 << 18
+"""Weights of a group from which on its pre-activations are products of bytes."""
 
-@dataclass(frozen=True)
-class Levels:
-    """The integers a weight may take: ``-top, -top + step, .., top``."""
+INT8 = 127
 
-    top: int
-    step: int
-
-    @classmethod
-    def of(cls, code_type: CodeType) -> Levels:
-        """Levels of a weight code type; a signed type's lone minimum is left out, so that negation stays possible.
-
-        Raises:
-            InputError: unsigned weights.
-        """
-        if code_type.kind is Kind.UNSIGNED:
-            raise InputError(f"weights of type {code_type} cannot be negative; step 2 needs symmetric levels")
-        return cls(code_type.hi, code_type.step)
-
-    def nearest(self, u: Tensor) -> Tensor:
-        """The level nearest to each real, any shape. For ternary weights a half rounds to 0."""
-        return (((u + self.top) / self.step).round() * self.step - self.top).clamp(-self.top, self.top)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Statistics of a layer's inputs, over all samples.
-
-    Attributes:
-        count: number of samples ``P``.
-        mean: ``[G, n]``.
-        gram: ``A = X X^T`` of the centred inputs, ``[G, n, n]`` float64.
-    """
-
-    count: int
-    mean: Tensor
-    gram: Tensor
-
-    def power(self, weight: Tensor) -> Tensor:
-        """``||w^T X||^2`` of every output, ``[G, n, O] -> [G, O]``."""
-        return (weight * (self.gram @ weight)).sum(1).clamp_(min=0)
-
-
-@dataclass(frozen=True)
-class Cross:
-    """What the weights need to know of ``z``.
-
-    Attributes:
-        product: ``b = X (z - shift)``, ``[G, n, O]`` float64.
-        power: ``||z - shift||^2``, ``[G, O]`` float64.
-    """
-
-    product: Tensor
-    power: Tensor
-
-
-@dataclass
-class Solution:
-    """Low-bit weights of a layer: ``v = scale * weight^T x + shift``.
-
-    Attributes:
-        weight: levels ``[G, n, O]``, float64.
-        scale: ``alpha >= 0``, ``[G, O]`` float64.
-    """
-
-    weight: Tensor
-    scale: Tensor
+Z_RANGE = 8
+"""``z`` is kept within so many times the greatest target; it does not leave that but at a hopeless start."""
 
 
 class Samples(Protocol):
     """Inputs and targets of a layer that can be read again and again in chunks."""
+
+    @property
+    def reach(self) -> float:
+        """Greatest magnitude of a target."""
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of inputs ``[G, p, n]`` and target pre-activations ``[G, p, O]``, of one floating dtype."""
@@ -109,78 +55,78 @@ def distance(moments: Moments, cross: Cross, s: Solution) -> Tensor:
     return cross.power - 2 * s.scale * fit + s.scale**2 * moments.power(s.weight)
 
 
-def fit_scale(moments: Moments, cross: Cross, s: Solution) -> None:
-    """``alpha = z^T X^T w / ||X^T w||^2``, in place; a negative one turns the weights around instead."""
-    fit, power = (cross.product * s.weight).sum(1), moments.power(s.weight)
-    usable = (power > 0) & (fit != 0)
-    s.weight *= torch.where(usable & (fit < 0), -1.0, 1.0)[:, None]
-    s.scale = torch.where(usable, fit.abs() / power.clamp(min=1e-300), s.scale)
-
-
-def fit_weights(moments: Moments, cross: Cross, s: Solution, levels: Levels) -> int:
-    """One cycle of coordinate descent over the weights, in place.
-
-    With the others fixed, weight ``n`` is best at the level nearest to ``(b_n - alpha sum_{j != n} A_nj w_j) / (alpha
-    A_nn)``: for ternary levels ``-sign(l_n)`` where ``|l_n| > alpha A_nn``, else 0; for binary ones ``-sign(l_n)``. The
-    product ``A w`` is carried along instead of computed anew. Inputs that never vary keep their weight.
-
-    Returns:
-        How many weights changed.
-    """
-    gram, weight, changed = moments.gram, s.weight, 0
-    residual = cross.product - s.scale[:, None] * (gram @ weight)
-    for start in range(0, weight.shape[1], BLOCK):
-        rows = slice(start, start + BLOCK)
-        block, before = residual[:, rows].clone(), weight[:, rows].clone()
-        for i in range(block.shape[1]):
-            curvature = s.scale * gram[:, start + i, start + i, None]
-            old = weight[:, start + i]
-            new = levels.nearest(old + block[:, i] / curvature)
-            delta = torch.where(curvature > 0, new - old, 0.0)
-            weight[:, start + i] += delta
-            block -= gram[:, rows, start + i, None] * (s.scale * delta)[:, None]
-        delta = weight[:, rows] - before
-        changed += int(torch.count_nonzero(delta))
-        residual -= s.scale[:, None] * (gram[:, :, rows] @ delta)
-    return changed
-
-
 def fit_linear(
-    moments: Moments,
+    descent: Descent,
     cross: Cross,
-    s: Solution,
-    levels: Levels,
     sweeps: int,
     trace: Callable[[str], None] | None = None,
+    *,
+    enough: float = 0.0,
 ) -> None:
-    """Alternate scale and weights for fixed ``z``, in place, until no weight changes or ``sweeps`` cycles are done.
+    """Alternate scale and weights for fixed ``z``, in place, for at most ``sweeps`` cycles.
 
-    ``trace`` is called with ``"scale"`` or ``"weights"`` after every half-step.
+    It ends after a cycle that changes no more than a share ``enough`` of the weights. ``trace`` is called with
+    ``"scale"`` or ``"weights"`` after every half-step.
     """
     trace = trace or (lambda half_step: None)
     for _ in range(sweeps):
-        fit_scale(moments, cross, s)
+        descent.fit_scale(cross)
         trace("scale")
-        changed = fit_weights(moments, cross, s, levels)
+        changed = descent.fit_weights(cross)
         trace("weights")
         if not changed:
             return
-    fit_scale(moments, cross, s)
+        if changed <= enough * descent.solution.weight.numel():
+            break
+    descent.fit_scale(cross)
     trace("scale")
 
 
-def pre_activations(x: Tensor, moments: Moments, s: Solution, shift: Tensor) -> Tensor:
-    """``v = alpha w^T (x - mean) + shift`` of a chunk of inputs, ``[G, p, n] -> [G, p, O]``, in its dtype."""
-    slope = s.weight * s.scale[:, None]
-    constant = shift - (moments.mean[:, :, None] * slope).sum(1)
-    return torch.baddbmm(constant[:, None].to(x), x, slope.to(x))
+class PreActivations:
+    """``v = alpha w^T (x - mean) + shift`` of chunks of inputs, for weights that stay as they are meanwhile.
+
+    Args:
+        moments: of the inputs.
+        s: weights and scales.
+        shift: ``[G, O]``.
+    """
+
+    def __init__(self, moments: Moments, s: Solution, shift: Tensor) -> None:
+        largest = float(s.weight.abs().max())
+        self.bytes = max(largest, moments.largest) <= INT8 and s.weight[0].numel() >= LARGE and _multiplies_bytes()
+        exact = moments.largest * largest * s.weight.shape[1] < FLOAT32_EXACT
+        self.weight = s.weight.to(torch.int8 if self.bytes else torch.float32 if exact else torch.float64)
+        self.scale = s.scale[:, None]
+        self.constant = (shift - s.scale * moments.through(s.weight) / moments.count)[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[G, p, n] -> [G, p, O]``, in the dtype of ``x``; the sums over the inputs are exact."""
+        inputs = x.to(self.weight.dtype)
+        if self.bytes:
+            acc = torch.stack([torch._int_mm(a, w) for a, w in zip(inputs, self.weight, strict=True)])
+        else:
+            acc = torch.bmm(inputs, self.weight)
+        return acc.to(x.dtype).mul_(self.scale.to(x.dtype)).add_(self.constant.to(x.dtype))
+
+
+@cache
+def _multiplies_bytes() -> bool:
+    """Whether this build of PyTorch multiplies matrices of bytes, exactly; some eight times as fast as reals."""
+    a = torch.arange(-32, 32, dtype=torch.int8).view(4, 16)
+    try:
+        return torch.equal(torch._int_mm(a, a.T).double(), a.double() @ a.T.double())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def agreement(samples: Samples, moments: Moments, s: Solution, code: Code, shift: Tensor) -> float:
-    """Share of samples and outputs, 0..1, that get the same code as the targets."""
+    """Share of samples and outputs, 0..1, that get the same code as the targets; of some thousand samples."""
     equal = total = 0
+    forward = PreActivations(moments, s, shift)
     for x, t in samples.chunks():
-        equal += int((code(pre_activations(x, moments, s, shift)) == code(t)).sum())
+        if total and total + t.numel() > AGREEMENT:
+            break
+        equal += int((code(forward(x)) == code(t)).sum())
         total += t.numel()
     return equal / total
 
@@ -188,22 +134,27 @@ def agreement(samples: Samples, moments: Moments, s: Solution, code: Code, shift
 class _Sums:
     """Accumulates :class:`Cross` over chunks."""
 
-    def __init__(self, moments: Moments, shift: Tensor) -> None:
-        self.moments = moments
-        self.shift = shift[:, None]
-        self.product = torch.zeros(*moments.mean.shape, shift.shape[1], dtype=torch.float64)
+    def __init__(self, samples: Samples, moments: Moments, shift: Tensor) -> None:
+        self.moments, self.shift = moments, shift[:, None]
+        groups, n = moments.mean.shape
+        self.limit = Z_RANGE * samples.reach + float(shift.abs().max())
+        room = FLOAT64_EXACT / (max(1, moments.count) * max(1, moments.largest) * n)
+        self.unit = 2.0 ** math.ceil(math.log2(max(self.limit, 1e-30) / room) + 1)
+        self.products = torch.zeros(groups, shift.shape[1], n, dtype=torch.float64)
         self.power, self.total = (torch.zeros(shift.shape, dtype=torch.float64) for _ in range(2))
 
     def add(self, x: Tensor, z: Tensor) -> None:
         """Take in inputs ``[G, p, n]`` and ``z [G, p, O]``."""
-        z = z - self.shift.to(z)
-        self.product += x.transpose(1, 2) @ z
+        z = (z - self.shift.to(z)).clamp_(-self.limit, self.limit).double().div_(self.unit).round_()
+        self.products.baddbmm_(z.transpose(1, 2), x.double())
         self.power += z.square().sum(1)
         self.total += z.sum(1)
 
     def cross(self) -> Cross:
-        """The sums, with the inputs centred."""
-        return Cross(self.product - self.moments.mean[:, :, None] * self.total[:, None], self.power)
+        """The sums."""
+        power = self.power * self.unit**2
+        bound = self.limit / self.unit * self.moments.count * self.moments.largest
+        return Cross(self.products.transpose(1, 2), self.total, self.unit, bound, power, self.moments.mean)
 
 
 def target_cross(samples: Samples, moments: Moments, shift: Tensor) -> Cross:
@@ -214,7 +165,7 @@ def target_cross(samples: Samples, moments: Moments, shift: Tensor) -> Cross:
         moments: of the same samples.
         shift: constant part of the pre-activation, ``[G, O]``.
     """
-    sums = _Sums(moments, shift)
+    sums = _Sums(samples, moments, shift)
     for x, t in samples.chunks():
         sums.add(x, t)
     return sums.cross()
@@ -228,10 +179,10 @@ def update_z(
     Returns:
         Statistics of the new ``z``, and the relaxed objective of every output, ``[G, O]``.
     """
-    sums = _Sums(moments, shift)
+    sums, forward = _Sums(samples, moments, shift), PreActivations(moments, s, shift)
     objective = torch.zeros(shift.shape, dtype=torch.float64)
     for x, t in samples.chunks():
-        z, cost = code.update(pre_activations(x, moments, s, shift), target(t), lam)
+        z, cost = code.update(forward(x), target(t), lam)
         objective += cost.sum(1)
         sums.add(x, z)
     return sums.cross(), objective
@@ -254,9 +205,7 @@ class Step:
 
 def fit_codes(
     samples: Samples,
-    moments: Moments,
-    s: Solution,
-    levels: Levels,
+    descent: Descent,
     target: Code,
     code: Code,
     shift: Tensor,
@@ -270,9 +219,7 @@ def fit_codes(
 
     Args:
         samples: inputs and target pre-activations.
-        moments: of the same samples.
-        s: start; replaced by the result.
-        levels: of the weights.
+        descent: with the moments of the same samples, and the start, which becomes the result.
         target: what makes the targets ``y`` of the step-1 network's pre-activations.
         code: ``Q``, the same or a relaxation of it.
         shift: constant part of the pre-activation, ``[G, O]``.
@@ -281,11 +228,12 @@ def fit_codes(
         sweeps: cycles of scale and coordinate descent after each.
         trace: called after every half-step.
     """
+    moments, s = descent.moments, descent.solution
     for lam in lambdas:
         for _ in range(iterations):
             cross, objective = update_z(samples, moments, s, target, code, shift, lam)
             if trace is None:
-                fit_linear(moments, cross, s, levels, sweeps)
+                fit_linear(descent, cross, sweeps)
                 continue
             trace(Step("z", lam, objective))
             codes_term = objective - lam * distance(moments, cross, s)
@@ -293,4 +241,4 @@ def fit_codes(
             def report(name: str, lam: float = lam, cross: Cross = cross, codes_term: Tensor = codes_term) -> None:
                 trace(Step(name, lam, codes_term + lam * distance(moments, cross, s)))
 
-            fit_linear(moments, cross, s, levels, sweeps, report)
+            fit_linear(descent, cross, sweeps, report)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..quantizers.base import ActivationQuantizer, rank
+from ..quantizers.lloyd import NEVER
 
 
 class Code(Protocol):
@@ -53,7 +54,10 @@ class Staircase:
         """The staircase of a quantizer."""
         encoder, code_type = quantizer.encoder(), quantizer.code_type
         values = torch.arange(code_type.lo, code_type.hi + 1, code_type.step, dtype=torch.float64)
-        return cls(torch.tensor(encoder.thresholds, dtype=torch.float64), values * quantizer.scale(), encoder.closed)
+        thresholds = torch.tensor(encoder.thresholds, dtype=torch.float64)
+        reached = torch.cat([thresholds.diff() > 0, torch.ones(1, dtype=torch.bool)]) & (thresholds < NEVER)
+        above = torch.cat([torch.ones(1, dtype=torch.bool), reached])  # levels that no real gets are left out
+        return cls(thresholds[reached], values[above] * quantizer.scale(), encoder.closed)
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.levels.to(v.dtype)[rank(v, self.thresholds.to(v.dtype), self.closed).int()]

@@ -6,6 +6,7 @@ Memory holds one batch while writing and one chunk while reading, however many s
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -17,10 +18,16 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers import FLOAT32_EXACT, QuantizedLayer
-from .solver import Moments
+from .descent import Moments
 
 CHUNK_BYTES = 4 << 20
 """Size of a chunk of inputs as float32: small enough that what is computed from it stays in the cache."""
+
+CHUNK_LEAST = 2048
+"""Samples of a chunk at least: what is summed from few into large matrices takes longer to add than to multiply."""
+
+PANEL = 2048
+"""Rows of the Gram matrix that are computed at once."""
 
 
 Integer = np.dtype[np.signedinteger[Any]] | np.dtype[np.unsignedinteger[Any]]
@@ -61,9 +68,10 @@ class SampleFile:
     ) -> None:
         self.groups, self.taps, self.outputs = groups, taps, outputs
         self.dtype, self.precision = dtype, precision
-        self.chunk = chunk or max(256, CHUNK_BYTES // (4 * groups * taps))
+        self.chunk = chunk or max(CHUNK_LEAST, CHUNK_BYTES // (4 * groups * taps))
         self.count = 0
         self.largest = 0
+        self.reach = 0.0
         self._inputs = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._targets = tempfile.TemporaryFile()  # noqa: SIM115
 
@@ -91,7 +99,9 @@ class SampleFile:
         inputs.cpu().numpy().astype(self.dtype).tofile(self._inputs)
         targets.cpu().numpy().astype(np.float32).tofile(self._targets)
         self.count += p
-        self.largest = max(self.largest, int(inputs.abs().max()) if p else 0)
+        if p:
+            self.largest = max(self.largest, int(inputs.abs().max()))
+            self.reach = max(self.reach, float(targets.abs().max()))
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order: inputs ``[G, p, n]`` and targets ``[G, p, O]`` of the chosen precision."""
@@ -108,29 +118,37 @@ class SampleFile:
             )
 
     def target_mean(self) -> Tensor:
-        """Mean of the targets, ``[G, O]`` float64."""
+        """Mean of the targets, ``[G, O]`` float64, rounded on a grid so that the order of the sum does not matter."""
         total = torch.zeros(self.groups, self.outputs, dtype=torch.float64)
+        unit = 2.0 ** math.ceil(math.log2(max(self.reach, 1e-30))) * 2.0**-30
         for _, t in self.chunks():
-            total += t.double().sum(1)
-        return total / max(1, self.count)
+            total += (t.double() / unit).round_().sum(1)
+        return total * unit / max(1, self.count)
 
     def moments(self) -> Moments:
-        """Mean and centred Gram matrix of the inputs, float64; equal whatever the chunks.
+        """Sums and sums of products of the inputs, exact; equal whatever the chunks.
 
         Raises:
             InputError: no samples.
         """
         if not self.count:
             raise InputError("no samples to solve a layer from")
-        total = torch.zeros(self.groups, self.taps, dtype=torch.float64)
-        gram = torch.zeros(self.groups, self.taps, self.taps, dtype=torch.float64)
-        part = FLOAT32_EXACT // max(1, self.largest**2)  # samples whose sums of products are exact in float32
+        n, square = self.taps, max(1, self.largest**2)
+        single = self.count * square < FLOAT32_EXACT
+        dtype = torch.float32 if single else torch.float64
+        total = torch.zeros(self.groups, n, dtype=torch.float64)
+        products = torch.zeros(self.groups, n, n, dtype=dtype)
         for x, _ in self.chunks():
-            for piece in x.float().split(part, dim=1) if part >= 256 else [x.double()]:
-                total += piece.sum(1).double()
-                gram += (piece.transpose(1, 2) @ piece).double()
-        gram -= total[:, :, None] * total[:, None] / self.count
-        return Moments(self.count, total / self.count, gram)
+            x = x.to(dtype)
+            total += x.sum(1, dtype=torch.float64)
+            for end in range(PANEL, n + PANEL, PANEL):  # the lower triangle
+                rows = x[:, :, end - PANEL : end]
+                products[:, end - PANEL : end, :end].baddbmm_(rows.transpose(1, 2), x[:, :, :end])
+        if self.count * square < 2**31:
+            products = products.to(torch.int32)
+        for end in range(PANEL, n, PANEL):
+            products[:, end - PANEL : end, end:] = products[:, end:, end - PANEL : end].transpose(1, 2)
+        return Moments(self.count, total, products, self.largest)
 
 
 def draw_positions(shape: Sequence[int], count: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,119 @@
+"""The command ``bitbranch solve``: step 2 of two-step quantization on files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import twostep
+from ..data.dataset import normalize
+from ..errors import InputError
+from ..layers import QuantizedLayer
+from ..training import checkpoint
+from ..twostep.codes import has_low_bit_weight
+from .files import Array, Result, load_array
+
+
+@dataclass(frozen=True)
+class Images:
+    """Float32 images ``[N, C, H, W]`` in batches, in their order, with labels that mean nothing."""
+
+    images: Array
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.images), self.size):
+            part = torch.from_numpy(np.ascontiguousarray(self.images[start : start + self.size]))
+            yield part, torch.zeros(len(part), dtype=torch.int64)
+
+
+def run(
+    net: Path,
+    images: Path,
+    out: Path,
+    *,
+    scheme: str | None,
+    first: str,
+    last: str,
+    recipe: twostep.Recipe,
+    state: Path | None,
+    per_channel: bool,
+    batch: int,
+    threads: int | None,
+    progress: Callable[[str], None],
+) -> Result:
+    """Solve a checkpoint's low-bit weights and write a checkpoint.
+
+    Args:
+        net: a checkpoint. A float network is converted to ``scheme``; a quantized one is the network of step 1, whose
+            codes are learned and whose low-bit weights are found.
+        images: a ``.npy`` file ``[N, C, H, W]`` of float32, or of uint8, which is normalised as the checkpoint says.
+        out: the checkpoint to write.
+        scheme, first, last: of a float network; default ``tsq:wt-a2``.
+        recipe, state, per_channel: see :func:`bitbranch.twostep.convert`.
+        batch: images at once.
+        threads: of PyTorch and the solver; default: PyTorch's.
+        progress: takes lines.
+
+    Raises:
+        InputError: files that do not fit each other, or a scheme for a network that has one.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    built, network = checkpoint.load(net)
+    loader = Images(_read(images, built), batch)
+    reports: list[twostep.LayerReport] = []
+    if built.scheme is None:
+        built = replace(built, scheme=scheme or "tsq:wt-a2", first=first, last=last)
+        solved = twostep.convert(
+            network,
+            loader,
+            built.scheme or "",
+            first=first,
+            last=last,
+            per_channel=per_channel,
+            recipe=recipe,
+            state=state,
+            progress=progress,
+            on_layer=reports.append,
+        )
+    elif scheme is not None or per_channel:
+        raise InputError(f"{net}: is quantized as {built.scheme}; --scheme and --per-channel are for float networks")
+    else:
+        teacher = copy.deepcopy(network)
+        for layer in teacher.modules():
+            if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
+                layer.weight_quantizer = None
+        solved = twostep.learn_transforms(
+            network, teacher, loader, **vars(recipe), state=state, progress=progress, on_layer=reports.append
+        )
+    checkpoint.save(out, built, solved)
+    text = f"{out}: {built.scheme}, {len(reports)} layers solved from {len(loader.images)} images"
+    return {
+        "file": str(out),
+        "scheme": built.scheme,
+        "images": len(loader.images),
+        "layers": [{k: None if v != v else v for k, v in asdict(r).items()} for r in reports],
+        "text": text,
+    }
+
+
+def _read(path: Path, built: checkpoint.Recipe) -> Array:
+    images = load_array(path)
+    if images.shape[1:] != tuple(built.input_shape) or images.dtype not in (np.float32, np.uint8) or not len(images):
+        shape = ", ".join(map(str, built.input_shape))
+        raise InputError(f"{path}: expected float32 or uint8 [N, {shape}], got {images.dtype} {list(images.shape)}")
+    if images.dtype == np.float32:
+        return images
+    if not built.mean:
+        raise InputError(f"{path}: uint8 images need the mean and deviation, which the checkpoint does not hold")
+    return normalize(images.astype(np.uint8, copy=False), mean=built.mean, std=built.std)
