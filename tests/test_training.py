@@ -15,7 +15,7 @@ from torch import nn
 from bitbranch import models, quantize
 from bitbranch.errors import BitbranchError, InputError
 from bitbranch.layers import QuantizedLayer
-from bitbranch.quantizers.registry import mbn, parse_scheme
+from bitbranch.quantizers.registry import METHODS, mbn, parse_scheme
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 from bitbranch.training.loop import Training, evaluate, fit, predict
@@ -62,6 +62,29 @@ def test_fit_trains_quantized_networks(scheme: str) -> None:
     model = quantize(tiny(), scheme)
     fit(model, BATCHES, epochs=10, lr=1e-2, progress=None, seed=0)
     assert evaluate(model, IMAGES, LABELS) > 0.8
+
+
+LOWEST = {"mbn": "w2-a2", "tsq": "wt-a2", "hwgq": "w1-a2", "dorefa": "w2-a2", "uniform": "w4-a4", "lsq": "w2-a2",
+          "inq": "w4-a4", "xnor": "w1-a1", "binarynet": "w1-a1"}  # fmt: skip
+
+
+QUICK = ("tsq", "mbn", "lsq", "ttq")
+
+
+@pytest.mark.parametrize("method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.long) for m in METHODS])
+@pytest.mark.filterwarnings("ignore:quantize", "ignore:DoReFaActivation")
+def test_every_method_trains_in_bfloat16_as_in_float32(method: str) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        weights = "wt" if "t" in METHODS[method].weights else "w1"
+        q = quantize(tiny(), f"{method}:{LOWEST.get(method, f'{weights}-a4')}")
+        torch.manual_seed(0)
+        settings = Settings(epochs=8, lr=1e-2, precision=precision)
+        losses.append([e.loss for e in Training(q, BATCHES, settings, Classification()).run()])
+        assert all(p.dtype == torch.float32 for p in q.parameters())
+    assert losses[1] != losses[0]
+    assert losses[1][-1] < 0.7 * losses[1][0]
+    assert losses[1][-1] == pytest.approx(losses[0][-1], abs=0.2)
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
