@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,9 @@ from .threads import cores, use_fastest_threads
 FORMAT = "bitbranch run 1"
 FREE = ("save_every", "log_every")
 """What may be changed between the parts of an interrupted run."""
+
+SOLVED = "solved"
+"""The folder of layers that step 2 has solved, while it is on its way."""
 
 EVALUATION_BATCH = 250
 
@@ -120,6 +124,7 @@ class _Run:
         for number in range(first, len(self.config.phase)):
             self._phase(number, state["training"] if state and number == first else None)
             self._save(number + 1, None)
+            self._forget_solved()
         return self._finish()
 
     # What the folder and the configuration hold
@@ -338,6 +343,7 @@ class _Run:
                 self.quantized, self.network, self._calibration(number),
                 method=phase.method if alone else "start",  # type: ignore[arg-type]
                 reestimate=alone, samples=phase.samples, seed=self._seed(number), progress=self.say,
+                state=self.folder / SOLVED if alone else None,
             )  # fmt: skip
             self.quantized = None
         else:
@@ -413,8 +419,14 @@ class _Run:
     def _files(self) -> dict[str, str]:
         return {"folder": str(self.folder), "net": str(self.folder / "net.pt"), "best": str(self.folder / "best.pt")}
 
+    def _forget_solved(self) -> None:
+        """The layers that an interrupted step 2 would go on from; what it gave has been saved."""
+        if self.writes:
+            shutil.rmtree(self.folder / SOLVED, ignore_errors=True)
+
     def _finish(self) -> dict[str, Any]:
         self.network.eval()
+        self._forget_solved()
         last = self.journal.phases[-1]
         if self.best < last["accuracy"]:
             self.best = last["accuracy"]
