@@ -209,6 +209,32 @@ def test_progressive_bits_portions_and_teachers(finished: tuple[Path, dict[str, 
     assert found["accuracy"] > 0.4
 
 
+def test_the_steps_of_two_step_quantization_may_be_runs(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Step 1 leaves a checkpoint from which step 2 goes on as it does within a run; one with its affine part, too."""
+    phases = [dict(phase) for phase in TWO_STEPS["phase"]]
+    first = runner.run({**TWO_STEPS, "phase": phases[:2]}, tmp_path / "codes", progress=None)
+    assert first["accuracy"] == finished[1]["phases"][1]["accuracy"]
+    shares = first["phases"][1]["zeros"]
+    assert set(shares) == {"conv2", "linear1"} and all(0 < share < 1 for share in shares.values())
+    recipe, network = checkpoint.load(tmp_path / "codes" / "net.pt")
+    assert recipe.codes and not recipe.affine and network.get_submodule("conv2").weight_quantizer is None
+
+    solving = {
+        **TWO_STEPS,
+        "network": {"model": "vgg", "start": str(tmp_path / "codes" / "net.pt")},
+        "phase": phases[2:3],
+    }
+    second = runner.run(solving, tmp_path / "solved", progress=None)
+    assert not checkpoint.load(tmp_path / "solved" / "net.pt")[0].codes
+    assert abs(second["accuracy"] - finished[1]["phases"][2]["accuracy"]) < 0.1  # other images
+
+    affine = [phases[0], {**phases[1], "affine": True}, {**phases[2], "method": "start", "reestimate": False}]
+    runner.run({**TWO_STEPS, "phase": affine[:2]}, tmp_path / "affine", progress=None)
+    assert checkpoint.load(tmp_path / "affine" / "net.pt")[0].affine
+    third = runner.run({**TWO_STEPS, "phase": affine}, tmp_path / "start", progress=None)
+    assert third["phases"][1]["accuracy"] > 0.4
+
+
 def test_bfloat16_learns(tmp_path: Path) -> None:
     low = changed(train={"epochs": 3, "precision": "bfloat16"}, network={"scheme": "tsq:wt-a2"})
     assert runner.run(low, tmp_path, progress=None)["accuracy"] > 0.5
@@ -239,7 +265,6 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"phase": [{"portions": [0.5]}]}, "end with 1"),
         ({"phase": [{"kind": "hints"}]}, "hints need guided"),
         ({"phase": []}, "phase: there is none"),
-        ({"phase": [{"kind": "codes", "scheme": "tsq:wt-a2"}]}, "a phase of kind 'transforms' has to follow"),
         ({"network": {"model": "lenet"}}, "model 'lenet': expected one of"),
         ({"network": {"model": "vgg_small", "start": "nowhere.pt"}}, "nowhere.pt: cannot be read"),
         ({"data": {"set": "mnist"}}, "data set 'mnist': expected one of"),

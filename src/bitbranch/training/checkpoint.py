@@ -32,6 +32,9 @@ class Recipe:
         input_shape: (C, H, W) of one image.
         mean, std: of the normalisation of uint8 images, one number a channel; empty when there is none.
         info: free text that goes into the compiled file.
+        codes: whether it is a network of step 1 of two-step quantization: its low-bit weights are float, and its
+            BatchNorms are as :func:`bitbranch.twostep.learn_codes` has them.
+        affine: whether these keep their affine part.
     """
 
     model: str
@@ -43,11 +46,20 @@ class Recipe:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     info: Mapping[str, str] = field(default_factory=dict)
+    codes: bool = False
+    affine: bool = False
 
     def build(self) -> nn.Module:
         """The network with fresh parameters, quantized as the recipe says."""
         network = models.build(self.model, self.arguments)
-        return network if self.scheme is None else quantize(network, self.scheme, first=self.first, last=self.last)
+        if self.scheme is None:
+            return network
+        network = quantize(network, self.scheme, first=self.first, last=self.last)
+        if not self.codes:
+            return network
+        from ..twostep.codes import codes_network  # which trains
+
+        return codes_network(network, affine=self.affine)
 
     @property
     def example(self) -> Tensor:

@@ -102,7 +102,9 @@ class Phase(Settings):
         portions: INQ: rising shares that end with 1: a phase of ``fix`` for each.
         images: of ``transforms`` and ``hash``: training images to solve with.
         samples: of ``transforms`` and ``hash``: output positions for each layer.
-        method: of ``transforms``: ``"tsq"``, ``"linear"`` or ``"start"``.
+        affine: of ``codes``: BatchNorms keep their affine part, see :func:`bitbranch.twostep.learn_codes`.
+        method, reestimate, lambdas, iterations, sweeps, z_update: of ``transforms``, see
+            :func:`bitbranch.twostep.learn_transforms`.
         guided, hint: of ``hints``: names of the student's and the teacher's layer.
     """
 
@@ -117,7 +119,13 @@ class Phase(Settings):
     portions: tuple[float, ...] = ()
     images: int = 5000
     samples: int = 20_000
+    affine: bool = False
     method: str = "tsq"
+    reestimate: bool = True
+    lambdas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    iterations: int = 2
+    sweeps: int = 2
+    z_update: str = "clipped"
     guided: str = ""
     hint: str = ""
 
@@ -240,11 +248,6 @@ def _check(config: Config) -> None:
     for scheme in (config.network.scheme, config.network.first, config.network.last):
         if scheme not in ("", "none"):
             parse_scheme(scheme)
-    unsolved = ""
-    for phase in config.phase:
-        unsolved = {"codes": phase.name, "transforms": ""}.get(phase.kind, unsolved)
-    if unsolved:
-        raise InputError(f"phase {unsolved!r}: step 1 leaves weights float; a phase of kind 'transforms' has to follow")
     for phase in config.phase:
         if phase.kind == "hints" and not (phase.guided and phase.hint and config.teacher.checkpoint):
             raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint")

@@ -8,9 +8,10 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ from .loop import Epoch, Training, random_state, score, set_random_state, to_std
 from .objectives import Classification, Objective
 from .stages import fix_weights
 from .threads import cores, use_fastest_threads
+
+if TYPE_CHECKING:
+    from ..twostep.codes import Sparsity
 
 FORMAT = "bitbranch run 1"
 FREE = ("save_every", "log_every")
@@ -105,6 +109,9 @@ class _Run:
         self.journal = Journal(config, folder)
         self.best = -1.0
         self.seconds = 0.0  # of the phases before
+        self.sparsity: Sparsity | None = None  # of the phase of step 1
+        self.zeros: dict[str, float] = {}  # its last epoch's
+        self.counts: dict[str, Any] = {}
         self.quantized: nn.Module | None = None  # the network before step 1 took its weight quantizers
 
     def execute(self) -> dict[str, Any]:
@@ -200,26 +207,25 @@ class _Run:
             info={"name": self.config.name or wanted.model, "classes": ",".join(self.train.classes)},
         )  # fmt: skip
         torch.manual_seed(self.config.seed)
-        network = models.build(wanted.model, arguments)
-        if wanted.start:
-            network = self._started(network, Path(wanted.start))
+        network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
         if wanted.scheme:
             network = self._quantize(network, wanted.scheme)
         network.to(self.device)
         processes.share(network)
         return network
 
-    def _started(self, network: nn.Module, path: Path) -> nn.Module:
-        """The network with the parameters of a file."""
+    def _started(self, path: Path) -> nn.Module:
+        """The network of a checkpoint, or the configured one with the parameters of a file."""
         content = checkpoint.read_tensors(path)
         if content.get("format") == checkpoint.FORMAT:
             recipe, network = checkpoint.load(path)
             if recipe.model != self.recipe.model:
                 raise InputError(f"network.start: {path} holds a {recipe.model}, not a {self.recipe.model}")
-            self.recipe = replace(
-                self.recipe, arguments=recipe.arguments, scheme=recipe.scheme, first=recipe.first, last=recipe.last
-            )
+            kept = {"model", "input_shape", "mean", "std", "info"}
+            taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
+            self.recipe = replace(self.recipe, **taken)
             return network
+        network = models.build(self.recipe.model, self.recipe.arguments)
         try:
             network.load_state_dict(content)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -252,15 +258,19 @@ class _Run:
 
     def _begin(self, phase: Phase, *, quiet: bool = False) -> None:
         """Make the network what a phase trains or solves."""
-        from ..twostep.codes import codes_network
+        from ..twostep.codes import Sparsity, codes_network
 
         if phase.scheme:
             self.network = self._quantize(self.network, phase.scheme)
         if phase.fix:
             fix_weights(self.network, phase.fix)
+        if phase.kind == "transforms" and self.quantized is None and self.recipe.codes:
+            self.quantized = replace(self.recipe, codes=False).build().to(self.device)
         if phase.kind == "codes":
             self.quantized = self.network
-            self.network = codes_network(self.network, None if quiet else self.say)
+            self.network = codes_network(self.network, None if quiet else self.say, affine=phase.affine)
+            self.recipe = replace(self.recipe, codes=True, affine=phase.affine)
+            self.sparsity = Sparsity(self.network)
 
     def _phase(self, number: int, training_state: Mapping[str, Any] | None) -> None:
         phase = self.config.phase[number]
@@ -282,7 +292,9 @@ class _Run:
         self.journal.phases.append(
             {"name": phase.name, "kind": phase.kind, "scheme": self.recipe.scheme, "seconds": round(seconds, 2)}
             | {"accuracy": found.accuracy, "top5": found.top5, "loss": found.loss}
+            | ({"zeros": self.zeros} if phase.kind == "codes" else {})
         )
+        self.sparsity = None
 
     def _test(self, phase: Phase, epoch: int, seconds: float) -> None:
         """Evaluate on the test images, and say so."""
@@ -298,6 +310,8 @@ class _Run:
         if state is not None:
             training.load_state_dict(state)
         last = number == len(self.config.phase) - 1
+        if self.sparsity is not None and self.counts:
+            self.sparsity.zeros, self.sparsity.seen = dict(self.counts["zeros"]), dict(self.counts["seen"])
 
         def on_step(step: int) -> None:
             if step % self.config.log_every == 0:
@@ -308,15 +322,20 @@ class _Run:
 
         def on_epoch(epoch: Epoch) -> None:
             self.journal.close_epoch()
+            if self.sparsity is not None:
+                self.zeros = self.sparsity.take()
             due = epoch.number % self.config.evaluate_every == 0 or epoch.number == phase.epochs
             if due and phase.kind != "hints":
                 self._test(phase, epoch.number, epoch.seconds)
                 if last and self.latest.accuracy > self.best:
                     self.best = self.latest.accuracy
                     self._write_network("best.pt")
+            if self.sparsity is not None:
+                self.sparsity.take()  # of the test images
             self._show(phase, now=epoch.number == phase.epochs)
 
-        training.run(on_step=on_step, on_epoch=on_epoch, progress=self.say)
+        with self.sparsity or nullcontext():
+            training.run(on_step=on_step, on_epoch=on_epoch, progress=self.say)
         return training.seconds
 
     def _objective(self, number: int) -> Objective:
@@ -338,14 +357,17 @@ class _Run:
         phase, alone = self.config.phase[number], self.writes
         if phase.kind == "transforms":
             if self.quantized is None:
-                raise InputError(f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it")
+                raise InputError(
+                    f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it, or a start from one"
+                )
             self.network = twostep.learn_transforms(
                 self.quantized, self.network, self._calibration(number),
                 method=phase.method if alone else "start",  # type: ignore[arg-type]
-                reestimate=alone, samples=phase.samples, seed=self._seed(number), progress=self.say,
-                state=self.folder / SOLVED if alone else None,
+                reestimate=phase.reestimate and alone, samples=phase.samples, lambdas=phase.lambdas,
+                iterations=phase.iterations, sweeps=phase.sweeps, z_update=phase.z_update,  # type: ignore[arg-type]
+                seed=self._seed(number), progress=self.say, state=self.folder / SOLVED if alone else None,
             )  # fmt: skip
-            self.quantized = None
+            self._solved()
         else:
             calibrate(self.network, (images for images, _ in self._calibration(number)))
             reference = models.build(self.recipe.model, self.recipe.arguments).to(self.device)
@@ -356,6 +378,11 @@ class _Run:
                     seed=self._seed(number), progress=self.say,
                 )  # fmt: skip
         processes.share(self.network)
+
+    def _solved(self) -> None:
+        """Step 2 is done: the network is quantized whole."""
+        self.quantized = None
+        self.recipe = replace(self.recipe, codes=False, affine=False)
 
     # Going on
 
@@ -368,9 +395,13 @@ class _Run:
             "phase": number, "training": None if training is None else training.state_dict(),
             "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
             "journal": self.journal.state_dict(), "best": self.best, "seconds": self.seconds, "random": random_state(),
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "counts": self._counts(),
         }  # fmt: skip
         checkpoint.write(self.folder / "last.pt", {"format": FORMAT, **state})
+
+    def _counts(self) -> dict[str, Any]:
+        """What the measurement of sparsity has counted in this epoch."""
+        return {} if self.sparsity is None else {"zeros": dict(self.sparsity.zeros), "seen": dict(self.sparsity.seen)}
 
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / "last.pt"
@@ -390,7 +421,7 @@ class _Run:
                     self.network = learn_transforms(
                         self.quantized, self.network, [], method="start", reestimate=False, progress=None
                     )
-                    self.quantized = None
+                    self._solved()
         try:
             if state["network"] is not None:
                 self.network.load_state_dict(state["network"])
@@ -399,6 +430,7 @@ class _Run:
         except (RuntimeError, TypeError) as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"{self.folder / 'last.pt'}: does not fit the configuration ({text})") from None
+        self.counts = state["counts"]
         set_random_state(state["random"])
         self.journal.load_state_dict(state["journal"])
         self.best, self.seconds = state["best"], state["seconds"]

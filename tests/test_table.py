@@ -1,0 +1,180 @@
+"""Tables of methods: what a file may say, what is run and what is not run again, and what the figures mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bitbranch.cli.main import main
+from bitbranch.errors import InputError
+from bitbranch.runtime.engine import Engine
+from bitbranch.table import command, page, rows, spec
+
+torch.set_num_threads(1)
+TABLES = Path(__file__).parent.parent / "benchmarks" / "tables"
+
+TABLE = """
+name = "Garments"
+note = "Few images."
+seeds = [3, 4]
+
+[common]
+threads = 1
+network = {model = "vgg", arguments = {stages = [[6], [12]], hidden = 16}}
+data = {set = "fashion-mnist-sample", batch = 50, train_images = 400, test_images = 150}
+train = {epochs = 1, lr = 4e-3}
+
+[[row]]
+name = "float"
+
+[[row]]
+name = "LSQ 2/2"
+published = "67.6 elsewhere"
+network = {start = "{run:float}", scheme = "lsq:w2-a2"}
+
+[[row]]
+name = "BWN"
+network = {start = "{run:float}", scheme = "bwn:w1"}
+seeds = [4]
+
+[[row]]
+name = "fails"
+network = {start = "{run:float}", scheme = "inq:w4-a2"}
+phase = [{kind = "transforms"}]
+
+[[row]]
+name = "not here"
+reason = "takes a year"
+"""
+
+
+def written(folder: Path, text: str = TABLE) -> Path:
+    path = folder / "garments.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("table")
+    written(folder)
+    options = command.Options(folder / "garments.toml", folder / "out")
+    return folder, command.run(options, lambda _: None)
+
+
+def test_rows_and_their_means(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, document = finished
+    by_name = {row["name"]: row for row in document["rows"]}
+    for row in document["rows"]:
+        accuracies = [run["accuracy"] for run in row["runs"]]
+        assert len(accuracies) == {"BWN": 1, "fails": 0, "not here": 0}.get(row["name"], 2)
+        if accuracies:
+            assert row["accuracy"] == pytest.approx(np.mean(accuracies))
+        if len(accuracies) > 1:
+            assert row["spread"] == pytest.approx(np.std(accuracies, ddof=1))
+    gaps = [
+        a["accuracy"] - b["accuracy"] for a, b in zip(by_name["LSQ 2/2"]["runs"], by_name["float"]["runs"], strict=True)
+    ]
+    assert by_name["LSQ 2/2"]["difference"] == pytest.approx(np.mean(gaps))
+    assert by_name["BWN"]["compared"] == [4]
+    assert document["failed"] and by_name["fails"]["failed"].keys() == {"3", "4"}
+    assert set(document["latency"]) == {"float", "LSQ 2/2"}
+    assert {p.name for p in (folder / "out").iterdir()} == {"runs", "table.md", "table.json", "table.svg", "table.html"}
+
+
+def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, document = finished
+    for run in document["rows"][1]["runs"]:
+        assert run["differ"] == 0 and run["images"] == 150
+        file = folder / "out" / "runs" / f"lsq-2-2-{run['seed']}" / "net.bb"
+        assert run["bytes"] == file.stat().st_size
+        test = rows._test_set(rows.config.parse(spec.configured(_row(folder, "float"), 3, {})))
+        assert run["accuracy"] == (Engine(file)(test.images).argmax(1) == test.labels).mean()
+    assert "input is float" in document["rows"][2]["runs"][0]["not compiled"]
+
+
+def _row(folder: Path, name: str) -> spec.Row:
+    return next(row for row in spec.load(folder / "garments.toml").rows if row.name == name)
+
+
+def test_what_is_done_is_not_run_again(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, document = finished
+    again: list[Path] = []
+    run = rows.run
+    monkeypatch.setattr(rows, "run", lambda content, out, *rest: again.append(out) or run(content, out, *rest))
+    options = command.Options(folder / "garments.toml", folder / "out", measure=False)
+    repeated = command.run(options, lambda _: None)
+    assert [path.name for path in again] == ["fails-3", "fails-4"]
+    assert repeated["rows"] == document["rows"] and repeated["latency"] == document["latency"]
+
+
+def test_only_what_was_asked_for_and_what_it_needs(tmp_path: Path) -> None:
+    options = command.Options(written(tmp_path), tmp_path / "out", rows=["BWN"], seeds=[4], measure=False)
+    assert not command.run(options, lambda _: None)["failed"]
+    assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == ["bwn-4", "float-4"]
+    late = command.Options(written(tmp_path), tmp_path / "late", hours=-1, measure=False)
+    assert command.run(late, lambda _: None)["left"] == 7
+
+
+def test_the_text_says_it_all(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, document = finished
+    for text in (page.text(document), page.markdown(document), (folder / "out" / "table.html").read_text()):
+        for part in (
+            "Garments",
+            "Few images.",
+            "LSQ 2/2",
+            "67.6 elsewhere",
+            "takes a year",
+            "seed 3",
+            "(2)",
+            "0 of 300",
+        ):
+            assert part in text
+    assert (folder / "out" / "table.svg").read_text().startswith("<svg")
+    assert json.loads((folder / "out" / "table.json").read_text())["rows"] == document["rows"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("seeds = [3, 4]", "seeds = []", "seeds: expected whole numbers"),
+        ('note = "Few images."', 'notes = ""', "notes: unknown key"),
+        ('name = "BWN"', 'name = "LSQ 2-2"', "row 'LSQ 2-2': the name is taken"),
+        ('{run:float}", scheme = "bwn', '{run:flaot}", scheme = "bwn', "row 'BWN': needs 'flaot'"),
+        ('scheme = "bwn:w1"', 'scheme = "bwn:w7"', "bwn has"),
+        (
+            'reason = "takes a year"',
+            'reason = "takes a year"\nepochs = 3',
+            "has a reason why it is not run, and epochs",
+        ),
+        ('published = "67.6 elsewhere"', 'minus = "nothing"', "minus 'nothing' is no row"),
+        ("epochs = 1", "epoch = 1", "epoch: unknown key; did you mean epochs?"),
+        ("[common]", "[comon]", "comon: unknown key"),
+    ],
+)
+def test_wrong_tables_are_one_line(before: str, after: str, said: str, tmp_path: Path) -> None:
+    assert before in TABLE
+    path = written(tmp_path, TABLE.replace(before, after))
+    with pytest.raises(InputError, match=r"garments\.toml: ") as caught:
+        spec.load(path)
+    assert said in str(caught.value)
+
+
+def test_command_line(finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = finished
+    arguments = ["table", str(folder / "garments.toml"), "--out", str(folder / "out"), "--no-latency", "--json"]
+    assert main([*arguments, "--rows", "float"]) == 1  # a row of the table has failed
+    assert json.loads(capsys.readouterr().out)["name"] == "Garments"
+    assert main([*arguments, "--rows", "flaot"]) == 2
+    assert "no row 'flaot'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_tables_that_come_with_the_project(path: Path) -> None:
+    table = spec.load(path)
+    assert table.rows and table.name != path.stem
