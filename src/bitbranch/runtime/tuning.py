@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
+from ..disk import write_bytes
 from ..errors import FormatError
 
 FORMAT = "bitbranch cost table 1"
@@ -144,12 +144,7 @@ def save(table: Table, file: Path) -> None:
     validate(table, "the table to save")
     found = {"format": FORMAT, "processor": processor(), "version": package_version(), "rates": table}
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{token_hex(4)}")
-    try:
-        beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
 
 
 @contextmanager
