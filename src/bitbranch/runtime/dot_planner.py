@@ -27,6 +27,8 @@ GATHERED, GATHERED_TILES = 512 << 10, 16
 """Most bytes and tiles of pixels that are kept for the blocks of outputs to come; at least one tile is."""
 ROW = 0.6
 """Share of half a tile that the pixels of a row of a strided convolution fill at least, if they are not gathered."""
+DENSE = 0.9
+"""Share of pixels among pixels and pads from which on tiles are taken as they lie."""
 SCRATCH_CHUNKS = 128
 """Chunks of weights that are expanded at once: 256 KiB, which the second cache holds."""
 
@@ -586,12 +588,15 @@ class DotPlanner:
         self._add(i, "dot16" if quads else "dot", complete, share, what)
 
     def _gathered(self, source: Place, stride: p.Pair, size: tuple[int, ...]) -> bool:
-        """Whether pixels lie across cache lines, or so many pads or ends of rows between them that tiles are sparse."""
-        if stride == (1, 1):
-            sparse = size[0] * size[1] < 0.9 * source.rows * source.pitch
-        else:
-            sparse = size[1] <= ROW * round_up(size[1], PIXELS // 2)
-        return sparse or (gathers(self.core, self.machine) and source.step % DEPTH != 0)
+        """Whether tiles would be sparse, for the pads between pixels or the ends of rows, or lie across cache lines.
+
+        Where products read whole chunks they are so fast that pads cost less than putting pixels together.
+        """
+        if stride != (1, 1) and size[1] <= ROW * round_up(size[1], PIXELS // 2):
+            return True
+        if gathers(self.core, self.machine):
+            return source.step % DEPTH != 0
+        return stride == (1, 1) and size[0] * size[1] < DENSE * source.rows * source.pitch
 
     def _gathering(self, packed: dot.PackedWeights) -> dict[str, Any]:
         """Room for the chunks of as many tiles as the second cache may hold."""
