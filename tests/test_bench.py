@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitbranch.bench import command, compare, files, levels, ncnn_int8, networks, peers, report, stats
+from bitbranch.bench.executors import Executor
 from bitbranch.bench.layers import Layer, layer_program
 from bitbranch.bench.peers import Contestant
 from bitbranch.bench.worker import Worker, WorkerFailure
@@ -375,3 +376,21 @@ def test_ncnn_files_are_read_and_quantized(tmp_path: Path) -> None:
         param.write_text("\n".join(broken) + "\n")
         with pytest.raises(ValueError, match=match):
             ncnn_int8.read(param)
+
+
+def test_outputs_survive_executors_that_reuse_their_memory(tmp_path: Path) -> None:
+    """Some hand out a view of memory that the next call overwrites."""
+
+    def prepare(batch: int) -> Any:
+        memory = np.zeros((batch, 2), np.float32)
+
+        def run(x: np.ndarray) -> np.ndarray:
+            memory[:] = x.reshape(batch, -1)[:, :2]
+            return memory
+
+        return run
+
+    images = np.arange(5 * 4, dtype=np.float32).reshape(5, 1, 2, 2)
+    np.save(tmp_path / "images.npy", images)
+    Executor((1, 2, 2), prepare).outputs(str(tmp_path / "images.npy"), str(tmp_path / "out.npy"), batch=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), images.reshape(5, 4)[:, :2])

@@ -54,7 +54,10 @@ class Executor:
         for first in range(0, len(x), batch):
             part = x[first : first + batch]
             short = batch - len(part)
-            parts.append(run(np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part)[: len(part)])
+            whole = np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part
+            parts.append(
+                np.array(run(whole)[: len(part)])
+            )  # a copy: some hand out memory that the next call overwrites
         np.save(out, np.concatenate(parts))
 
     def memory(self) -> int:
