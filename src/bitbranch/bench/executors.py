@@ -55,9 +55,7 @@ class Executor:
             part = x[first : first + batch]
             short = batch - len(part)
             whole = np.concatenate([part, part[-1:].repeat(short, 0)]) if short else part
-            parts.append(
-                np.array(run(whole)[: len(part)])
-            )  # a copy: some hand out memory that the next call overwrites
+            parts.append(np.array(run(whole)[: len(part)]))  # a copy: the next call may overwrite it
         np.save(out, np.concatenate(parts))
 
     def memory(self) -> int:
