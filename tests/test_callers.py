@@ -187,6 +187,7 @@ def test_ctrl_c(images: str, threads: int) -> None:
         import os, signal, threading, time
         import numpy as np
         from test_callers import wide_program
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
         large = {images == "one large"}
         program, x = wide_program(64, 40, 320 if large else 16)
         engine = program.engine({threads}, isa="scalar" if large else None)
