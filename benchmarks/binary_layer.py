@@ -13,7 +13,7 @@ import sys
 
 from bitbranch.bench import binary_layer, levels
 from bitbranch.bench.compare import processors
-from bitbranch.cli.machine import describe_machine, describe_versions
+from bitbranch.reporting.machine import describe_machine, describe_versions
 from bitbranch.runtime.engine import instruction_sets
 
 

@@ -18,7 +18,7 @@ import torch
 
 from bitbranch.bench.layers import Layer, layer_images, layer_program
 from bitbranch.bench.stats import Times, summarize
-from bitbranch.cli.machine import describe_machine, describe_versions
+from bitbranch.reporting.machine import describe_machine, describe_versions
 from bitbranch.runtime.engine import Engine
 
 SIZES = [(64, 56), (128, 28), (256, 14), (512, 7)]

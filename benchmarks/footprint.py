@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from bitbranch.bench import command, footprint, networks
-from bitbranch.cli.machine import describe_machine
+from bitbranch.reporting.machine import describe_machine
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 from bitbranch.bench import binary_layer, command, footprint, levels, report, stats
 from bitbranch.bench.compare import processors
-from bitbranch.cli.machine import describe_machine
 from bitbranch.disk import write_bytes
 from bitbranch.errors import BitbranchError
+from bitbranch.reporting.machine import describe_machine
 from bitbranch.runtime.container import read
 from bitbranch.runtime.engine import instruction_sets
 

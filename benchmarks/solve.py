@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbranch import models, twostep
-from bitbranch.cli.machine import describe_machine, describe_versions
+from bitbranch.reporting.machine import describe_machine, describe_versions
 
 
 @dataclass(frozen=True)

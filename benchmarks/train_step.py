@@ -13,7 +13,7 @@ import torch
 
 import bitbranch as bb
 from bitbranch import models
-from bitbranch.cli.machine import describe_machine, describe_versions
+from bitbranch.reporting.machine import describe_machine, describe_versions
 from bitbranch.training.loop import Training
 from bitbranch.training.objectives import Classification
 from bitbranch.training.optimization import PRECISIONS, Settings

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 import bitbranch as bb
-from bitbranch.cli import latency, plots, report
+from bitbranch.cli import latency, report
 from bitbranch.cli.demo_training import workers
 from bitbranch.cli.main import main
 from bitbranch.data import fashion_mnist
 from bitbranch.errors import InputError
+from bitbranch.reporting import plots
 from bitbranch.runtime.engine import instruction_sets
 from bitbranch.training import checkpoint
 

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from bitbranch.cli import plots, report
+from bitbranch.cli import report
+from bitbranch.reporting import plots
 
 ROOT = Path(__file__).parents[1]
 

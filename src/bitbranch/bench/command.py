@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.machine import describe_machine, describe_versions
 from ..disk import write_bytes
 from ..errors import InputError
+from ..reporting.machine import describe_machine, describe_versions
 from ..runtime import tuning
 from ..runtime.engine import instruction_sets
 from . import levels, networks, peers, report

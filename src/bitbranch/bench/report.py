@@ -161,7 +161,7 @@ def plot(result: Mapping[str, Any]) -> str:
     """Milliseconds of every executor as bars, one panel a setting, as an SVG document."""
     from matplotlib import pyplot as plt
 
-    from ..cli import plots
+    from ..reporting import plots
 
     shown = [(s, lines_of(result, s)[0]) for s in settings(result)]
     heights = [0.6 + 0.26 * len(rows) for _, rows in shown]

@@ -18,6 +18,7 @@ from torch import nn
 from ..data import Dataset
 from ..disk import write_bytes
 from ..errors import InputError
+from ..reporting.machine import describe_machine, describe_versions
 from ..runtime.container import bit_budget
 from ..training import checkpoint
 from ..training.loop import predict
@@ -25,7 +26,6 @@ from . import findings, latency, report
 from .demo_plan import PLANS
 from .demo_training import LAST, Log, Trained, train_all
 from .findings import THREADS, Compiled, Row
-from .machine import describe_machine, describe_versions
 
 BATCHES = (1, 64)
 """Batch sizes of the latency measurement."""

@@ -22,11 +22,12 @@ from torch import nn
 
 from .. import models, twostep
 from ..data.batches import Batches
+from ..runtime import tuning
 from ..swap import quantize
 from ..training import checkpoint
 from ..training.checkpoint import Recipe
 from ..training.loop import Epoch, evaluate, fit, to_stderr
-from ..training.threads import cores, use_fastest_threads
+from ..training.threads import use_fastest_threads
 from ..twostep.driver import Method
 from .demo_plan import Plan
 
@@ -144,7 +145,7 @@ class Training:
 
     def __init__(self, plan: Plan, folder: Path, seed: int, log: Log, *, sharers: int = 1) -> None:
         self.plan, self.folder, self.seed, self.log = plan, folder, seed, log
-        self.cores = max(1, cores() // sharers)
+        self.cores = max(1, tuning.cores() // sharers)
         self.train, self.test = plan.data()
         self.test_images = torch.from_numpy(self.test.normalized())
         self.arguments = {

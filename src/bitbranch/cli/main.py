@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import BitbranchError, InputError
-from .machine import package_version
+from ..reporting.machine import package_version
 
 Result = dict[str, object]
 """What a command found, as it goes into ``--json``; its ``text`` is what a person reads instead."""

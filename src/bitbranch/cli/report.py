@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import image as mpl_image
 
-from . import page, plots
+from ..reporting import page, plots
 
 Summary = Mapping[str, Any]
 """What ``summary.json`` holds; see :func:`render`."""

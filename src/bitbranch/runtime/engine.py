@@ -96,11 +96,6 @@ class _Planned:
     """Bytes of its buffers."""
 
 
-def _cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _count(what: str, given: object, default: int) -> int:
     """A count from a caller: a whole number of at least 1, or ``None`` for the default."""
     if given is None:
@@ -149,7 +144,7 @@ class Engine:
         path: str | None = None,
     ) -> None:
         core = _core()
-        threads = _count("threads", threads, _cores())
+        threads = _count("threads", threads, tuning.cores())
         isa = isa or os.environ.get("BITBRANCH_ISA") or core.instruction_sets()[0]
         if isa not in core.instruction_sets():
             raise InputError(
@@ -162,7 +157,7 @@ class Engine:
         self.families = dict(families or ({"*": everywhere} if everywhere else {}))
         self._forced = forced(self.program, self.families)
         self._rates = tuning.rates(isa)
-        self.callers = _count("callers", callers, max(1, _cores() // threads))
+        self.callers = _count("callers", callers, max(1, tuning.cores() // threads))
         self._packed: dict[tuple[int, str], Any] = {}
         self._plans: dict[int, _Planned] = {}
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)

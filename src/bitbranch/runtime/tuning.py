@@ -38,6 +38,11 @@ Table = Mapping[str, Rates]
 _BITS = re.compile(r"[1-8]x[1-8]")
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> str:
     """The processor's name."""
     try:

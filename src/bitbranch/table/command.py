@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..bench import stats
-from ..cli.machine import describe_machine, describe_versions
 from ..disk import write_bytes
+from ..reporting.machine import describe_machine, describe_versions
 from ..runtime.engine import Engine
 from . import page, rows, spec
 

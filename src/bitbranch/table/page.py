@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ..cli import page, plots
+from ..reporting import page, plots
 
 Document = Mapping[str, Any]
 HEAD = ("method", "scheme", "accuracy %", "minus", "points", "published", "kB", "ms", "training")

@@ -21,7 +21,7 @@ def render(config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[M
         phases: those that are finished.
         status: ``"finished"``, or what the run does.
     """
-    from ..cli import page, plots
+    from ..reporting import page, plots
 
     title = config.name or f"{config.network.model} on {config.data.set}"
     lead = escape(status) + (f"; {escape(config.source)}" if config.source else "")

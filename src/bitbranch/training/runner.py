@@ -22,6 +22,7 @@ from ..data.batches import BatchSource
 from ..disk import remove_leftovers, write_bytes
 from ..errors import InputError
 from ..quantizers.base import ActivationQuantizer
+from ..runtime import tuning
 from ..swap import calibrate, quantize
 from . import checkpoint
 from .checkpoint import Recipe
@@ -31,7 +32,7 @@ from .journal import Journal
 from .loop import Epoch, Training, random_state, score, set_random_state, to_stderr
 from .objectives import Classification, Objective
 from .stages import fix_weights
-from .threads import cores, use_fastest_threads
+from .threads import use_fastest_threads
 
 if TYPE_CHECKING:
     from ..twostep.codes import Sparsity
@@ -252,7 +253,7 @@ class _Run:
         elif processes.count() == 1:
             images, _ = next(iter(self._batches(0)))
             torch.manual_seed(self.config.seed)
-            use_fastest_threads(self.network, images, cores())
+            use_fastest_threads(self.network, images, tuning.cores())
 
     # Phases
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_fastest_threads(network: nn.Module, images: Tensor, most: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import BitbranchError
-from ..runtime.tuning import processor
+from ..runtime.tuning import cores, processor
 
 PACKAGES = ("bitbranch", "numpy", "torch", "onnxruntime")
 
@@ -23,7 +22,7 @@ def describe_machine() -> dict[str, str]:
         sets = "none: the compiled core is not installed"
     return {
         "processor": processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(cores()),
         "instruction sets": sets,
         "system": f"{platform.system()} {platform.machine()}",
     }
