@@ -255,6 +255,16 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     assert main([str(a) for a in [*again, "--method", "linear", "--samples", 100]]) == 0
     capsys.readouterr()
     assert "is quantized as tsq:wt-a2" in refused(capsys, *again, "--scheme", "tsq:w1-a2")
+    step_1 = replace(RECIPE, scheme="tsq:wt-a2", codes=True)  # as a run that ends with it leaves it
+    codes = step_1.build()
+    checkpoint.save(tmp_path / "codes.pt", step_1, codes)
+    solving = ["solve", tmp_path / "codes.pt", "--images", folder / "images.npy", "--out", tmp_path / "four.pt"]
+    assert main([str(a) for a in [*solving, "--samples", 100, "--json"]]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 2
+    solved, network = checkpoint.load(tmp_path / "four.pt")
+    assert not solved.codes and network.get_submodule("conv2").weight_quantizer is not None
+    assert main(["verify", str(tmp_path / "four.pt"), "--images", str(folder / "images.npy")]) == 0
+    capsys.readouterr()
     np.save(tmp_path / "wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
     assert "expected float32 or uint8 [N, 1, 8, 8]" in refused(
         capsys, *arguments[:3], tmp_path / "wrong.npy", "--out", tmp_path / "x.pt"

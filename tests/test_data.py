@@ -94,7 +94,21 @@ def test_the_full_set_is_found_by_the_variable_and_its_subfolder(
         assert len(fashion_mnist.load("test", full=True)) == (3 if (tmp_path / "fashion-mnist").exists() else 2)
 
 
+def test_a_folder_of_other_sets_does_not_hide_the_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "installed"
+    for folder in (tmp_path / "sets" / "cifar10", installed):
+        folder.mkdir(parents=True)
+    write_idx_xz(installed / "t10k-images-idx3-ubyte.xz", np.zeros((4, 28, 28), np.uint8))
+    write_idx_xz(installed / "t10k-labels-idx1-ubyte.xz", np.zeros(4, np.uint8))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", installed)
+    monkeypatch.setenv("BITBRANCH_DATA", str(tmp_path / "sets"))
+    assert len(fashion_mnist.load("test", full=True)) == 4
+
+
 def test_a_missing_folder_or_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")
     monkeypatch.setenv("BITBRANCH_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"BITBRANCH_DATA: no folder .*nowhere"):
         fashion_mnist.load("train", full=True)
@@ -102,7 +116,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="has no file train-images-idx3-ubyte"):
         fashion_mnist.load("train", full=True)
     monkeypatch.delenv("BITBRANCH_DATA")
-    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match="set BITBRANCH_DATA"):
         fashion_mnist.load("train", full=True)
 

@@ -270,6 +270,8 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"data": {"set": "mnist"}}, "data set 'mnist': expected one of"),
         ({"data": {"set": "cifar10", "path": "nowhere"}}, "has no CIFAR-10"),
         ({"phase": [{"kind": "transforms"}]}, "needs a phase of kind 'codes' before it"),
+        ({"phase": [{"kind": "transforms", "method": "tsk"}]}, "method 'tsk': expected 'tsq', 'linear' or 'start'"),
+        ({"phase": [{"kind": "transforms", "lambdas": []}]}, "lambdas must be positive"),
     ],
 )
 def test_bad_configurations_are_one_line(

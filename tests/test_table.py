@@ -121,6 +121,12 @@ def test_only_what_was_asked_for_and_what_it_needs(tmp_path: Path) -> None:
     assert command.run(late, lambda _: None)["left"] == 7
 
 
+def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    table = spec.load(written(tmp_path, TABLE.replace("seeds = [4]", "seeds = [4, 9]")))
+    assert [seed for row, seed in table.runs([], []) if row.name == "BWN"] == [4, 9]
+    assert [seed for row, seed in table.runs([], []) if row.name == "float"] == [3, 4]
+
+
 def test_the_text_says_it_all(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, document = finished
     for text in (page.text(document), page.markdown(document), (folder / "out" / "table.html").read_text()):
@@ -172,6 +178,8 @@ def test_command_line(finished: tuple[Path, dict[str, Any]], capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["name"] == "Garments"
     assert main([*arguments, "--rows", "flaot"]) == 2
     assert "no row 'flaot'" in capsys.readouterr().err
+    assert main([*arguments, "--seeds", "7"]) == 2
+    assert "no row has the seed 7; there are 3, 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)

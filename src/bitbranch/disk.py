@@ -24,7 +24,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         left = "; what was there before is intact" if path.exists() else ""
-        raise BitbranchError(f"{path}: cannot be written ({error.strerror}){left}") from None
+        raise BitbranchError(f"{path}: cannot be written: {error.strerror}{left}") from None
     finally:
         beside.unlink(missing_ok=True)
 

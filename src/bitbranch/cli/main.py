@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``None`` takes them from ``sys.argv``.
 
     Returns:
-        0 on success, 1 where ``verify`` finds a difference, 2 for wrong use or bad input, 130 when interrupted.
+        0 on success, 1 where ``verify`` finds a difference or a row of ``table`` fails, 2 for wrong use or bad input,
+        130 when interrupted.
     """
     try:
         options = _parser().parse_args(arguments)

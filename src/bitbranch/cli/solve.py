@@ -54,8 +54,8 @@ def run(
     """Solve a checkpoint's low-bit weights and write a checkpoint.
 
     Args:
-        net: a checkpoint. A float network is converted to ``scheme``; a quantized one is the network of step 1, whose
-            codes are learned and whose low-bit weights are found.
+        net: a checkpoint. A float network is converted to ``scheme``; one that ends with step 1 has its low-bit weights
+            found; so has any other quantized one, whose codes are taken as learned.
         images: a ``.npy`` file ``[N, C, H, W]`` of float32, or of uint8, which is normalised as the checkpoint says.
         out: the checkpoint to write.
         scheme, first, last: of a float network; default ``tsq:wt-a2``.
@@ -89,10 +89,15 @@ def run(
     elif scheme is not None or per_channel:
         raise InputError(f"{net}: is quantized as {built.scheme}; --scheme and --per-channel are for float networks")
     else:
-        teacher = copy.deepcopy(network)
-        for layer in teacher.modules():
-            if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
-                layer.weight_quantizer = None
+        teacher = network
+        if built.codes:
+            built = replace(built, codes=False, affine=False)
+            network = built.build()
+        else:
+            teacher = copy.deepcopy(network)
+            for layer in teacher.modules():
+                if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
+                    layer.weight_quantizer = None
         solved = twostep.learn_transforms(
             network, teacher, loader, **vars(recipe), state=state, progress=progress, on_layer=reports.append
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import sets
+from ..data import places, sets
 from ..errors import InputError
 from ..training import config, runner
 
@@ -84,4 +84,4 @@ def data(name: str | None, source: Path | None, say: Callable[[str], None]) -> R
         rows.append({"name": each.name, "title": each.title, "folder": folder and str(folder), "found": found})
         state = "; ".join(found) or f"not found; {each.origin}"
         lines.append(f"{each.name}: {each.title}\n    {folder or 'in the package'}: {state}")
-    return {"root": str(sets.root()), "sets": rows, "text": "\n".join(lines)}
+    return {"root": str(places.root()), "sets": rows, "text": "\n".join(lines)}

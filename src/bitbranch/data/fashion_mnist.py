@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from .dataset import Dataset
 from .idx import read_idx
+from .places import VARIABLE, root
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 MEAN, STD = (0.2860,), (0.3530,)
@@ -51,22 +52,20 @@ def load(split: str, *, full: bool = False, folder: Path | None = None) -> Datas
 
 
 def full_folder() -> Path:
-    """The folder of the full set: ``BITBRANCH_DATA``, its subfolder ``fashion-mnist``, the cache's, or Debian's.
+    """The folder of the full set: ``fashion-mnist`` in the folder of all sets, that folder itself, or Debian's.
 
     Raises:
         InputError: ``BITBRANCH_DATA`` is set but no such folder, or nowhere is a full set.
     """
-    variable = os.environ.get("BITBRANCH_DATA")
-    if variable:
-        folder = Path(variable)
-        if not folder.is_dir():
-            raise InputError(f"BITBRANCH_DATA: no folder {folder}")
-        inner = folder / "fashion-mnist"
-        return inner if inner.is_dir() else folder
-    for folder in (Path.home() / ".cache" / "bitbranch" / "data" / "fashion-mnist", DEBIAN):
-        if folder.is_dir():
+    given = VARIABLE in os.environ
+    if given and not root().is_dir():
+        raise InputError(f"{VARIABLE}: no folder {root()}")
+    for folder in (root() / "fashion-mnist", root(), DEBIAN):
+        if next(folder.glob("*-images-idx3-ubyte*"), None):
             return folder
-    raise InputError(f"full Fashion-MNIST: set BITBRANCH_DATA to its folder, or install it in {DEBIAN}")
+    if given:
+        return root()  # whoever reads there says what is missing
+    raise InputError(f"full Fashion-MNIST: set {VARIABLE} to its folder, or install it in {DEBIAN}")
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,9 @@ from . import cifar10, fashion_mnist, folders
 from .batches import Batches, BatchSource
 from .dataset import Dataset
 from .folders import PictureBatches, PictureSet
+from .places import root
 
 Images = Dataset | PictureSet
-
-
-def root() -> Path:
-    """The folder that holds a folder for each set: ``BITBRANCH_DATA``, or ``~/.cache/bitbranch/data``."""
-    variable = os.environ.get("BITBRANCH_DATA")
-    return Path(variable) if variable else Path.home() / ".cache" / "bitbranch" / "data"
 
 
 @dataclass(frozen=True)

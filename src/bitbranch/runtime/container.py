@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FormatError, InputError
+from ..disk import write_bytes
+from ..errors import BitbranchError, FormatError, InputError
 from .checks import require
 from .packing import Reader, Writer
 from .program import Program
@@ -40,19 +41,10 @@ def write(program: Program, path: str | os.PathLike[str]) -> int:
         FormatError: the program is larger than a file may be.
     """
     blob = _to_bytes(program)
-    target = Path(path).resolve()
-    beside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
-        try:
-            with beside.open("xb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        write_bytes(Path(path).resolve(), blob)
+    except BitbranchError as error:
+        raise InputError(str(error)) from None
     return len(blob)
 
 

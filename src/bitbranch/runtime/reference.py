@@ -16,6 +16,9 @@ from ..contract import CodeType, requantize
 from ..errors import FormatError
 from . import program as p
 
+PART = 25
+"""Images of a batch that go through the whole program at once: so few fit the caches, which is twice as fast."""
+
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -190,6 +193,12 @@ def run(program: p.Program, *x: npt.ArrayLike) -> p.Output:
     Raises:
         InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`.
     """
-    outputs = [value for i, value in trace(program, *x) if isinstance(program.values[i], p.Reals)]
-    shaped = [value.reshape(len(value), *shape) for value, shape in zip(outputs, program.output_shapes, strict=True)]
-    return shaped[0] if len(shaped) == 1 else tuple(shaped)
+    batch = program.check_input(*x)
+    parts = [_part(program, [a[i : i + PART] for a in batch]) for i in range(0, max(1, len(batch[0])), PART)]
+    outputs = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _part(program: p.Program, batch: list[p.Images]) -> list[npt.NDArray[np.float32]]:
+    outputs = [value for i, value in trace(program, *batch) if isinstance(program.values[i], p.Reals)]
+    return [value.reshape(len(value), *shape) for value, shape in zip(outputs, program.output_shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""A table as text, Markdown, a page, and a plot of accuracy against size."""
+"""A table as text, Markdown, a page, and a plot of its accuracies."""
 
 from __future__ import annotations
 
@@ -18,19 +18,8 @@ def _cells(document: Document) -> list[list[str]]:
         runs = row["runs"]
         if not runs:
             errors = [f"seed {seed} failed: {error}" for seed, error in row["failed"].items()]
-            rows.append(
-                [
-                    row["name"],
-                    "",
-                    "",
-                    "",
-                    "",
-                    row["published"],
-                    "",
-                    "",
-                    row["reason"] or "; ".join(errors) or "not run yet",
-                ]
-            )
+            why = row["reason"] or "; ".join(errors) or "not run yet"
+            rows.append([row["name"], *[""] * 4, row["published"], "", "", why])
             continue
         first = runs[0]
         latency = document["latency"].get(row["name"])
@@ -104,7 +93,7 @@ def html(document: Document) -> str:
     """As a page."""
     cells = [[escape(cell) for cell in row] for row in _cells(document)]
     sections = [
-        page.section("Accuracy and size", plot(document)),
+        page.section("Accuracy", plot(document)),
         page.section("Methods", page.table(HEAD, cells, text_columns=2)),
         page.section("About these figures", page.bullets([*_remarks(document), _machine(document)])),
     ]
@@ -112,7 +101,7 @@ def html(document: Document) -> str:
 
 
 def plot(document: Document) -> str:
-    """Accuracy of every row, with its spread, against its size, as SVG."""
+    """Accuracy of every row: runs, mean and spread, with the size beside, as SVG."""
     from matplotlib import pyplot as plt
 
     shown = [row for row in document["rows"] if row["runs"]]
@@ -120,8 +109,7 @@ def plot(document: Document) -> str:
         figure, axis = plt.subplots(figsize=(9.2, 0.7 + 0.3 * max(3, len(shown))), layout="constrained")
         names = [row["name"] for row in shown]
         for at, row in enumerate(shown):
-            kind = "bytes" if "bytes" in row["runs"][0] else "float"
-            colour = plots.COLOURS[1] if kind == "bytes" else plots.COLOURS[0]
+            colour = plots.COLOURS["bytes" in row["runs"][0]]
             y, x = len(shown) - at, 100 * row["accuracy"]
             single = [100 * run["accuracy"] for run in row["runs"]]
             axis.plot(single, [y] * len(single), "o", ms=3.5, color=colour, alpha=0.45)
@@ -131,7 +119,7 @@ def plot(document: Document) -> str:
                 f"{x:.2f} %, {size / 1e3:.0f} kB", (1.01, y), xycoords=("axes fraction", "data"), va="center",
                 fontsize=8.5, color=colour,
             )  # fmt: skip
-        if shown and shown[0]["runs"]:
+        if shown:
             axis.axvline(100 * shown[0]["accuracy"], color=plots.GRID, zorder=0)
         axis.set_yticks(range(len(shown), 0, -1), names)
         axis.set_xlabel("test accuracy (%): runs, their mean and standard deviation")

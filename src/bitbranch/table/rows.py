@@ -22,8 +22,8 @@ from ..training import checkpoint, config, runner
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
-PART = 25
-"""Images that the reference takes at once: so few fit the caches."""
+REPORTED = 2000
+"""Images after which the reference says how far it is."""
 
 
 def finished(folder: Path) -> Result | None:
@@ -99,8 +99,8 @@ def _compiled(net: Path, test: Dataset, file: Path, say: Say) -> Result:
 
 def _reference(program: p.Program, images: npt.NDArray[np.uint8], say: Say) -> npt.NDArray[np.float32]:
     parts = []
-    for start in range(0, len(images), PART):
-        parts.append(program.reference(images[start : start + PART]))
-        if start and start // PART % 100 == 0:
+    for start in range(0, len(images), REPORTED):
+        if start:
             say(f"reference: {start} of {len(images)} images")
+        parts.append(program.reference(images[start : start + REPORTED]))
     return np.concatenate(parts)

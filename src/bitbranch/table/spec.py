@@ -63,19 +63,23 @@ class Table:
             seeds: the chosen ones; none are all.
 
         Raises:
-            InputError: there is no such row.
+            InputError: there is no such row or seed.
         """
         known = {row.name: row for row in self.rows}
         for name in names:
             if name not in known:
                 raise InputError(f"table: no row {name!r}; there are {', '.join(known)}")
+        all_seeds = list(dict.fromkeys([*self.seeds, *(s for row in self.rows for s in row.seeds)]))
+        for seed in seeds:
+            if seed not in all_seeds:
+                raise InputError(f"table: no row has the seed {seed}; there are {', '.join(map(str, all_seeds))}")
         wanted = set(names or known)
         for row in reversed(self.rows):  # needs stand in front
             if row.name in wanted:
                 wanted.update(row.needs)
-        for seed in seeds or self.seeds:
+        for seed in seeds or all_seeds:
             for row in self.rows:
-                if row.name in wanted and not row.reason and (not row.seeds or seed in row.seeds):
+                if row.name in wanted and not row.reason and seed in (row.seeds or self.seeds):
                     yield row, seed
 
 

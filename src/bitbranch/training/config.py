@@ -9,12 +9,15 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 from ..quantizers.registry import parse_scheme
 from .optimization import Settings
 from .stages import PORTIONS
+
+if TYPE_CHECKING:
+    from ..twostep import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -135,6 +138,14 @@ class Phase(Settings):
             raise InputError(f"kind {self.kind!r}: expected one of {', '.join(KINDS)}")
         if self.scheme:
             parse_scheme(self.scheme.replace("{bits}", str(max(self.bits, default=8))))
+        self.solving(0)  # checks it
+
+    def solving(self, seed: int) -> Recipe:
+        """How a phase of kind ``transforms`` solves layers."""
+        from ..twostep import Recipe  # which trains
+
+        names = ("method", "samples", "lambdas", "iterations", "sweeps", "z_update", "reestimate")
+        return Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,8 @@ class Config:
         log_every: steps between lines of the log.
         threads: of torch on a CPU, for each process; 0 tries all cores and one, and takes what is faster now.
         evaluate_every: epochs between evaluations on the test images; the last epoch of a phase always is.
+        channels_last: whether activations and convolutions lie in memory with the channels of a pixel side by side,
+            which is faster on most processors; sums in another order round otherwise.
     """
 
     network: Network
@@ -164,6 +177,7 @@ class Config:
     log_every: int = 50
     evaluate_every: int = 1
     threads: int = 0
+    channels_last: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; :func:`parse` takes it back."""
@@ -248,7 +262,11 @@ def _check(config: Config) -> None:
     for scheme in (config.network.scheme, config.network.first, config.network.last):
         if scheme not in ("", "none"):
             parse_scheme(scheme)
+    codes = bool(config.network.start)  # which may be a network of step 1
     for phase in config.phase:
+        codes = codes or phase.kind == "codes"
+        if phase.kind == "transforms" and not codes:
+            raise InputError(f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it")
         if phase.kind == "hints" and not (phase.guided and phase.hint and config.teacher.checkpoint):
             raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint")
         if "{bits}" in phase.scheme:

@@ -211,9 +211,13 @@ class _Run:
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
         if wanted.scheme:
             network = self._quantize(network, wanted.scheme)
-        network.to(self.device)
-        processes.share(network)
+        processes.share(self._placed(network))
         return network
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """The network on the run's device and in its layout."""
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def _started(self, path: Path) -> nn.Module:
         """The network of a checkpoint, or the configured one with the parameters of a file."""
@@ -236,13 +240,13 @@ class _Run:
 
     def _teacher(self) -> nn.Module | None:
         path = self.config.teacher.checkpoint
-        return checkpoint.load(path)[1].to(self.device).requires_grad_(False) if path else None
+        return self._placed(checkpoint.load(path)[1]).requires_grad_(False) if path else None
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
         first, last = (self.recipe.first, self.recipe.last) if fresh else (None, None)
         self.recipe = replace(self.recipe, scheme=scheme)
-        return quantize(network, scheme, first=first, last=last).to(self.device)
+        return self._placed(quantize(network, scheme, first=first, last=last))
 
     def _choose_threads(self, state: Mapping[str, Any] | None) -> None:
         """As configured, as before an interruption (sums in another order round otherwise), or the fastest now."""
@@ -266,7 +270,7 @@ class _Run:
         if phase.fix:
             fix_weights(self.network, phase.fix)
         if phase.kind == "transforms" and self.quantized is None and self.recipe.codes:
-            self.quantized = replace(self.recipe, codes=False).build().to(self.device)
+            self.quantized = self._placed(replace(self.recipe, codes=False).build())
         if phase.kind == "codes":
             self.quantized = self.network
             self.network = codes_network(self.network, None if quiet else self.say, affine=phase.affine)
@@ -361,17 +365,17 @@ class _Run:
                 raise InputError(
                     f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it, or a start from one"
                 )
+            recipe = phase.solving(self._seed(number))
+            if not alone:
+                recipe = replace(recipe, method="start", reestimate=False)
             self.network = twostep.learn_transforms(
-                self.quantized, self.network, self._calibration(number),
-                method=phase.method if alone else "start",  # type: ignore[arg-type]
-                reestimate=phase.reestimate and alone, samples=phase.samples, lambdas=phase.lambdas,
-                iterations=phase.iterations, sweeps=phase.sweeps, z_update=phase.z_update,  # type: ignore[arg-type]
-                seed=self._seed(number), progress=self.say, state=self.folder / SOLVED if alone else None,
+                self.quantized, self.network, self._calibration(number), **vars(recipe),
+                state=self.folder / SOLVED if alone else None, progress=self.say,
             )  # fmt: skip
             self._solved()
         else:
             calibrate(self.network, (images for images, _ in self._calibration(number)))
-            reference = models.build(self.recipe.model, self.recipe.arguments).to(self.device)
+            reference = self._placed(models.build(self.recipe.model, self.recipe.arguments))
             reference.load_state_dict(self.network.state_dict(), strict=False)  # without the quantizers' parameters
             if alone:
                 self.network = twostep.hash_weights(

@@ -6,11 +6,11 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from secrets import token_hex
 
 import torch
 from torch import Tensor, nn
 
+from ..disk import write_bytes
 from ..errors import InputError
 
 KEY = "run.txt"
@@ -46,7 +46,7 @@ class State:
         key: of the run.
 
     Raises:
-        InputError: the folder holds another run, or cannot be written.
+        InputError: the folder holds another run, or cannot be made or read.
     """
 
     def __init__(self, folder: Path, key: RunKey) -> None:
@@ -55,7 +55,7 @@ class State:
             folder.mkdir(parents=True, exist_ok=True)
             known = folder / KEY
             if not known.exists():
-                _write(known, key.text().encode())
+                write_bytes(known, key.text().encode())
             if known.read_text() != key.text():
                 raise InputError(f"{folder}: holds a run with other images, another network or other settings")
         except OSError as error:
@@ -80,16 +80,7 @@ class State:
         """Keep tensors and plain values under a name; interrupted, nothing is kept."""
         buffer = io.BytesIO()
         torch.save(dict(content), buffer)
-        _write(self._path(name), buffer.getvalue())
+        write_bytes(self._path(name), buffer.getvalue())
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{token_hex(4)}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
