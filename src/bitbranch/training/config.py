@@ -162,8 +162,6 @@ class Config:
         log_every: steps between lines of the log.
         threads: of torch on a CPU, for each process; 0 tries all cores and one, and takes what is faster now.
         evaluate_every: epochs between evaluations on the test images; the last epoch of a phase always is.
-        channels_last: whether activations and convolutions lie in memory with the channels of a pixel side by side,
-            which is faster on most processors; sums in another order round otherwise.
     """
 
     network: Network
@@ -177,7 +175,6 @@ class Config:
     log_every: int = 50
     evaluate_every: int = 1
     threads: int = 0
-    channels_last: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; :func:`parse` takes it back."""

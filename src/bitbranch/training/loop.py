@@ -275,17 +275,14 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _channels_last(model: nn.Module) -> Iterator[None]:
-    """Lay the convolutions' outputs out pixel by pixel: what lies behind them trains 1.2 to 1.5 times faster so."""
-
-    def lay_out(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.contiguous(memory_format=torch.channels_last) if output.dim() == 4 else output
-
-    hooks = [m.register_forward_hook(lay_out) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    """Lay convolutions out pixel by pixel: they and what lies behind them train 1.2 to 1.5 times faster so."""
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for weight in weights:
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

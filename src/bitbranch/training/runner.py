@@ -211,13 +211,9 @@ class _Run:
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
         if wanted.scheme:
             network = self._quantize(network, wanted.scheme)
-        processes.share(self._placed(network))
+        network.to(self.device)
+        processes.share(network)
         return network
-
-    def _placed(self, network: nn.Module) -> nn.Module:
-        """The network on the run's device and in its layout."""
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def _started(self, path: Path) -> nn.Module:
         """The network of a checkpoint, or the configured one with the parameters of a file."""
@@ -240,13 +236,13 @@ class _Run:
 
     def _teacher(self) -> nn.Module | None:
         path = self.config.teacher.checkpoint
-        return self._placed(checkpoint.load(path)[1]).requires_grad_(False) if path else None
+        return checkpoint.load(path)[1].to(self.device).requires_grad_(False) if path else None
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
         first, last = (self.recipe.first, self.recipe.last) if fresh else (None, None)
         self.recipe = replace(self.recipe, scheme=scheme)
-        return self._placed(quantize(network, scheme, first=first, last=last))
+        return quantize(network, scheme, first=first, last=last).to(self.device)
 
     def _choose_threads(self, state: Mapping[str, Any] | None) -> None:
         """As configured, as before an interruption (sums in another order round otherwise), or the fastest now."""
@@ -270,7 +266,7 @@ class _Run:
         if phase.fix:
             fix_weights(self.network, phase.fix)
         if phase.kind == "transforms" and self.quantized is None and self.recipe.codes:
-            self.quantized = self._placed(replace(self.recipe, codes=False).build())
+            self.quantized = replace(self.recipe, codes=False).build().to(self.device)
         if phase.kind == "codes":
             self.quantized = self.network
             self.network = codes_network(self.network, None if quiet else self.say, affine=phase.affine)
@@ -375,7 +371,7 @@ class _Run:
             self._solved()
         else:
             calibrate(self.network, (images for images, _ in self._calibration(number)))
-            reference = self._placed(models.build(self.recipe.model, self.recipe.arguments))
+            reference = models.build(self.recipe.model, self.recipe.arguments).to(self.device)
             reference.load_state_dict(self.network.state_dict(), strict=False)  # without the quantizers' parameters
             if alone:
                 self.network = twostep.hash_weights(
