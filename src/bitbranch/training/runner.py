@@ -141,8 +141,8 @@ class _Run:
         path, plain = self.folder / "config.json", self.config.as_dict()
         if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
             try:
-                there = json.loads(path.read_text())
-            except (OSError, ValueError):
+                there = parse(json.loads(path.read_text())).as_dict()
+            except (OSError, ValueError, InputError):
                 raise InputError(f"{path}: damaged; train into another folder") from None
             for key in sorted({*plain, *there} - set(FREE)):
                 if there.get(key) != plain.get(key):
@@ -195,6 +195,8 @@ class _Run:
         """The network before the first phase, and the recipe that goes with it."""
         wanted = self.config.network
         arguments = dict(wanted.arguments)
+        if wanted.file:
+            models.register_file(wanted.file)
         if wanted.model in models.MODELS:
             channels, height, _ = self.train.shape
             given = {"num_classes": len(self.train.classes), "in_channels": channels, "image_size": height}
@@ -220,12 +222,14 @@ class _Run:
         content = checkpoint.read_tensors(path)
         if content.get("format") == checkpoint.FORMAT:
             recipe, network = checkpoint.load(path)
-            if recipe.model != self.recipe.model:
-                raise InputError(f"network.start: {path} holds a {recipe.model}, not a {self.recipe.model}")
-            kept = {"model", "input_shape", "mean", "std", "info"}
-            taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
-            self.recipe = replace(self.recipe, **taken)
-            return network
+            if recipe.model == self.recipe.model:
+                kept = {"model", "input_shape", "mean", "std", "info"}
+                taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
+                self.recipe = replace(self.recipe, **taken)
+                return network
+            if recipe.scheme is not None:
+                raise InputError(f"network.start: {path} holds a quantized {recipe.model}, not a {self.recipe.model}")
+            content = network.state_dict()
         network = models.build(self.recipe.model, self.recipe.arguments)
         try:
             network.load_state_dict(content)
