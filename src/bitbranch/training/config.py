@@ -92,6 +92,11 @@ class Teacher:
     share: tuple[float, ...] = (0.5,)
     temperature: float = 2.0
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """At the begin of a phase, and at its end."""
+        return self.share[0], self.share[-1]
+
 
 @dataclass(frozen=True)
 class Phase(Settings):
