@@ -375,9 +375,9 @@ def test_each_augmentation_does_what_it_says(marked: BoxSet) -> None:
 
 
 def test_crops_keep_what_they_promise() -> None:
-    """Sides of 0.3 to 1 and 1:2 to 2:1, the centre of a box inside, and all six minimum overlaps drawn."""
+    """Sides of 0.3 to 1 and 1:2 to 2:1, the centre of a box inside, and minimum overlaps drawn as often as others."""
     rng, how = np.random.default_rng(0), Augmentation(expand=1)
-    boxes = np.array([[0.2, 0.2, 0.8, 0.9, 1], [0.05, 0.1, 0.1, 0.2, 2]], np.float32)
+    boxes = np.array([[0.3, 0.3, 0.7, 0.7, 1], [0.05, 0.1, 0.1, 0.2, 2]], np.float32)
     whole, most = 0, []
     for _ in range(1000):
         window = random_window(boxes, rng, how)
@@ -393,9 +393,10 @@ def test_crops_keep_what_they_promise() -> None:
         back = kept[:, :4] * [w, h, w, h] + [x0, y0, x0, y0]
         assert np.allclose(back, boxes[inside, :4].clip([x0, y0, x0, y0], [x1, y1, x1, y1]), atol=1e-6)
         most.append(float(intersection_over_union(np.array([window]), boxes[:, :4].astype(np.float64)).max()))
-    assert 1000 / 7 - 40 < whole < 1000 / 5  # seven draws, of which the largest overlap is hardly ever found
+    # Of seven draws, an overlap of 0.9 is never found and one of 0.7 hardly ever: the others have a fifth each.
+    assert 140 < whole < 260
     shares = [np.mean(np.array(most) >= least) for least in OVERLAPS]
-    assert shares == sorted(shares, reverse=True) and shares[-2] > 0.12 and shares[2] < 0.98
+    assert shares == sorted(shares, reverse=True) and 0.4 < shares[2] < 0.75 and 0.15 < shares[3] < 0.4
     expanded = [random_window(boxes, rng, Augmentation(crop=1, expand=3)) for _ in range(300)]
     sides = np.array([(x1 - x0, y1 - y0) for x0, y0, x1, y1 in expanded])
     assert np.allclose(sides[:, 0], sides[:, 1]) and sides.max() <= 3 and 0.4 < (sides[:, 0] == 1).mean() < 0.6
