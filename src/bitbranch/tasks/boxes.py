@@ -153,10 +153,11 @@ def corners(boxes: Floats) -> Floats:
 
 def intersection_over_union(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Of each pair of boxes, ``[..., M, 4]`` and ``[..., N, 4]`` to ``[..., M, N]``; 0 where a pair has no area."""
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = sides.clip(min=0).prod(-1)
-    whole = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    a0, a1, a2, a3 = (a[..., :, None, i] for i in range(4))
+    b0, b1, b2, b3 = (b[..., None, :, i] for i in range(4))
+    width, height = np.minimum(a2, b2) - np.maximum(a0, b0), np.minimum(a3, b3) - np.maximum(a1, b1)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    whole = (a2 - a0) * (a3 - a1) + (b2 - b0) * (b3 - b1) - shared
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 

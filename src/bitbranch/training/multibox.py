@@ -91,7 +91,7 @@ class Multibox(Objective):
             counted = self.counted(logits, classes)
         matched = classes > 0
         loss = F.cross_entropy(logits[counted], classes[counted], reduction="sum")
-        loss = loss + self.weight * F.smooth_l1_loss(offsets[matched], wanted[matched], reduction="sum")
+        loss = loss + self.weight * F.smooth_l1_loss(offsets[matched], wanted, reduction="sum")
         if teacher is not None:
             soft, places = self.flattened(teacher)
             learned = soft_targets(logits[counted], soft[counted], self.temperature)
@@ -113,12 +113,13 @@ class Multibox(Objective):
         return both[0], both[1]
 
     def wanted(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes ``[N, A]``, 0 for the background, and offsets ``[N, A, 4]`` of the default boxes."""
+        """Classes ``[N, A]``, 0 for the background, and the offsets of the matched boxes, ``[P, 4]``."""
         centres = self.centres.to(targets.device)
         owner = matched_truths(targets[..., :4], targets[..., 4] > 0, centres, self.least)
-        mine = targets.gather(1, owner.clamp_min(0)[..., None].expand(-1, -1, 5))
-        classes = torch.where(owner >= 0, mine[..., 4].long(), 0)
-        return classes, encoded(mine[..., :4], centres, self.boxes.variances)
+        image, box = (owner >= 0).nonzero(as_tuple=True)
+        mine, classes = targets[image, owner[image, box]], torch.zeros_like(owner)
+        classes[image, box] = mine[:, 4].long()
+        return classes, encoded(mine[:, :4], centres[box], self.boxes.variances)
 
     def counted(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Which boxes count, bool ``[N, A]``: those of objects, and the hardest of the others."""
@@ -137,10 +138,10 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def encoded(truths: Tensor, centres: Tensor, variances: tuple[float, float]) -> Tensor:
-    """:func:`bitbranch.tasks.boxes.encode` of ``[N, A, 4]``; boxes without area are taken as very small ones."""
-    centre, size = (truths[..., :2] + truths[..., 2:]) / 2, (truths[..., 2:] - truths[..., :2]).clamp_min(1e-6)
+    """:func:`bitbranch.tasks.boxes.encode`; boxes without area, which a crop may leave, are taken as very small ones."""
+    centre, size = (truths[:, :2] + truths[:, 2:]) / 2, (truths[:, 2:] - truths[:, :2]).clamp_min(1e-6)
     places = (centre - centres[:, :2]) / centres[:, 2:] / variances[0]
-    return torch.cat([places, (size / centres[:, 2:]).log() / variances[1]], 2)
+    return torch.cat([places, (size / centres[:, 2:]).log() / variances[1]], 1)
 
 
 def matched_truths(truths: Tensor, real: Tensor, centres: Tensor, least: float) -> Tensor:
