@@ -78,6 +78,8 @@ def normalize(
     Evaluated in float32 in this order, as :func:`bitbranch.compile` does for its table of uint8 pixels, so that both
     forms of an image give the same codes.
     """
-    pixels = np.arange(256, dtype=np.float32) / np.float32(255)
-    tables = [(pixels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
-    return np.stack([table[images[:, c]] for c, table in enumerate(tables)], axis=1)
+    out = images.astype(np.float32)
+    out /= np.float32(255)
+    out -= np.array(mean, np.float32)[:, None, None]
+    out /= np.array(std, np.float32)[:, None, None]
+    return out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +33,56 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
     """
     from PIL import Image
 
-    try:
+    with _readable(name):
         picture = Image.open(io.BytesIO(data))
         if at_least:
             picture.draft("RGB", (at_least, at_least))
         return picture.convert("RGB")
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of a picture file, which is not decoded.
+
+    Raises:
+        InputError: missing, or not a picture.
+    """
+    from PIL import Image
+
+    with _readable(str(path)), Image.open(path) as picture:
+        return picture.height, picture.width
+
+
+def decode_resized(path: Path, size: tuple[int, int], *, enlarge: bool = True) -> npt.NDArray[np.uint8]:
+    """The pixels, uint8 ``[H, W, 3]``, of a picture file, resized without regard to its proportions.
+
+    Args:
+        path: the file.
+        size: height and width.
+        enlarge: else a side that is shorter is left as it is.
+
+    Raises:
+        InputError: missing, not a picture, or a damaged one.
+    """
+    from PIL import Image
+
+    height, width = size
+    with _readable(str(path)), Image.open(path) as file:
+        file.draft("RGB", (2 * width, 2 * height))  # large JPEG files are decoded at a part of their size
+        picture = file.convert("RGB")
+        if not enlarge:
+            height, width = min(height, picture.height), min(width, picture.width)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return np.array(picture, np.uint8)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what Pillow raises into one line that names the picture."""
+    from PIL import Image
+
+    try:
+        yield
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
 
