@@ -38,11 +38,10 @@ def train(name: str, out: Path | None, changes: Sequence[str], say: Callable[[st
     results = runner.run(checked, out or Path("runs") / path.stem, progress=say)
     if int(os.environ.get("RANK", "0")):
         raise SystemExit(0)  # of several processes the first one prints
-    lines = [f"{p['name']}: {100 * p['accuracy']:.2f} %, {p['seconds']:.0f} s" for p in results["phases"]]
-    return {
-        **results,
-        "text": "\n".join([*lines, f"{results['net']}: test accuracy {100 * results['accuracy']:.2f} %"]),
-    }
+    figure = results["figure"]
+    lines = [f"{p['name']}: {100 * p[figure]:.2f} %, {p['seconds']:.0f} s" for p in results["phases"]]
+    lines.append(f"{results['net']}: test {figure} {100 * results[figure]:.2f} %")
+    return {**results, "text": "\n".join(lines)}
 
 
 def _change(content: dict[str, Any], change: str) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
-from . import cifar10, fashion_mnist, folders
+from . import cifar10, coco_boxes, fashion_mnist, folders, masks, scenes, voc_boxes
 from .batches import Batches, BatchSource
 from .dataset import Dataset
 from .folders import PictureBatches, PictureSet
 from .places import root
+from .unpacked import unpack
 
-Images = Dataset | PictureSet
+Images = Any
+"""What :mod:`bitbranch.training.tasks` takes for the set's task, with a length, ``shape``, ``classes``, ``mean``,
+``std``, ``source`` and ``spread(count)``."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +30,41 @@ class ImageSet:
         name: there.
         title: for people.
         origin: where it comes from, and in what form it is read.
-        load: reads a split, ``"train"`` or ``"test"``, from a folder.
+        load: reads a split, ``"train"`` or ``"test"``, from a folder; sets of pictures take ``size``, too.
         flip, shift: the usual augmentation, see :class:`~bitbranch.data.batches.Batches`.
         folder: where it is looked for if not told; None if it needs no folder.
         prepare: brings it there from an archive or folder, if it needs preparation.
+        task: what is learned from it: ``"classification"``, ``"detection"`` or ``"segmentation"``.
+        sized: whether networks may get its pictures at any size.
     """
 
     name: str
     title: str
     origin: str
-    load: Callable[[str, Path], Images]
+    load: Callable[..., Images]
     flip: bool
     shift: int
     folder: Callable[[], Path] | None
     prepare: Callable[[Path, Path, Callable[[str], None] | None], None] | None = None
+    task: str = "classification"
+    sized: bool = False
+
+    def read(self, split: str, folder: Path, size: Sequence[int] = ()) -> Images:
+        """Read a split from a folder.
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+            folder: of the set.
+            size: height and width that networks get; none is what is usual for the set.
+
+        Raises:
+            InputError: missing or damaged data, or a size for images that have one.
+        """
+        if not size:
+            return self.load(split, folder)
+        if not self.sized:
+            raise InputError(f"data.size: {self.name} has images of one size")
+        return self.load(split, folder, size=(size[0], size[1]))
 
     def place(self) -> Path:
         """The folder of the set, whether it is there or not; an empty path where it needs none."""
@@ -45,6 +72,42 @@ class ImageSet:
             return self.folder() if self.folder is not None else Path()
         except InputError:
             return root() / self.name
+
+
+def _detection(
+    name: str, title: str, origin: str, load: Callable[..., Images], prepare: Callable[..., None] | None
+) -> ImageSet:
+    folder = None if origin.startswith("comes") else lambda: root() / name
+    return ImageSet(name, title, origin, load, True, 0, folder, prepare, task="detection", sized=True)
+
+
+def _segmentation(*given: Any) -> ImageSet:
+    return replace(_detection(*given), task="segmentation")
+
+
+def _told(load: Callable[..., Images]) -> Callable[..., Images]:
+    """A reader that warns of what is wrong with a picture, and leaves it out."""
+    return partial(load, on_error=lambda error: warnings.warn(str(error), stacklevel=2))
+
+
+def _boxes(load: Callable[..., Images], splits: dict[str, str]) -> Callable[..., Images]:
+    told = _told(load)
+    return lambda split, folder, **size: told(splits[split], folder, **size)
+
+
+def _square(load: Callable[..., Images], usual: int) -> Callable[..., Images]:
+    """A reader whose size is one number."""
+
+    def read(split: str, folder: Path, size: tuple[int, int] = (usual, usual)) -> Images:
+        if size[0] != size[1]:
+            raise InputError(f"data.size: images are square, got {list(size)}")
+        return load(split, folder, size=size[0])
+
+    return read
+
+
+def _scenes(split: str, _: Path, *, size: int) -> Images:
+    return scenes.scenes(split, 6000 if split == "train" else 1000, size=size)
 
 
 SETS = {
@@ -66,11 +129,48 @@ SETS = {
         ),
         ImageSet(
             "imagenet", "ImageNet, 1.28 million + 50,000 pictures", "train|val/CLASS/PICTURE, read as it lies",
-            folders.load, True, 0, lambda: root() / "imagenet",
+            _square(folders.load, 224), True, 0, lambda: root() / "imagenet", sized=True,
         ),
         ImageSet(
             "folder", "any pictures in folders", "train|val/CLASS/PICTURE at the given path, read as for imagenet",
-            folders.load, True, 0, lambda: root() / "folder",
+            _square(folders.load, 224), True, 0, lambda: root() / "folder", sized=True,
+        ),
+        _detection(
+            "scene-boxes", "scenes of Fashion-MNIST's garments, 6,000 + 1,000, with boxes", "comes with bitbranch",
+            _square(_scenes, 64), None,
+        ),
+        _detection(
+            "bccd", "BCCD, 292 + 72 pictures of blood cells",
+            "a folder in Pascal VOC's form: `bitbranch data bccd --prepare ARCHIVE`",
+            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}), unpack,
+        ),
+        _detection(
+            "voc-boxes", "Pascal VOC, trainval of all years + test 2007", "VOC2007, VOC2012, as they are unpacked",
+            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}), None,
+        ),
+        _detection(
+            "coco-boxes", "COCO 2017, 118,287 + 5,000 pictures", "annotations, train2017 and val2017, as unpacked",
+            _boxes(coco_boxes.load, {"train": "train2017", "test": "val2017"}), None,
+        ),
+        _segmentation(
+            "scene-masks", "scenes of Fashion-MNIST's garments, 6,000 + 1,000, with masks", "comes with bitbranch",
+            _square(_scenes, 64), None,
+        ),
+        _segmentation(
+            "camvid", "CamVid, 367 + 233 road scenes",
+            "train, trainannot, test, testannot: `bitbranch data camvid --prepare ARCHIVE`", _told(masks.camvid), unpack,
+        ),
+        _segmentation(
+            "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked", _told(masks.voc), None,
+        ),
+        _segmentation(
+            "cityscapes", "Cityscapes, 2,975 + 500 street scenes", "leftImg8bit and gtFine, as they are unpacked",
+            _told(masks.cityscapes), None,
+        ),
+        _segmentation(
+            "mask-folder", "any pictures with masks in folders",
+            "train/images, train/masks, test/images, test/masks and classes.txt at the given path",
+            _told(masks.pairs), None,
         ),
     )
 }  # fmt: skip
@@ -88,7 +188,7 @@ def find(name: str) -> ImageSet:
 
 
 def batches(
-    images: Images,
+    images: Dataset | PictureSet,
     *,
     size: int,
     training: bool,

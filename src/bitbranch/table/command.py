@@ -93,7 +93,7 @@ def _named(table: spec.Table, name: str) -> spec.Row:
 def _verdict(result: Mapping[str, Any]) -> str:
     if "error" in result:
         return f"failed: {result['error']}"
-    text = f"{100 * result['accuracy']:.2f} %"
+    text = f"{100 * rows.judged(result):.2f} %"
     if "differ" in result:
         text += f", engine and reference differ on {result['differ']} of {result['images']} images"
     return text
@@ -133,22 +133,23 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
         )
     for entry in found:
         entry |= _summary(entry, {e["name"]: e for e in found})
+    figures = [run.get("figure", "accuracy") for entry in found for run in entry["runs"]]
     return {
-        "name": table.name, "note": table.note, "date": date.today().isoformat(), "machine": describe_machine(),
+        "name": table.name, "note": table.note, "figure": figures[0] if figures else "accuracy", "date": date.today().isoformat(), "machine": describe_machine(),
         "versions": describe_versions(), "rows": found, "latency": {},
     }  # fmt: skip
 
 
 def _summary(entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and spread over seeds, and the mean difference to another row with the same seeds."""
-    by_seed = {run["seed"]: run["accuracy"] for run in entry["runs"]}
+    by_seed = {run["seed"]: rows.judged(run) for run in entry["runs"]}
     if not by_seed:
         return {}
     values = np.asarray(list(by_seed.values()))
-    result: dict[str, Any] = {"accuracy": float(values.mean())}
+    result: dict[str, Any] = {"mean": float(values.mean())}
     if len(values) > 1:
         result["spread"] = float(values.std(ddof=1))
-    other = {run["seed"]: run["accuracy"] for run in entries[entry["minus"]]["runs"]}
+    other = {run["seed"]: rows.judged(run) for run in entries[entry["minus"]]["runs"]}
     both = sorted(by_seed.keys() & other.keys())
     if both and entry["minus"] != entry["name"]:
         gaps = np.asarray([by_seed[s] - other[s] for s in both])

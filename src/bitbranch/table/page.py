@@ -7,9 +7,13 @@ from html import escape
 from typing import Any
 
 from ..reporting import page, plots
+from .rows import judged
 
 Document = Mapping[str, Any]
-HEAD = ("method", "scheme", "accuracy %", "minus", "points", "published", "kB", "ms", "training")
+
+
+def _head(document: Document) -> list[str]:
+    return ["method", "scheme", f"{document['figure']} %", "minus", "points", "published", "kB", "ms", "training"]
 
 
 def _cells(document: Document) -> list[list[str]]:
@@ -29,7 +33,7 @@ def _cells(document: Document) -> list[list[str]]:
             [
                 row["name"],
                 scheme or "float",
-                _spread(100 * row["accuracy"], row.get("spread")) + f" ({len(runs)})",
+                _spread(100 * row["mean"], row.get("spread")) + f" ({len(runs)})",
                 row["minus"] if "difference" in row else "",
                 _spread(100 * row["difference"], row.get("difference spread"), "+") if "difference" in row else "",
                 row["published"],
@@ -54,7 +58,7 @@ def _remarks(document: Document) -> list[str]:
     if runs:
         lines.append(f"Data: {'; '.join(sources)}. Seeds {', '.join(map(str, seeds))}; behind ±: standard deviation.")
     lines.append(
-        "Accuracy is that of the compiled program where there is one, in the engine, on all test images; (n): seeds. "
+        "Figures are those of the compiled program where there is one, in the engine, on all test images; (n): seeds. "
         "kB: the file, or the parameters in float32. ms: one image, one thread, of the engine; of torch for float."
     )
     compared = [run for run in runs if "differ" in run]
@@ -77,8 +81,8 @@ def _machine(document: Document) -> str:
 
 def text(document: Document) -> str:
     """For a terminal."""
-    cells = [list(HEAD), *_cells(document)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD) - 1)] + [0]
+    cells = [_head(document), *_cells(document)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)] + [0]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([document["name"], *lines, *_remarks(document)])
 
@@ -86,7 +90,7 @@ def text(document: Document) -> str:
 def markdown(document: Document) -> str:
     """As Markdown."""
     rule = ["---", "---", *["---:"] * 2, "---:", "---", "---:", "---:", "---"]
-    lines = [f"| {' | '.join(row)} |" for row in (HEAD, rule, *_cells(document))]
+    lines = [f"| {' | '.join(row)} |" for row in (_head(document), rule, *_cells(document))]
     remarks = [f"- {line}" for line in _remarks(document)]
     return "\n".join([f"# {document['name']}", "", *lines, "", *remarks, f"- {_machine(document)}", ""])
 
@@ -95,8 +99,8 @@ def html(document: Document) -> str:
     """As a page."""
     cells = [[escape(cell) for cell in row] for row in _cells(document)]
     sections = [
-        page.section("Accuracy", plot(document)),
-        page.section("Methods", page.table(HEAD, cells, text_columns=2)),
+        page.section("Figures", plot(document)),
+        page.section("Methods", page.table(_head(document), cells, text_columns=2)),
         page.section("About these figures", page.bullets([*_remarks(document), _machine(document)])),
     ]
     return page.render(document["name"], escape(_machine(document)), sections)
@@ -112,8 +116,8 @@ def plot(document: Document) -> str:
         names = [row["name"] for row in shown]
         for at, row in enumerate(shown):
             colour = plots.COLOURS["bytes" in row["runs"][0]]
-            y, x = len(shown) - at, 100 * row["accuracy"]
-            single = [100 * run["accuracy"] for run in row["runs"]]
+            y, x = len(shown) - at, 100 * row["mean"]
+            single = [100 * judged(run) for run in row["runs"]]
             axis.plot(single, [y] * len(single), "o", ms=3.5, color=colour, alpha=0.45)
             axis.errorbar(x, y, xerr=100 * row.get("spread", 0.0), fmt="|", ms=12, color=colour, elinewidth=1.2)
             size = row["runs"][0].get("bytes", 4 * row["runs"][0]["parameters"])
@@ -122,8 +126,8 @@ def plot(document: Document) -> str:
                 fontsize=8.5, color=colour,
             )  # fmt: skip
         if shown:
-            axis.axvline(100 * shown[0]["accuracy"], color=plots.GRID, zorder=0)
+            axis.axvline(100 * shown[0]["mean"], color=plots.GRID, zorder=0)
         axis.set_yticks(range(len(shown), 0, -1), names)
-        axis.set_xlabel("test accuracy (%): runs, their mean and standard deviation")
+        axis.set_xlabel(f"test {document['figure']} (%): runs, their mean and standard deviation")
         axis.grid(axis="y", visible=False)
         return plots.svg(figure)

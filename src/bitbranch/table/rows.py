@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compiler import compile
-from ..data import Dataset, sets
 from ..disk import write_bytes
-from ..errors import CompileError, InputError
+from ..errors import CompileError
 from ..runtime import program as p
 from ..runtime.engine import Engine
-from ..training import checkpoint, config, runner
+from ..training import checkpoint, config, runner, tasks
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -32,7 +31,12 @@ def finished(folder: Path) -> Result | None:
         found: Result = json.loads((folder / "row.json").read_text())
     except (OSError, ValueError):
         return None
-    return found if "accuracy" in found else None
+    return None if "error" in found else found
+
+
+def judged(result: Mapping[str, Any]) -> float:
+    """The figure, 0..1, that a run is judged by."""
+    return float(result[result.get("figure", "accuracy")])
 
 
 def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Result:
@@ -45,18 +49,22 @@ def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Resul
         say: takes progress lines.
 
     Returns:
-        ``accuracy`` (of the program where there is one, else of the network), ``torch`` (of the network), ``seconds``
-        of training, ``scheme``, ``source`` of the data; of a program its ``bytes`` and the ``images`` whose outputs
-        ``differ`` between engine and reference; or ``not compiled``, the reason. A run that fails gives only ``error``.
+        ``figure``, the name of what it is judged by, ``accuracy``, ``map`` or ``miou``; under that name the figure of
+        the program where there is one, else of the network; ``torch``, that of the network; ``seconds`` of training,
+        ``scheme``, ``source`` of the data; of a program its ``bytes``, other figures, and of how many ``images`` the
+        outputs ``differ`` between engine and reference; or ``not compiled``, the reason. A run that fails gives only
+        ``error``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
     try:
         checked = config.parse(content, base)
         trained = runner.run(checked, folder, progress=say)
-        result = {"torch": trained["accuracy"], "accuracy": trained["accuracy"], "scheme": trained["scheme"] or ""}
+        task = tasks.read(checked.data)
+        figure = trained[task.figure]
+        result = {"figure": task.figure, task.figure: figure, "torch": figure, "scheme": trained["scheme"] or ""}
         result |= {"seconds": trained["seconds"], "phases": trained["phases"], "seed": checked.seed}
-        result |= _compiled(Path(trained["net"]), _test_set(checked), folder / "net.bb", say)
+        result |= _compiled(Path(trained["net"]), task, folder / "net.bb", say)
     except Exception as error:  # whatever it is, the other rows go on
         write_bytes(folder / "error.txt", traceback.format_exc().encode())
         result = {"error": " ".join(str(error).split()) or type(error).__name__}
@@ -64,18 +72,10 @@ def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Resul
     return result
 
 
-def _test_set(checked: config.Config) -> Dataset:
-    wanted = sets.find(checked.data.set)
-    test = wanted.load("test", Path(checked.data.path) if checked.data.path else wanted.place())
-    if not isinstance(test, Dataset):
-        raise InputError(f"table: {checked.data.set} has pictures of many sizes; a table needs images of one")
-    return test.spread(checked.data.test_images) if checked.data.test_images else test
-
-
-def _compiled(net: Path, test: Dataset, file: Path, say: Say) -> Result:
+def _compiled(net: Path, task: tasks.Task, file: Path, say: Say) -> Result:
     """What the compiled network is and does."""
     recipe, network = checkpoint.load(net)
-    result: Result = {"source": test.source, "parameters": sum(x.numel() for x in network.parameters())}
+    result: Result = {"source": task.test.source, "parameters": sum(x.numel() for x in network.parameters())}
     if recipe.scheme is None:
         return result | {"not compiled": "float"}
     try:
@@ -83,24 +83,40 @@ def _compiled(net: Path, test: Dataset, file: Path, say: Say) -> Result:
     except CompileError as error:
         return result | {"not compiled": " ".join(str(error).split())}
     compiled.save(file)
-    program = p.load(file)
-    outputs = Engine(program)(test.images)
-    expected = _reference(program, test.images, say)
-    accuracy = float((outputs.argmax(1) == test.labels).mean())
-    differ = int((outputs.view(np.uint32) != expected.view(np.uint32)).any(axis=1).sum())
+    both = _Both(p.load(file), say)
+    found = task.score(network, both)
     return result | {
-        "accuracy": accuracy,
+        **found,
         "bytes": file.stat().st_size,
         "file": file.name,
-        "images": len(outputs),
-        "differ": differ,
+        "images": both.images,
+        "differ": both.differ,
     }
 
 
-def _reference(program: p.Program, images: npt.NDArray[np.uint8], say: Say) -> npt.NDArray[np.float32]:
-    parts = []
-    for start in range(0, len(images), REPORTED):
-        if start:
-            say(f"reference: {start} of {len(images)} images")
-        parts.append(program.reference(images[start : start + REPORTED]))
-    return np.concatenate(parts)
+class _Both:
+    """The engine, which is compared with the integer reference on the way.
+
+    Attributes:
+        images: that were answered.
+        differ: those of them where any bit of any output differs.
+    """
+
+    def __init__(self, program: p.Program, say: Say) -> None:
+        self.program, self.engine, self.say = program, Engine(program), say
+        self.images = self.differ = 0
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> p.Output:
+        outputs, expected = self.engine(images), self.program.reference(images)
+        different = np.zeros(len(images), bool)
+        for a, b in zip(_several(outputs), _several(expected), strict=True):
+            different |= (a.view(np.uint32) != b.view(np.uint32)).reshape(len(images), -1).any(1)
+        before, self.images = self.images, self.images + len(images)
+        self.differ += int(different.sum())
+        if before // REPORTED != self.images // REPORTED:
+            self.say(f"engine and reference: {self.images} images")
+        return outputs
+
+
+def _several(output: p.Output) -> tuple[npt.NDArray[np.float32], ...]:
+    return output if isinstance(output, tuple) else (output,)

@@ -66,6 +66,11 @@ class Data:
         flip, shift: mirror half of the images; move each by up to so many pixels. Not given: what is usual for the set.
         workers: processes that load and augment, for each training process.
         train_images, test_images: at most so many, spread over the set; 0 takes all.
+        size: height and width that networks get, of sets of pictures; not given: what is usual for the set.
+        augmentation: of pictures with boxes, see :class:`~bitbranch.data.box_batches.Augmentation`, or masks: ``scale``
+            and ``colour``, see :class:`~bitbranch.data.mask_batches.MaskBatches`.
+        balance: of segmentation: how far rare classes count more, from 0, not at all, to 1, by the median frequency
+            over theirs.
     """
 
     set: str
@@ -76,6 +81,9 @@ class Data:
     workers: int = 0
     train_images: int = 0
     test_images: int = 0
+    size: tuple[int, ...] = ()
+    augmentation: Mapping[str, object] = field(default_factory=dict)
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -262,6 +270,10 @@ def _check(config: Config) -> None:
         raise InputError("phase: there is none")
     if config.data.batch < 1:
         raise InputError(f"data.batch must be at least 1, got {config.data.batch}")
+    if len(config.data.size) not in (0, 2) or min(config.data.size, default=1) < 1:
+        raise InputError(f"data.size is height and width, got {list(config.data.size)}")
+    if not 0 <= config.data.balance <= 1:
+        raise InputError(f"data.balance is 0..1, got {config.data.balance}")
     if len(config.teacher.share) not in (1, 2):
         raise InputError("teacher.share is one number or two")
     for scheme in (config.network.scheme, config.network.first, config.network.last):

@@ -329,7 +329,7 @@ def score(model: nn.Module, batches: Batches) -> dict[str, float]:
     Raises:
         InputError: there are no images.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, labels in batches:

@@ -66,7 +66,8 @@ def run(
         progress: takes a line now and then; None is silent.
 
     Returns:
-        What ``results.json`` holds: ``accuracy``, ``top5`` and ``loss`` on the test images, ``best_accuracy``,
+        What ``results.json`` holds: ``figure``, the name of what the network is judged by; on the test images
+        ``accuracy``, ``top5`` and ``loss``, ``map`` and ``map_2007``, or ``miou`` and others; ``best_`` and the figure,
         ``scheme``, ``seconds`` of training, ``net`` and the other files' paths, and of each phase its ``name``,
         ``kind``, ``seconds``, and ``accuracy`` at its end.
 
@@ -175,10 +176,11 @@ class _Run:
             first=None if wanted.first == "none" else wanted.first,
             last=None if wanted.last == "none" else wanted.last,
             mean=train.mean, std=train.std,
-            info={"name": self.config.name or wanted.model, "classes": ",".join(train.classes)},
+            info={"name": self.config.name or wanted.model},
         )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
+        self.recipe = replace(self.recipe, info={**self.recipe.info, **self.task.info(network)})
         if wanted.scheme:
             network = self._quantize(network, wanted.scheme)
         network.to(self.device)
@@ -317,7 +319,7 @@ class _Run:
             assert self.teacher is not None
             images, _ = next(iter(self.task.batches(self._seed(number))))
             return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
-        return self.task.objective(phase, self.teacher, self.config.teacher)
+        return self.task.objective(self.network, phase, self.teacher, self.config.teacher)
 
     def _solve(self, number: int) -> None:
         """Step 2 or hashing, in process 0; the others get its result."""
@@ -436,6 +438,7 @@ class _Run:
         results = {
             "name": self.config.name,
             "scheme": self.recipe.scheme,
+            "figure": figure,
             **{name: last[name] for name in self.task.figures},
             f"best_{figure}": self.best,
             "seconds": round(self.seconds, 2),

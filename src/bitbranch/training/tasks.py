@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 from .. import processes
 from ..data import sets
 from ..data.batches import BatchSource
+from ..data.box_batches import Augmentation, BoxBatches
+from ..data.box_set import BoxSet
+from ..data.dataset import Dataset
+from ..data.folders import PictureSet
+from ..data.mask_batches import MaskBatches
+from ..data.masks import MaskSet
+from ..data.scenes import SceneBatches, SceneSet
+from ..errors import InputError
+from ..tasks.boxes import DefaultBoxes
+from ..tasks.segmentation import median_frequency
+from . import multibox, pixels
 from .config import Data, Phase, Teacher
 from .loop import score
+from .multibox import Multibox
 from .objectives import Classification, Objective
+from .pixels import Pixels
 
 EVALUATION_BATCH = 250
+PICTURES = 8
+"""Images of a batch where each gives maps, in evaluation."""
+
+Run = Callable[[npt.NDArray[np.float32]], Any]
+"""From normalised images ``[N, C, H, W]`` to a network's output, or outputs, as arrays."""
 
 
 class Task:
@@ -25,12 +49,14 @@ class Task:
         train, test: images of the two splits.
 
     Attributes:
-        figures: names of what :meth:`score` gives; a network is judged by the first, 0..1.
+        name: in files.
+        figures: names of what :meth:`score` gives at least; a network is judged by the first, 0..1.
     """
 
+    name: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
 
-    def __init__(self, data: Data, train: sets.Images, test: sets.Images) -> None:
+    def __init__(self, data: Data, train: Any, test: Any) -> None:
         self.data, self.train, self.test = data, train, test
 
     @property
@@ -40,60 +66,174 @@ class Task:
 
     def arguments(self) -> dict[str, object]:
         """Arguments of networks that come from the data, where a network has them."""
-        raise NotImplementedError
+        channels, height, width = self.train.shape
+        size = height if height == width else [height, width]
+        return {"num_classes": len(self.train.classes), "in_channels": channels, "image_size": size}
+
+    def info(self, network: nn.Module) -> dict[str, str]:
+        """What the compiled file must say, so that its outputs can be read.
+
+        Raises:
+            InputError: the network is for another task.
+        """
+        return {"task": self.name, "classes": ",".join(self.train.classes)}
 
     def batches(self, seed: int) -> BatchSource:
         """This process's part of the training batches, augmented."""
-        raise NotImplementedError
+        part = (processes.rank(), processes.count())
+        return self._source(
+            self.train, augmented=True, training=True, seed=seed, size=self.data.batch, workers=self.data.workers,
+            part=part,
+        )  # fmt: skip
 
     def calibration(self, images: int, seed: int) -> BatchSource:
         """Whole batches of so many training images, not augmented, the same in every process."""
-        raise NotImplementedError
+        return self._source(self.train.spread(images), size=self.data.batch, training=True, seed=seed)
 
-    def objective(self, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
+    def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
         """What a phase of kind ``train`` or ``codes`` minimises."""
         raise NotImplementedError
 
-    def score(self, network: nn.Module) -> dict[str, float]:
-        """The figures on the test images."""
+    def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
+        """The figures on the test images.
+
+        Args:
+            network: what is judged.
+            run: computes its outputs in its place, from float32 arrays to arrays; whole batches in this process.
+        """
         raise NotImplementedError
+
+    def _source(self, images: Any, augmented: bool = False, **given: Any) -> BatchSource:
+        """Batches of images; the rest as for :class:`~bitbranch.data.batches.BatchSource`."""
+        raise NotImplementedError
+
+    def _augmentation(self, known: Sequence[str]) -> dict[str, Any]:
+        """``[data.augmentation]`` and ``flip``, checked."""
+        for name in self.data.augmentation:
+            if name not in known:
+                raise InputError(f"data.augmentation.{name}: unknown key; {self.data.set} has {', '.join(known)}")
+        return {**({} if self.data.flip is None else {"flip": self.data.flip}), **self.data.augmentation}
 
 
 class ImageClassification(Task):
     """One class for each image."""
 
+    name = "classification"
     figures = ("accuracy", "top5", "loss")
 
-    def arguments(self) -> dict[str, object]:
-        channels, height, _ = self.train.shape
-        return {"num_classes": len(self.train.classes), "in_channels": channels, "image_size": height}
-
-    def batches(self, seed: int) -> BatchSource:
+    def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
+        self._augmentation(())
         usual = sets.find(self.data.set)
-        return sets.batches(
-            self.train, size=self.data.batch, training=True,
-            flip=usual.flip if self.data.flip is None else self.data.flip,
-            shift=usual.shift if self.data.shift is None else self.data.shift,
-            seed=seed, workers=self.data.workers, part=(processes.rank(), processes.count()),
-        )  # fmt: skip
+        shift = usual.shift if self.data.shift is None else self.data.shift
+        flip = usual.flip if self.data.flip is None else self.data.flip
+        return sets.batches(images, flip=flip and augmented, shift=shift if augmented else 0, **given)
 
-    def calibration(self, images: int, seed: int) -> BatchSource:
-        return sets.batches(self.train.spread(images), size=self.data.batch, training=True, seed=seed)
-
-    def objective(self, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
+    def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
         return Classification(
             teacher=teacher, share=wanted.shares, temperature=wanted.temperature, smoothing=phase.smoothing,
             label=phase.name,
         )  # fmt: skip
 
-    def score(self, network: nn.Module) -> dict[str, float]:
-        return score(
-            network,
-            sets.batches(
-                self.test, size=EVALUATION_BATCH * processes.count(), training=False, workers=self.data.workers,
-                part=(processes.rank(), processes.count()),
-            ),
+    def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
+        count = processes.count() if run is None else 1
+        part = (processes.rank() if run is None else 0, count)
+        tested = self._source(
+            self.test, size=EVALUATION_BATCH * count, training=False, workers=self.data.workers, part=part
+        )
+        return score(_Ran(run) if run is not None else network, tested)
+
+
+class _Ran(nn.Module):
+    """A function of arrays as a network."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.run(images.numpy()))
+
+
+class ObjectDetection(Task):
+    """Boxes around objects of some classes."""
+
+    name = "detection"
+    figures = ("map", "map_2007")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, without the background."""
+        names: tuple[str, ...] = self.train.classes
+        return names[1:] if isinstance(self.train, SceneSet) else names
+
+    def arguments(self) -> dict[str, object]:
+        return {**super().arguments(), "num_classes": 1 + len(self.names)}
+
+    def info(self, network: nn.Module) -> dict[str, str]:
+        return {"task": self.name, "classes": ",".join(self.names), "boxes": _default_boxes(network).to_json()}
+
+    def _source(self, pictures: BoxSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
+        if isinstance(pictures, SceneSet):
+            flip = self._augmentation(("flip",)) if augmented else {"flip": False}
+            return SceneBatches(pictures, boxes=True, **flip, **given)
+        names = [f.name for f in fields(Augmentation)]
+        chosen = Augmentation(**self._augmentation(names)) if augmented else Augmentation(False, 1.0, 1.0, False)
+        return BoxBatches(pictures, augmentation=chosen, **given)
+
+    def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
+        return Multibox(
+            _default_boxes(network), teacher=teacher, share=wanted.shares, temperature=wanted.temperature,
+            label=phase.name,
         )  # fmt: skip
+
+    def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
+        tested = self._source(self.test, size=PICTURES, training=False)
+        return multibox.evaluate(run or network, tested, _default_boxes(network))  # type: ignore[arg-type]
+
+
+def _default_boxes(network: nn.Module) -> DefaultBoxes:
+    boxes = getattr(network, "default_boxes", None)
+    if not isinstance(boxes, DefaultBoxes):
+        raise InputError(f"network.model: {type(network).__name__} has no default boxes, so it detects nothing")
+    return boxes
+
+
+class SemanticSegmentation(Task):
+    """The class of every pixel."""
+
+    name = "segmentation"
+    figures = ("miou", "pixel_accuracy", "class_accuracy")
+
+    def info(self, network: nn.Module) -> dict[str, str]:
+        colours = ["".join(f"{part:02x}" for part in colour) for colour in self.train.palette]
+        return {**super().info(network), "palette": ",".join(colours)}
+
+    def _source(self, pictures: MaskSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
+        if isinstance(pictures, SceneSet):
+            flip = self._augmentation(("flip",)) if augmented else {"flip": False}
+            return SceneBatches(pictures, boxes=False, **flip, **given)
+        still = {"scale": (1.0, 1.0), "flip": False, "colour": 0.0}
+        return MaskBatches(pictures, **(self._augmentation(tuple(still)) if augmented else still), **given)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float64] | None:
+        """Of the classes in the loss."""
+        masks = self.train.masks if isinstance(self.train, SceneSet) else self.train.labels()
+        return median_frequency(masks, len(self.train.classes), power=self.data.balance) if self.data.balance else None
+
+    def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
+        return Pixels(
+            weights=self.weights, teacher=teacher, share=wanted.shares, temperature=wanted.temperature,
+            smoothing=phase.smoothing, label=phase.name,
+        )  # fmt: skip
+
+    def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
+        return pixels.evaluate(run or network, self._source(self.test, size=PICTURES, training=False), self.train.classes)
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (ImageClassification, ObjectDetection, SemanticSegmentation)
+}
 
 
 def read(data: Data) -> Task:
@@ -104,9 +244,9 @@ def read(data: Data) -> Task:
     """
     source = sets.find(data.set)
     folder = Path(data.path) if data.path else source.place()
-    train, test = source.load("train", folder), source.load("test", folder)
+    train, test = (source.read(split, folder, data.size) for split in ("train", "test"))
     if data.train_images:
         train = train.spread(data.train_images)
     if data.test_images:
         test = test.spread(data.test_images)
-    return ImageClassification(data, train, test)
+    return TASKS[source.task](data, train, test)
