@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``None`` takes them from ``sys.argv``.
 
     Returns:
-        0 on success, 1 where ``verify`` finds a difference or a row of ``table`` fails, 2 for wrong use or bad input,
-        130 when interrupted.
+        0 on success, 1 where ``verify`` finds a difference or a row of ``table`` fails, 2 for wrong use or bad input
+        (of ``detect`` and ``segment``: of any picture, after the others), 130 when interrupted.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bitbranch: interrupted", file=sys.stderr)
         return 130
-    text = result.pop("text", None)
+    text, status = result.pop("text", None), result.pop("status", int(bool(result.get("failed", False))))
     print(json.dumps(result, indent=2) if options.json else text if text is not None else json.dumps(result, indent=2))
-    return int(bool(result.get("failed", False)))
+    return int(status)  # type: ignore[call-overload]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,6 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here")
     run.add_argument("--threads", type=_positive, default=1, metavar="N")
     run.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
+
+    detect = add("detect", _detect, "Find objects in pictures with a compiled detector; draw and list their boxes.")
+    segment = add("segment", _segment, "Find the class of every pixel of pictures with a compiled network.")
+    for seeing, folder in ((detect, "detected"), (segment, "segmented")):
+        seeing.add_argument("net", type=Path, metavar="NET.bb")
+        seeing.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
+        seeing.add_argument("--out", type=Path, default=Path(folder), metavar="DIR", help=f"default: {folder}")
+        seeing.add_argument("--threads", type=_positive, default=1, metavar="N")
+    detect.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score (default 0.5)")
+    detect.add_argument("--overlap", type=float, default=0.45, metavar="S", help="of two boxes that stay (default 0.45)")
     return parser
 
 
@@ -316,6 +326,26 @@ def _run(options: argparse.Namespace) -> Result:
     from . import files
 
     return files.run(options.net, options.images, out=options.out, threads=options.threads, isa=options.isa)
+
+
+def _detect(options: argparse.Namespace) -> Result:
+    from . import pictures
+
+    return pictures.detect(
+        options.net,
+        options.pictures,
+        options.out,
+        threshold=options.threshold,
+        most=options.overlap,
+        threads=options.threads,
+        say=_say,
+    )
+
+
+def _segment(options: argparse.Namespace) -> Result:
+    from . import pictures
+
+    return pictures.segment(options.net, options.pictures, options.out, threads=options.threads, say=_say)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""``bitbranch detect`` and ``bitbranch segment``: a compiled network on picture files, without torch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.masks import fitted
+from ..data.pictures import decode, decode_resized
+from ..disk import write_bytes
+from ..errors import InputError
+from ..reporting import pictures as drawn
+from ..runtime.container import read
+from ..runtime.engine import Engine
+from ..tasks.boxes import DefaultBoxes, detections
+from ..tasks.segmentation import masks, restored
+
+Result = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
+Say = Callable[[str], None]
+
+
+class Detector:
+    """A compiled detector.
+
+    Args:
+        file: ``.bb``, of a network that was trained for detection.
+        threads: of the engine.
+
+    Attributes:
+        classes: names of classes ``1 .. C``.
+
+    Raises:
+        InputError: missing, damaged, or for another task.
+    """
+
+    def __init__(self, file: Path, *, threads: int = 1) -> None:
+        self.engine, info = _engine(file, "detection", threads)
+        self.classes = tuple(info["classes"].split(","))
+        self.boxes = DefaultBoxes.from_json(info["boxes"])
+
+    def __call__(self, picture: Path, *, threshold: float = 0.5, most: float = 0.45) -> npt.NDArray[np.float32]:
+        """What is in a picture: ``[k, 6]``, corners as shares of its width and height, score and class, best first.
+
+        Args:
+            picture: the file.
+            threshold: scores below it are left out.
+            most: overlap of two boxes of a class, of which the better one stays.
+
+        Raises:
+            InputError: not a readable picture.
+        """
+        image = decode_resized(picture, self.boxes.image_size).transpose(2, 0, 1)[None]
+        outputs = self.engine(np.ascontiguousarray(image))
+        half = len(outputs) // 2
+        (found,) = detections(outputs[:half], outputs[half:], self.boxes, threshold=threshold, most=most)
+        return found
+
+
+class Segmenter:
+    """A compiled network for semantic segmentation.
+
+    Args:
+        file: ``.bb``, of a network that was trained for it.
+        threads: of the engine.
+
+    Attributes:
+        classes: their names.
+        colours: red, green and blue of each.
+
+    Raises:
+        InputError: missing, damaged, or for another task.
+    """
+
+    def __init__(self, file: Path, *, threads: int = 1) -> None:
+        self.engine, info = _engine(file, "segmentation", threads)
+        self.classes = tuple(info["classes"].split(","))
+        self.colours = [(c[0], c[1], c[2]) for c in map(bytes.fromhex, info["palette"].split(","))]
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """The class of every pixel ``[H, W]`` of a picture, uint8 ``[H, W, 3]``."""
+        _, height, width = self.engine.program.input.shape
+        image, _, inner = fitted(pixels, (height, width))
+        logits = self.engine(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
+        assert isinstance(logits, np.ndarray)
+        return restored(masks(logits, (height, width)), inner, (pixels.shape[0], pixels.shape[1]))[0]
+
+
+def _engine(file: Path, task: str, threads: int) -> tuple[Engine, dict[str, str]]:
+    program = read(file)
+    info = dict(program.info)
+    if info.get("task", "classification") != task:
+        raise InputError(f"{file}: a network for {info.get('task', 'classification')}, not for {task}")
+    return Engine(program, threads=threads), info
+
+
+def detect(
+    net: Path, files: Sequence[Path], out: Path, *, threshold: float, most: float, threads: int, say: Say
+) -> Result:
+    """Find objects in pictures; write each with boxes, and ``detections.json``, into a folder.
+
+    Args:
+        net: the detector.
+        files: pictures. One that cannot be read is reported, and the rest goes on.
+        out: the folder.
+        threshold, most: see :class:`Detector`.
+        threads: of the engine.
+        say: takes a line for each picture.
+    """
+    detector = Detector(net, threads=threads)
+    colours = drawn.palette(len(detector.classes))
+
+    def one(file: Path, target: Path) -> tuple[Result, str]:
+        found, pixels = detector(file, threshold=threshold, most=most), decode(_bytes(file), str(file))
+        numbers = found[:, 5].astype(int) - 1
+        labels = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(numbers, found[:, 4], strict=True)]
+        _save(target, drawn.with_boxes(pixels, found[:, :4], labels, [colours[n] for n in numbers]))
+        height, width = pixels.shape[:2]
+        objects = [
+            {
+                "class": detector.classes[number],
+                "score": round(float(row[4]), 4),
+                "box": [round(float(v), 1) for v in row[:4] * (width, height, width, height)],
+            }
+            for number, row in zip(numbers, found, strict=True)
+        ]
+        counts = {name: sum(o["class"] == name for o in objects) for name in detector.classes}
+        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"
+        return {"width": width, "height": height, "objects": objects}, said
+
+    return _each(files, out, one, "detections.json", say)
+
+
+def segment(net: Path, files: Sequence[Path], out: Path, *, threads: int, say: Say) -> Result:
+    """Outline classes in pictures; write each under its mask with a legend, the mask alone, and ``segments.json``.
+
+    The masks are PNG files of 8 bits with a palette, whose numbers are the classes.
+
+    Args:
+        net: the network.
+        files: pictures. One that cannot be read is reported, and the rest goes on.
+        out: the folder.
+        threads: of the engine.
+        say: takes a line for each picture.
+    """
+    segmenter = Segmenter(net, threads=threads)
+
+    def one(file: Path, target: Path) -> tuple[Result, str]:
+        from PIL import Image
+
+        pixels = decode(_bytes(file), str(file))
+        mask = segmenter(pixels)
+        background = 0 if segmenter.classes[0] == "background" else -1
+        over = drawn.with_mask(pixels, mask, segmenter.colours, background=background)
+        _save(target, drawn.with_legend(over, segmenter.classes, segmenter.colours))
+        alone = Image.fromarray(mask)
+        alone.putpalette([part for colour in segmenter.colours for part in colour])
+        _save(target.with_name(f"{target.stem}-mask.png"), alone)
+        counts = np.bincount(mask.ravel(), minlength=len(segmenter.classes)) / mask.size
+        shares = {n: round(float(s), 4) for n, s in zip(segmenter.classes, counts, strict=True) if s}
+        largest = sorted(shares, key=lambda name: -shares[name])[:3]
+        said = ", ".join(f"{100 * shares[name]:.0f} % {name}" for name in largest)
+        return {"width": mask.shape[1], "height": mask.shape[0], "shares": shares}, said
+
+    return _each(files, out, one, "segments.json", say)
+
+
+def _each(
+    files: Sequence[Path], out: Path, one: Callable[[Path, Path], tuple[Result, str]], name: str, say: Say
+) -> Result:
+    """Work on all files, each with a target in the folder; status 2 if any fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be the output folder ({error.strerror})") from None
+    rows, errors, taken = list[Result](), list[str](), set[str]()
+    for file in files:
+        target = _target(out, file, taken)
+        try:
+            row, said = one(file, target)
+        except InputError as error:
+            errors.append(str(error))
+            say(f"error: {error}")
+            continue
+        rows.append({"file": str(file), "picture": target.name, **row})
+        say(f"{file}: {said}")
+    write_bytes(out / name, (json.dumps(rows, indent=1) + "\n").encode())
+    text = f"{len(rows)} of {len(files)} pictures; written to {out}: {name} and pictures"
+    return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
+
+
+def _target(out: Path, file: Path, taken: set[str]) -> Path:
+    """A picture's own name in the folder, whatever else has its stem."""
+    name, number = file.stem, 1
+    while name in taken:
+        number += 1
+        name = f"{file.stem}-{number}"
+    taken.add(name)
+    return out / f"{name}.png"
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _save(target: Path, picture: Any) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_bytes(target, buffer.getvalue())
