@@ -101,9 +101,10 @@ def upsample(op: p.Upsample, v: Array) -> Array:
 
 def threshold(op: p.Threshold, v: Ints) -> Codes:
     """Integers to codes: count the thresholds of the channel that each value reaches."""
-    rank = np.zeros(v.shape, np.uint8)  # a code has at most 8 bits
-    for k in range(op.thresholds.shape[1]):
-        rank += v >= op.thresholds[:, k].reshape(1, -1, 1, 1)
+    rank = np.empty(v.shape, np.uint8)  # a code has at most 8 bits
+    for channel in range(v.shape[1]):
+        ascending = op.thresholds[channel % len(op.thresholds)]  # its own, or those of all
+        rank[:, channel] = np.searchsorted(ascending, v[:, channel], side="right")
     return op.code_type.from_rank(rank if op.table is None else op.table[rank])
 
 
