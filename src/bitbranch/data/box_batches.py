@@ -102,7 +102,8 @@ class BoxBatches(BatchSource):
     def plan(self, epoch: int) -> Any:
         if self.workers and not self.kept:
             for index in range(self.count):
-                self._decoded(index)
+                if self._decoded(index) is not self.kept.get(index):
+                    break  # the memory is full
         return self.order(epoch)[0], epoch
 
     def batch(self, plan: Any, number: int) -> Any:

@@ -206,7 +206,8 @@ def evaluate(
         batches: the whole set in its order; of ``pixels=True`` for a network that takes uint8 images.
         boxes: the default ones.
         objective: adds ``"loss"``, the mean over the images.
-        coco: adds COCO's figures, see :func:`~bitbranch.tasks.average_precision.coco_average_precision`.
+        coco: adds COCO's figures, with difficult objects as crowds; see
+            :func:`~bitbranch.tasks.average_precision.coco_average_precision`.
         threshold, most, top, keep: see :func:`~bitbranch.tasks.boxes.detections`.
         progress: called with the number of images done.
 
