@@ -501,7 +501,7 @@ def test_the_loss_is_that_of_loops(seed: int, negatives: int) -> None:
     loss, right = objective(network, torch.zeros(3, 3, 48, 64), padded(rows), 0.0)
     logits, offsets = (t.detach().double().numpy() for t in objective.flattened(network(torch.zeros(3))))
     expected, share, counted = by_loops(logits, offsets, rows, negatives)
-    assert np.isclose(float(loss), expected, rtol=1e-4) and np.isclose(float(right), share)
+    assert np.isclose(loss.item(), expected, rtol=1e-4) and np.isclose(right.item(), share)
     loss.backward()
     grad = torch.cat([p.grad.permute(0, 2, 3, 1).reshape(3, -1, 4) for p in network.parts[0]], 1)  # type: ignore[union-attr]
     assert np.array_equal((grad.abs().sum(2) > 0).numpy(), counted)
@@ -513,7 +513,7 @@ def test_no_boxes_in_a_batch(teacher: bool) -> None:
     objective = Multibox(SMALL, teacher=Fixed(SMALL, 3, 2, 1) if teacher else None)
     loss, right = objective(network, torch.zeros(2, 3, 48, 64), torch.zeros(2, 1, 5), 0.5)
     loss.backward()
-    assert math.isfinite(float(loss)) and 0 <= float(right) <= 1
+    assert math.isfinite(loss.item()) and 0 <= right.item() <= 1
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert all(not p.grad.any() for p in network.parts[1])  # type: ignore[union-attr, attr-defined]
 
@@ -530,8 +530,8 @@ def test_a_teacher_is_learned_where_boxes_count() -> None:
     counted, mine = objective.counted(logits, classes), classes > 0
     p, q = (soft[counted] / 3).softmax(1), (logits[counted] / 3).softmax(1)
     learned = 9 * (p * (p / q).log()).sum() + F.smooth_l1_loss(offsets[mine], places[mine], reduction="sum")
-    got = [float(objective(network, x, targets, done)[0]) for done in (0.25, 1.0)]
-    assert np.allclose(got, [0.75 * float(plain) + 0.25 * float(learned / mine.sum()), float(learned / mine.sum())])
+    got = [objective(network, x, targets, done)[0].item() for done in (0.25, 1.0)]
+    assert np.allclose(got, [0.75 * plain.item() + 0.25 * (learned / mine.sum()).item(), (learned / mine.sum()).item()])
     assert not list(objective.parameters()) and not objective.state_dict()
 
 

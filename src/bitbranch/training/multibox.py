@@ -138,7 +138,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def encoded(truths: Tensor, centres: Tensor, variances: tuple[float, float]) -> Tensor:
-    """:func:`bitbranch.tasks.boxes.encode`; boxes without area, which a crop may leave, are taken as very small ones."""
+    """:func:`bitbranch.tasks.boxes.encode`; boxes without area, as a crop may leave them, are taken as very small."""
     centre, size = (truths[:, :2] + truths[:, 2:]) / 2, (truths[:, 2:] - truths[:, :2]).clamp_min(1e-6)
     places = (centre - centres[:, :2]) / centres[:, 2:] / variances[0]
     return torch.cat([places, (size / centres[:, 2:]).log() / variances[1]], 1)
