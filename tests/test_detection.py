@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bitbranch as bb
 from bitbranch import models
 from bitbranch.data.box_batches import Augmentation, BoxBatches
 from bitbranch.data.box_set import BoxSet
 from bitbranch.errors import InputError
+from bitbranch.models.ssd import SSD
 from bitbranch.tasks.average_precision import (
     COCO_FIGURES,
     average_precision,
@@ -499,7 +501,7 @@ def test_the_loss_is_that_of_loops(seed: int, negatives: int) -> None:
     loss, right = objective(network, torch.zeros(3, 3, 48, 64), padded(rows), 0.0)
     logits, offsets = (t.detach().double().numpy() for t in objective.flattened(network(torch.zeros(3))))
     expected, share, counted = by_loops(logits, offsets, rows, negatives)
-    assert np.isclose(float(loss), expected, rtol=1e-4) and np.isclose(float(right), share)
+    assert np.isclose(loss.item(), expected, rtol=1e-4) and np.isclose(right.item(), share)
     loss.backward()
     grad = torch.cat([p.grad.permute(0, 2, 3, 1).reshape(3, -1, 4) for p in network.parts[0]], 1)  # type: ignore[union-attr]
     assert np.array_equal((grad.abs().sum(2) > 0).numpy(), counted)
@@ -511,7 +513,7 @@ def test_no_boxes_in_a_batch(teacher: bool) -> None:
     objective = Multibox(SMALL, teacher=Fixed(SMALL, 3, 2, 1) if teacher else None)
     loss, right = objective(network, torch.zeros(2, 3, 48, 64), torch.zeros(2, 1, 5), 0.5)
     loss.backward()
-    assert math.isfinite(float(loss)) and 0 <= float(right) <= 1
+    assert math.isfinite(loss.item()) and 0 <= right.item() <= 1
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert all(not p.grad.any() for p in network.parts[1])  # type: ignore[union-attr, attr-defined]
 
@@ -528,8 +530,8 @@ def test_a_teacher_is_learned_where_boxes_count() -> None:
     counted, mine = objective.counted(logits, classes), classes > 0
     p, q = (soft[counted] / 3).softmax(1), (logits[counted] / 3).softmax(1)
     learned = 9 * (p * (p / q).log()).sum() + F.smooth_l1_loss(offsets[mine], places[mine], reduction="sum")
-    got = [float(objective(network, x, targets, done)[0]) for done in (0.25, 1.0)]
-    assert np.allclose(got, [0.75 * float(plain) + 0.25 * float(learned / mine.sum()), float(learned / mine.sum())])
+    got = [objective(network, x, targets, done)[0].item() for done in (0.25, 1.0)]
+    assert np.allclose(got, [0.75 * plain.item() + 0.25 * (learned / mine.sum()).item(), (learned / mine.sum()).item()])
     assert not list(objective.parameters()) and not objective.state_dict()
 
 
@@ -571,33 +573,47 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> BoxSet:
     )
 
 
-def test_a_small_network_learns_to_find_squares(squares: BoxSet) -> None:
+@pytest.fixture(scope="module")
+def finder(squares: BoxSet) -> SSD:
+    """A small network that has learned to find the squares."""
     torch.manual_seed(0)
     network = models.ssd(
         trunk="vgg_small", num_classes=3, width=1 / 16, image_size=(48, 64), extras=0, boxes=[4], scales=[0.35, 0.5]
     )
     how = Augmentation(colour=False, expand=1, crop=1)
     batches = BoxBatches(squares, size=8, augmentation=how, seed=1)
-    objective = Multibox(network.default_boxes)
-    history = Training(network, batches, Settings(epochs=16, lr=0.01), objective).run()
-    assert history[-1].loss < 0.5 * history[0].loss and history[-1].accuracy > 0.85
-    test = BoxBatches(squares, size=20, training=False)
+    history = Training(network, batches, Settings(epochs=8, lr=0.02), Multibox(network.default_boxes)).run()
+    assert history[-1].loss < 0.4 * history[0].loss and history[-1].accuracy > 0.85
+    return network
+
+
+def test_a_small_network_learns_to_find_squares(squares: BoxSet, finder: SSD) -> None:
+    test, boxes = BoxBatches(squares, size=20, training=False), finder.default_boxes
     seen = list[int]()
-    scores = evaluate(network, test, network.default_boxes, objective=objective, progress=seen.append)
+    scores = evaluate(finder, test, boxes, objective=Multibox(boxes), progress=seen.append)
     assert list(scores) == ["map", "map_2007", "ap_dark", "ap_bright", "loss"] and seen == [20, 40, 48]
-    assert scores["map"] > 0.7 and np.isclose(scores["map"], (scores["ap_dark"] + scores["ap_bright"]) / 2)
+    assert scores["map"] > 0.9 and np.isclose(scores["map"], (scores["ap_dark"] + scores["ap_bright"]) / 2)
+    pytest.importorskip("pycocotools")
+    assert np.isclose(evaluate(finder, test, boxes, coco=True)["ap50"], scores["map"], atol=0.01)
 
-    def flat_arrays(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        assert images.dtype == np.uint8
-        scaled = torch.from_numpy(images).float() / 255
-        mean, std = (torch.tensor(v)[:, None, None] for v in (squares.mean, squares.std))
-        with torch.no_grad():
-            classes, places = network((scaled - mean) / std)
-        return tuple(m.numpy() for m in (*classes, *places))
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+def test_the_engine_finds_what_the_low_bit_network_finds(squares: BoxSet, finder: SSD, tmp_path: Path) -> None:
+    """From uint8 images, with nothing but the file."""
+    test = BoxBatches(squares, size=20, training=False)
+    images = next(iter(test))[0]
+    q = bb.quantize(finder, "lsq:w4-a4").train()
+    with torch.no_grad():
+        q(images)
+    bb.calibrate(q.eval(), [images])
+    info = {"default_boxes": finder.default_boxes.to_json()}
+    bb.compile(q, images[:1], info=info, mean=squares.mean, std=squares.std).save(tmp_path / "finder.bb")
+    program = bb.load(tmp_path / "finder.bb")
+    boxes = DefaultBoxes.from_json(program.info["default_boxes"])
     pixels = BoxBatches(squares, size=48, training=False, pixels=True)
-    same = evaluate(flat_arrays, pixels, network.default_boxes)
-    assert np.allclose([same[k] for k in same], [scores[k] for k in same], atol=1e-3)
+    scores, engines = evaluate(q, test, finder.default_boxes), evaluate(bb.Engine(program), pixels, boxes)
+    assert boxes == finder.default_boxes and scores["map"] > 0.5
+    assert np.allclose([engines[k] for k in scores], [scores[k] for k in scores], atol=1e-3)
 
 
 def test_what_cannot_be_evaluated_is_refused(squares: BoxSet) -> None:
@@ -613,5 +629,6 @@ def test_what_cannot_be_evaluated_is_refused(squares: BoxSet) -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    code = "import sys, bitbranch.tasks.boxes, bitbranch.tasks.average_precision; assert 'torch' not in sys.modules"
+    modules = "bitbranch.tasks.boxes, bitbranch.tasks.average_precision, bitbranch.data.pictures"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

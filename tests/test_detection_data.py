@@ -421,7 +421,7 @@ def test_colours_change_grey_levels_alone_or_turn_about_grey() -> None:
 def test_batches_depend_on_seed_epoch_and_number_alone(marked: BoxSet) -> None:
     plain, helped = (BoxBatches(marked, size=4, seed=3, workers=workers) for workers in (0, 2))
     parts = [BoxBatches(marked, size=4, seed=3, part=(i, 2)) for i in range(2)]
-    uncached = BoxBatches(marked, size=4, seed=3, memory=0)
+    uncached = BoxBatches(marked, size=4, seed=3, memory=0, workers=1)
     epochs = []
     for _ in range(2):
         for (x, y), (u, v), (c, d), *split in zip(plain, helped, uncached, *parts, strict=True):
@@ -442,6 +442,9 @@ def test_memory_is_bounded(marked: BoxSet) -> None:
     batches = BoxBatches(marked, size=4, memory=5 * 80 * 100 * 3 + 7)
     list(batches)
     assert len(batches.kept) == 5 and batches.memory == 7
+    ahead = BoxBatches(marked, size=4, memory=5 * 80 * 100 * 3 + 7, workers=1)
+    list(ahead)
+    assert sorted(ahead.kept) == list(range(5))
     small = BoxBatches(replace(marked, size=(10, 20)), size=4)
     list(small)
     assert {p.shape for p in small.kept.values()} == {(20, 40, 3)}

@@ -102,7 +102,8 @@ class BoxBatches(BatchSource):
     def plan(self, epoch: int) -> Any:
         if self.workers and not self.kept:
             for index in range(self.count):
-                self._decoded(index)
+                if self._decoded(index) is not self.kept.get(index):
+                    break  # the memory is full
         return self.order(epoch)[0], epoch
 
     def batch(self, plan: Any, number: int) -> Any:
@@ -176,7 +177,7 @@ def random_window(boxes: npt.NDArray[np.float32], rng: np.random.Generator, how:
             break
         sides = rng.uniform(how.crop, 1, (TRIES, 2))
         firsts = rng.uniform(0, 1 - sides)
-        crops = canvas[:2].tolist() * 2 + ratio * np.concatenate([firsts, firsts + sides], 1)
+        crops = np.tile(canvas[:2], 2) + ratio * np.concatenate([firsts, firsts + sides], 1)
         good = (sides[:, 0] <= 2 * sides[:, 1]) & (sides[:, 1] <= 2 * sides[:, 0])
         if len(boxes):
             overlap = intersection_over_union(crops, boxes[:, :4].astype(np.float64))
@@ -213,14 +214,13 @@ def _resized(
     picture, (height, width) = Image.fromarray(pixels), size
     x0, y0, x1, y1 = window
     # Of the image's pixels, those that show the picture; and what of the picture they show.
-    left, right = (round((min(max(x, x0), x1) - x0) / (x1 - x0) * width) for x in (0.0, 1.0))
-    top, bottom = (round((min(max(y, y0), y1) - y0) / (y1 - y0) * height) for y in (0.0, 1.0))
+    left, right = (round((x - x0) / (x1 - x0) * width) for x in (max(x0, 0), min(x1, 1)))
+    top, bottom = (round((y - y0) / (y1 - y0) * height) for y in (max(y0, 0), min(y1, 1)))
     out = np.empty((height, width, 3), np.uint8)
     out[:] = fill
     if left < right and top < bottom:
-        box = (max(x0, 0) * picture.width, max(y0, 0) * picture.height, min(x1, 1) * picture.width,
-               min(y1, 1) * picture.height)  # fmt: skip
-        part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
+        seen = np.clip(window, 0, 1) * (picture.size * 2)
+        part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=tuple(seen.tolist()))
         out[top:bottom, left:right] = np.asarray(part)
     return out
 
@@ -228,18 +228,12 @@ def _resized(
 def random_colours(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """A change of colours ``[3, 4]``: of red, green, blue and 1 to red, green and blue, 0 .. 255.
 
-    Brightness, contrast, saturation and hue, each by chance; contrast comes last for half of the pictures. Hue turns
-    about the grey axis, so that all is one matrix.
+    Brightness, contrast, saturation and hue, each by chance. Hue turns about the grey axis, so that all is one matrix.
     """
     levels, contrast, saturation, degrees = COLOUR
-    chances = rng.random(5) < 0.5
-    drawn = rng.uniform(-1, 1, 4) * chances[:4]
-    stronger = np.diag([1 + contrast * drawn[1]] * 3 + [1.0])
-    colours = np.eye(4)
-    colours[:3, :3] = _turned(math.radians(degrees * drawn[3])) @ _saturated(1 + saturation * drawn[2])
-    out = colours @ stronger if chances[4] else stronger @ colours
-    out[:3, 3] += levels * drawn[0] * (out[:3, :3].sum(1))
-    return out[:3]
+    brighter, stronger, purer, turned = rng.uniform(-1, 1, 4) * (rng.random(4) < 0.5)
+    colours = _turned(math.radians(degrees * turned)) @ _saturated(1 + saturation * purer)
+    return (1 + contrast * stronger) * np.column_stack([colours, np.full(3, levels * brighter)])
 
 
 GREY = np.array([0.299, 0.587, 0.114])

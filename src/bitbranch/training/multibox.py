@@ -138,7 +138,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def encoded(truths: Tensor, centres: Tensor, variances: tuple[float, float]) -> Tensor:
-    """:func:`bitbranch.tasks.boxes.encode`; boxes without area, which a crop may leave, are taken as very small ones."""
+    """:func:`bitbranch.tasks.boxes.encode`; boxes without area, as a crop may leave them, are taken as very small."""
     centre, size = (truths[:, :2] + truths[:, 2:]) / 2, (truths[:, 2:] - truths[:, :2]).clamp_min(1e-6)
     places = (centre - centres[:, :2]) / centres[:, 2:] / variances[0]
     return torch.cat([places, (size / centres[:, 2:]).log() / variances[1]], 1)
@@ -206,7 +206,8 @@ def evaluate(
         batches: the whole set in its order; of ``pixels=True`` for a network that takes uint8 images.
         boxes: the default ones.
         objective: adds ``"loss"``, the mean over the images.
-        coco: adds COCO's figures, see :func:`~bitbranch.tasks.average_precision.coco_average_precision`.
+        coco: adds COCO's figures, with difficult objects as crowds; see
+            :func:`~bitbranch.tasks.average_precision.coco_average_precision`.
         threshold, most, top, keep: see :func:`~bitbranch.tasks.boxes.detections`.
         progress: called with the number of images done.
 
