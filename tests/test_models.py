@@ -50,6 +50,14 @@ SMALL: dict[str, tuple[str, Options, Shape]] = {
     "unet-transposed": ("unet", {"base": 4, "depth": 2}, (3, 24, 32)),
     "unet-nearest": ("unet", {"base": 4, "depth": 2, "up": "nearest"}, (3, 24, 32)),
     "unet-bilinear": ("unet", {"base": 4, "depth": 2, "up": "bilinear"}, (3, 24, 32)),
+    "fcn-resnet18": ("fcn", {"width": 1 / 8, "num_classes": 5}, (3, 45, 61)),
+    "fcn-mobilenet": (
+        "fcn",
+        {"width": 1 / 8, "num_classes": 5, "trunk": "mobilenet_v2", "stride": 4},
+        (3, 34, 35),
+    ),
+    "deeplab-16": ("deeplab", {"width": 1 / 8, "num_classes": 5, "rates": (1, 2, 3)}, (3, 45, 61)),
+    "deeplab-8": ("deeplab", {"width": 1 / 8, "num_classes": 5, "output_stride": 8, "rates": (2,)}, (3, 48, 38)),
     "ssd-resnet18": ("ssd", {"width": 1 / 8, "image_size": 64, "num_classes": 5}, (3, 64, 64)),
     "ssd-mobilenet": (
         "ssd",
@@ -60,7 +68,7 @@ SMALL: dict[str, tuple[str, Options, Shape]] = {
 }
 """Every network, narrow and on small images: name, options, image."""
 
-ROUNDED = ("resnet", "mobilenet", "googlenet", "unet-bilinear", "ssd-resnet18", "ssd-mobilenet")
+ROUNDED = ("resnet", "mobilenet", "googlenet", "unet-bilinear", "fcn", "deeplab", "ssd-resnet18", "ssd-mobilenet")
 """Networks with residual sums, averages or streams of other scales, where a code may be rounded otherwise."""
 
 SCHEMES = ("tsq:wt-a2", "mbn:w1-a1", "mbn:w2-a2", "lsq:w4-a4", "lsq:w8-a8", "mixed")
@@ -195,6 +203,8 @@ def test_shapes_gradients_and_seeds(case: str) -> None:
     classes = options.get("num_classes")
     if name == "unet":
         assert outputs[0].shape == (2, 2, *shape[1:])
+    elif name in ("fcn", "deeplab"):
+        assert [tuple(t.shape) for t in outputs] == [(2, 5, *shape[1:])]
     elif name == "ssd":
         assert isinstance(again, SSD)
         maps = len(again.sizes)
@@ -249,6 +259,10 @@ def test_option_a_is_the_padded_identity() -> None:
         ("alexnet_groups", {"image_size": 66}, "at least 67"),
         ("unet", {"up": "cubic"}, 'up must be "transposed"'),
         ("unet", {"depth": 0}, "must be at least 1"),
+        ("fcn", {"trunk": "vgg_small"}, 'fcn: trunk must be "resnet18" or "mobilenet_v2"'),
+        ("fcn", {"stride": 2}, "stride must be 4, 8, 16 or 32"),
+        ("deeplab", {"output_stride": 4}, "output_stride must be 8, 16 or 32"),
+        ("deeplab", {"rates": (1, 0)}, "rates must be at least 1"),
         ("ssd", {"trunk": "vgg16"}, "trunk must be"),
         ("ssd", {"boxes": [4, 4]}, "one positive number for each of 6 feature maps"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training pixels, scaled to 0..1, as all published networks have them."""
 
 
 def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
@@ -28,17 +33,37 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
     Raises:
         InputError: not a picture, or a damaged one.
     """
-    from PIL import Image
-
-    try:
-        picture = Image.open(io.BytesIO(data))
+    with _opened(data, name) as picture:
         if at_least:
             picture.draft("RGB", (at_least, at_least))
         return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
 def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """The pixels, uint8 ``[H, W, 3]``, of a picture; arguments and errors as for :func:`open_rgb`."""
     return np.array(open_rgb(data, name), dtype=np.uint8)
+
+
+def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """The numbers of a mask's pixels, uint8 ``[H, W]``: grey values, or indices into a palette.
+
+    Raises:
+        InputError: not a picture, a damaged one, or one without a number of 8 bits for each pixel.
+    """
+    with _opened(data, name) as picture:
+        if picture.mode not in ("L", "P"):
+            raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
+        return np.array(picture, dtype=np.uint8)
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image]:
+    """A picture, whose pixels may not be decoded yet; whatever is wrong with it is an error that names it."""
+    from PIL import Image
+
+    try:
+        yield Image.open(io.BytesIO(data))
+    except InputError:  # a ValueError
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None

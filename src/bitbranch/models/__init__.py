@@ -10,6 +10,8 @@ from torch import nn
 
 from ..errors import InputError
 from .alexnet import alexnet, alexnet_groups
+from .deeplab import deeplab
+from .fcn import fcn
 from .googlenet import googlenet
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet_cifar
@@ -22,6 +24,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     for function in (
         alexnet,
         alexnet_groups,
+        deeplab,
+        fcn,
         googlenet,
         mobilenet_v2,
         resnet18,
@@ -64,6 +68,8 @@ __all__ = [
     "alexnet",
     "alexnet_groups",
     "build",
+    "deeplab",
+    "fcn",
     "googlenet",
     "mobilenet_v2",
     "names",

@@ -8,37 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .blocks import conv_norm, initialize, scaled
-from .mobilenet import MobileNetV2, mobilenet_v2
-from .resnet import ResNet, resnet18
-from .vgg import stages_of
-
-
-class VGGTrunk(nn.Module):
-    """The stages of VGG-small, whose last map is an eighth of the image's size; see :func:`.vgg.vgg_small`."""
-
-    def __init__(self, in_channels: int, width: float) -> None:
-        super().__init__()
-        self.channels = [scaled(channels, width) for channels in (128, 256, 512)]
-        self.features = nn.Sequential(stages_of([[channels] * 2 for channels in self.channels], in_channels))
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """The last stage's output."""
-        return [self.features(x)]
-
-
-def _trunk(name: str, in_channels: int, width: float) -> ResNet | MobileNetV2 | VGGTrunk:
-    """A network with ``maps`` and ``channels``, without its classifier."""
-    if name == "resnet18":
-        resnet = resnet18(in_channels=in_channels, width=width)
-        del resnet.fc
-        return resnet
-    if name == "mobilenet_v2":
-        mobilenet = mobilenet_v2(in_channels=in_channels, width=width)
-        del mobilenet.classifier
-        return mobilenet
-    if name == "vgg_small":
-        return VGGTrunk(in_channels, width)
-    raise InputError(f'ssd: trunk must be "resnet18", "mobilenet_v2" or "vgg_small", got {name!r}')
+from .trunks import Trunk, VGGTrunk, trunk_of
 
 
 class SSD(nn.Module):
@@ -51,7 +21,7 @@ class SSD(nn.Module):
 
     def __init__(
         self,
-        trunk: ResNet | MobileNetV2 | VGGTrunk,
+        trunk: Trunk,
         num_classes: int,
         image_size: int,
         width: float,
@@ -130,4 +100,4 @@ def ssd(
 
     Source: Liu et al., arXiv 1512.02325, section 2 and figure 2.
     """
-    return SSD(_trunk(trunk, in_channels, width), num_classes, image_size, width, boxes)
+    return SSD(trunk_of(trunk, in_channels, width, reader="ssd"), num_classes, image_size, width, boxes)

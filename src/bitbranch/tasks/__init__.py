@@ -1,0 +1,1 @@
+"""What turns the heads of a network into answers, and measures them; NumPy only, for use without torch."""
