@@ -16,7 +16,7 @@ from .googlenet import googlenet
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet_cifar
 from .ssd import ssd
-from .unet import unet
+from .unet import trunk_unet, unet
 from .vgg import vgg, vgg16_bn, vgg_imagenet, vgg_small
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -33,6 +33,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         resnet50,
         resnet_cifar,
         ssd,
+        trunk_unet,
         unet,
         vgg,
         vgg16_bn,
@@ -78,6 +79,7 @@ __all__ = [
     "resnet50",
     "resnet_cifar",
     "ssd",
+    "trunk_unet",
     "unet",
     "vgg",
     "vgg16_bn",

@@ -19,7 +19,7 @@ def dilate(network: ResNet, output_stride: int) -> None:
     With the same weights the last map has more pixels, and those that it had keep their values.
     """
     stride, dilation = 4, 1
-    for stage in range(2, len(network.channels) + 1):
+    for stage in range(2, len(network.channels)):
         stride *= 2
         if stride <= output_stride:
             continue
@@ -60,14 +60,14 @@ class DeepLab(nn.Module):
         self.trunk = trunk
         channels, fine = scaled(256, width), scaled(48, width)
         self.aspp = ASPP(trunk.channels[-1], channels, rates)
-        self.low_level = conv_norm(trunk.channels[0], fine, 1)
+        self.low_level = conv_norm(trunk.channels[1], fine, 1)
         self.merge = nn.Sequential(conv_norm(channels + fine, channels, 3), conv_norm(channels, channels, 3))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(channels, num_classes, 1)
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        low, *_, high = self.trunk.maps(x)
+        _, low, *_, high = self.trunk.maps(x)
         joined = torch.cat([enlarged(self.aspp(high), low.shape[2:]), self.low_level(low)], 1)
         return enlarged(self.head(self.dropout(self.merge(joined))), x.shape[2:])
 

@@ -15,7 +15,7 @@ class FCN(nn.Module):
     def __init__(self, trunk: Trunk, num_classes: int, stride: int) -> None:
         super().__init__()
         self.trunk = trunk
-        self.count = 6 - stride.bit_length()  # maps of strides ``stride`` to 32
+        self.count = 7 - stride.bit_length()  # maps of strides ``stride`` to 32
         self.scores = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for channels in trunk.channels[-self.count :])
         initialize(self)
 
@@ -33,13 +33,13 @@ def fcn(
     """FCN-8s over a trunk: 1x1 convolutions make class scores of its maps, which are enlarged and summed up.
 
     ``stride=8`` reads the maps of a 32nd, 16th and 8th of the image's size, as the paper's FCN-8s; 32 and 16 are its
-    FCN-32s and FCN-16s, 4 adds a finer map. Differs from the paper in that scores are enlarged bilinearly, not by
+    FCN-32s and FCN-16s, 4 and 2 add finer maps. Differs from the paper in that scores are enlarged bilinearly, not by
     learned kernels that start so, and that images are not padded: they may have any size, odd ones too, and the logits
     have that size.
 
-    ``num_classes=21``: 11,192,682 parameters and 9,483,190,272 multiply-accumulates for images ``[N, 3, 512, 512]``;
-    ``trunk="mobilenet_v2"``: 2,252,810 parameters and 1,573,650,432 multiply-accumulates for images
-    ``[N, 3, 512, 512]``; ``width=0.5, stride=4, num_classes=11``: 2,803,841 parameters and 436,685,184
+    ``num_classes=21``: 11,195,391 parameters and 9,494,200,320 multiply-accumulates for images ``[N, 3, 512, 512]``;
+    ``trunk="mobilenet_v2"``: 2,253,503 parameters and 1,576,402,944 multiply-accumulates for images
+    ``[N, 3, 512, 512]``; ``width=0.5, stride=4, num_classes=11``: 2,804,204 parameters and 437,635,584
     multiply-accumulates for images ``[N, 3, 180, 240]``.
 
     Args:
@@ -47,7 +47,7 @@ def fcn(
         num_classes: logits of each pixel.
         in_channels: channels of the images.
         width: multiplies the trunk's channels.
-        stride: of the finest map that is read: 4, 8, 16 or 32.
+        stride: of the finest map that is read: 2, 4, 8, 16 or 32.
 
     Returns:
         Images ``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``.
@@ -57,6 +57,6 @@ def fcn(
 
     Source: Long et al., arXiv 1411.4038, section 4.
     """
-    if stride not in (4, 8, 16, 32):
-        raise InputError(f"fcn: stride must be 4, 8, 16 or 32, got {stride}")
+    if stride not in (2, 4, 8, 16, 32):
+        raise InputError(f"fcn: stride must be 2, 4, 8, 16 or 32, got {stride}")
     return FCN(trunk_of(trunk, in_channels, width, reader="fcn", small=False), num_classes, stride)
