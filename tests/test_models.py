@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import bitbranch as bb
 from bitbranch import InputError, models
+from bitbranch.cli.main import main
 from bitbranch.models.ssd import SSD
 from bitbranch.runtime.container import bit_budget
 from bitbranch.training import checkpoint
@@ -407,3 +408,50 @@ def test_full_size(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert loaded == program
     assert size <= 1.02 * bit_budget(program)
     assert name != "resnet18" or size <= 3.3e6
+
+
+OWN = """
+from torch import nn
+from bitbranch import models
+
+@models.register
+def perceptron(*, hidden=8, num_classes=10, in_channels=1, image_size=28):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, hidden), nn.ReLU(),
+                         nn.Linear(hidden, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a network of one's own, which the other tests do not see."""
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+def test_networks_of_ones_own(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.register_file(own)
+    models.register_file(own)  # is not run again
+    assert models.build("perceptron", {"hidden": 5}).get_parameter("3.weight").shape == (10, 5)
+    recipe = Recipe("perceptron", {}, (1, 28, 28), "lsq:w2-a2")
+    network = recipe.build()
+    bb.calibrate(network, [torch.rand(4, 1, 28, 28)])
+    checkpoint.save(own.parent / "net.pt", recipe, network)
+    del models.MODELS["perceptron"]
+    arguments = ["compile", str(own.parent / "net.pt"), "--out", str(own.parent / "net.bb")]
+    assert main(arguments) == 2
+    assert "model 'perceptron': expected one of" in capsys.readouterr().err
+    again = own.parent / "again.py"
+    again.write_text(OWN)
+    assert main(["--models", str(again), *arguments]) == 0
+
+
+def test_files_without_networks_are_refused(own: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.py: no Python file"):
+        models.register_file(own.parent / "nowhere.py")
+    own.write_text("import nothing_of_this_name")
+    with pytest.raises(InputError, match=r"own\.py: ModuleNotFoundError: No module named 'nothing_of_this_name'"):
+        models.register_file(own)
+    own.write_text(OWN.replace("perceptron", "resnet18"))
+    with pytest.raises(InputError, match="model 'resnet18': there is one of this name"):
+        models.register_file(own)

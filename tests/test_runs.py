@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from bitbranch import models
 from bitbranch.cli.main import main
 from bitbranch.cli.training import RECIPES
 from bitbranch.errors import BitbranchError, InputError
@@ -233,6 +234,30 @@ def test_the_steps_of_two_step_quantization_may_be_runs(finished: tuple[Path, di
     assert checkpoint.load(tmp_path / "affine" / "net.pt")[0].affine
     third = runner.run({**TWO_STEPS, "phase": affine}, tmp_path / "start", progress=None)
     assert third["phases"][1]["accuracy"] > 0.4
+
+
+def test_a_network_of_ones_own_starts_from_another_by_names(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    folder, _ = finished
+    (tmp_path / "own.py").write_text(
+        "from bitbranch import models\n\n@models.register\ndef mine(*, num_classes, image_size):\n"
+        "    return models.vgg(stages=[[8], [16]], hidden=16, num_classes=num_classes, in_channels=1,\n"
+        "                      image_size=image_size)\n"
+    )
+    float_phase = config.parse({**BASE, "phase": [{"epochs": 0}]})
+    first = runner.run(float_phase, tmp_path / "float", progress=None)
+    network = {"model": "mine", "file": "own.py", "start": str(tmp_path / "float" / "net.pt")}
+    found = runner.run(
+        config.parse({**BASE, "network": network, "phase": [{"epochs": 0}]}, tmp_path), tmp_path / "own", progress=None
+    )
+    assert found["accuracy"] == first["accuracy"]
+    recipe, _ = checkpoint.load(tmp_path / "own" / "net.pt")
+    assert (recipe.model, recipe.arguments) == ("mine", {"num_classes": 10, "image_size": 28})
+    quantized = {**network, "start": str(folder / "net.pt")}
+    with pytest.raises(InputError, match="holds a quantized vgg, not a mine"):
+        runner.run(config.parse({**BASE, "network": quantized}, tmp_path), tmp_path / "not", progress=None)
 
 
 def test_bfloat16_learns(tmp_path: Path) -> None:

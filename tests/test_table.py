@@ -43,6 +43,10 @@ network = {start = "{run:float}", scheme = "bwn:w1"}
 seeds = [4]
 
 [[row]]
+name = "by itself"
+scheme = "3 bits of its own"
+
+[[row]]
 name = "fails"
 network = {start = "{run:float}", scheme = "inq:w4-a2"}
 phase = [{kind = "transforms"}]
@@ -118,7 +122,7 @@ def test_only_what_was_asked_for_and_what_it_needs(tmp_path: Path) -> None:
     assert not command.run(options, lambda _: None)["failed"]
     assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == ["bwn-4", "float-4"]
     late = command.Options(written(tmp_path), tmp_path / "late", hours=-1, measure=False)
-    assert command.run(late, lambda _: None)["left"] == 7
+    assert command.run(late, lambda _: None)["left"] == 9
 
 
 def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
@@ -139,6 +143,7 @@ def test_the_text_says_it_all(finished: tuple[Path, dict[str, Any]]) -> None:
             "seed 3",
             "(2)",
             "0 of 300",
+            "3 bits of its own",
         ):
             assert part in text
     assert (folder / "out" / "table.svg").read_text().startswith("<svg")

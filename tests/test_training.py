@@ -15,7 +15,11 @@ from torch import nn
 from bitbranch import models, quantize
 from bitbranch.errors import BitbranchError, InputError
 from bitbranch.layers import QuantizedLayer
+from bitbranch.quantizers.lsq import LearnedStepActivation
+from bitbranch.quantizers.mbn import BipolarActivation
 from bitbranch.quantizers.registry import METHODS, mbn, parse_scheme
+from bitbranch.quantizers.tsq import SparseActivation
+from bitbranch.quantizers.uniform import UniformActivation
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 from bitbranch.training.loop import Training, evaluate, fit, predict
@@ -85,6 +89,24 @@ def test_every_method_trains_in_bfloat16_as_in_float32(method: str) -> None:
     assert losses[1] != losses[0]
     assert losses[1][-1] < 0.7 * losses[1][0]
     assert losses[1][-1] == pytest.approx(losses[0][-1], abs=0.2)
+
+
+@pytest.mark.parametrize("scheme", ["tsq:wt-a2", "mbn:w4-a4", "lsq:w2-a2", "uniform:w4-a4", "hwgq:w1-a2"])
+def test_levels_of_half_precision_change_no_bit(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mixed precision quantizers may stay in it: forward and backward are what float32 and rounding give."""
+    found = []
+    for stays in (True, False):
+        if not stays:
+            for quantizer in (SparseActivation, UniformActivation, LearnedStepActivation):
+                monkeypatch.setattr(quantizer, "mixes", False)
+        torch.manual_seed(0)
+        q = quantize(tiny(), scheme)
+        for module in q.modules():
+            if isinstance(module, BipolarActivation):
+                module.mixes = stays
+        Training(q, BATCHES, Settings(epochs=1, lr=1e-2, precision="bfloat16"), Classification()).run()
+        found.append(q.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_the_same_seed_gives_the_same_network() -> None:

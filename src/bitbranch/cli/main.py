@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
+        _register(options.models)
         result = options.command(options)
     except (BitbranchError, OSError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bitbranch", description="Neural networks of one to four bits on ordinary processors.")
     parser.add_argument("--version", action="version", version=f"bitbranch {package_version('bitbranch')}")
+    parser.add_argument(
+        "--models", type=Path, action="append", default=[], metavar="FILE.py", help="networks of your own: it is run"
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Callable[[argparse.Namespace], Result], help: str) -> argparse.ArgumentParser:
@@ -164,6 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=_positive, default=1, metavar="N")
     run.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
     return parser
+
+
+def _register(files: Sequence[Path]) -> None:
+    if files:
+        from .. import models  # which takes torch
+
+        for file in files:
+            models.register_file(file)
 
 
 def _positive(text: str) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 from torch import nn
 
@@ -43,6 +47,45 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """The networks' names in checkpoints."""
 
+Network = TypeVar("Network", bound=Callable[..., nn.Module])
+
+
+def register(function: Network) -> Network:
+    """Make a network of one's own known by its function's name, as a decorator.
+
+    Args:
+        function: plain keyword arguments to a float network. Those of the names ``num_classes``, ``in_channels`` and
+            ``image_size`` are given from the data in training.
+
+    Raises:
+        InputError: another function has this name.
+    """
+    known = MODELS.setdefault(function.__name__, function)
+    if inspect.getsource(known) != inspect.getsource(function):
+        raise InputError(f"model {function.__name__!r}: there is one of this name")
+    return function
+
+
+def register_file(path: Path | str) -> None:
+    """Run a Python file whose functions are marked by :func:`register`; a file that has been run is not run again.
+
+    Raises:
+        InputError: there is no such file, or it fails.
+    """
+    path = Path(path).resolve()
+    name = f"bitbranch models {path}"
+    if name in sys.modules:
+        return
+    found = spec_from_file_location(name, path) if path.suffix == ".py" and path.is_file() else None
+    if found is None or found.loader is None:
+        raise InputError(f"{path}: no Python file")
+    module = sys.modules[name] = module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
 
 def names() -> list[str]:
     """The names that :func:`build` knows, sorted."""
@@ -74,6 +117,8 @@ __all__ = [
     "googlenet",
     "mobilenet_v2",
     "names",
+    "register",
+    "register_file",
     "resnet18",
     "resnet34",
     "resnet50",

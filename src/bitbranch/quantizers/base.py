@@ -20,6 +20,9 @@ from ..contract import CodeType, Encoder
 PART = 1 << 16
 """Elements that are computed at once: what lies between two of a quantizer's operations stays in the caches."""
 
+HALVES = (torch.bfloat16, torch.float16)
+"""Dtypes of half precision."""
+
 COMPARISONS_MAX = 15
 """Up to so many thresholds, comparing with each is faster on a CPU than a search among them."""
 
@@ -31,10 +34,13 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         reads_signs: whether negative inputs carry information, so that a ReLU in front would destroy the codes.
+        mixes: whether :meth:`quantize` gives levels of half precision for reals of half precision, with the gradient of
+            float32.
         obstacle: why no integer program computes the layer behind, or an empty text.
     """
 
     reads_signs: bool = False
+    mixes: bool = False
     obstacle: str = ""
     _signs_checked: bool = False
 
@@ -88,8 +94,12 @@ class ActivationQuantizer(nn.Module):
         return rank(x.detach(), thresholds, closed).to(x.dtype).mul_(t.step).add_(t.lo)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Levels with gradient while training, else ``scale * values(x)``. Half precision is read as float32."""
-        if x.dtype in (torch.bfloat16, torch.float16):
+        """Levels with gradient while training, else ``scale * values(x)``.
+
+        Half precision is read as float32; in mixed precision, where the layer rounds the levels anyway, they may come
+        back in it.
+        """
+        if x.dtype in HALVES and not (self.training and self.mixes and torch.is_autocast_enabled(x.device.type)):
             x = x.float()
         if self.training:
             self.start(x)
@@ -178,7 +188,20 @@ class Window(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.bounds), None, None, None
+        return within(grad, x, *ctx.bounds), None, None, None
+
+
+def within(grad: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
+    """The gradient where ``lo < x < hi``, else 0; half precision is compared as float32."""
+    if x.dtype not in HALVES:
+        out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, lo, hi)
+        return out
+    x = dense(x)
+    out = torch.empty_like(x)
+    grad = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+    for part, gradient, target in parts(x, grad, out):
+        target.copy_(torch.ops.aten.hardtanh_backward(gradient.float(), part.float(), lo, hi))
+    return out
 
 
 def rank(x: Tensor, thresholds: Tensor, closed: bool) -> Tensor:
@@ -206,8 +229,9 @@ def straight_through_within(x: Tensor, y: Tensor, lo: float, hi: float, ends: st
 
     ``ends`` says which are inclusive, as intervals are written: ``"()"``, ``"(]"``, ``"[)"`` or ``"[]"``.
     """
-    bounds = torch.tensor([lo, hi], dtype=x.dtype)
-    outwards = torch.nextafter(bounds, torch.tensor([-math.inf, math.inf], dtype=x.dtype))
+    dtype = torch.float32 if x.dtype in HALVES else x.dtype
+    bounds = torch.tensor([lo, hi], dtype=dtype)
+    outwards = torch.nextafter(bounds, torch.tensor([-math.inf, math.inf], dtype=dtype))
     lo, hi = (float(out if end in "[]" else b) for b, out, end in zip(bounds, outwards, ends, strict=True))
     out: Tensor = Window.apply(x, y, lo, hi)
     return out
@@ -217,13 +241,19 @@ def elementwise(fill: Callable[[Tensor, Tensor], object], x: Tensor) -> Tensor:
     """An elementwise function of ``x``, in parts that stay in the caches, without gradient.
 
     Args:
-        fill: writes what becomes of its first argument into its second, ``[n]`` each.
-        x: any shape; the result has its layout, too.
+        fill: writes what becomes of its first argument into its second, ``[n]`` each, in at least float32.
+        x: any shape; the result has its layout and dtype, too.
     """
     x = dense(x.detach())
     out = torch.empty_like(x)
     for part, target in parts(x, out):
-        fill(part, target)
+        if x.dtype in HALVES:
+            wide = part.float()
+            filled = torch.empty_like(wide)
+            fill(wide, filled)
+            target.copy_(filled)
+        else:
+            fill(part, target)
     return out
 
 

@@ -36,14 +36,15 @@ class LearnedStep(torch.autograd.Function):
         x = dense(x)
         grad = torch.empty_like(x).copy_(grad)  # in the same layout
         grad_step = torch.zeros((), dtype=torch.float64, device=x.device)
-        for part, gradient in parts(x, grad):
-            position = part / s
+        wide = torch.promote_types(x.dtype, torch.float32)
+        for part, target in parts(x, grad):
+            position, gradient = part.to(wide) / s, target.to(wide)
             values = (position + 0.5).floor_().clamp_(lo, hi)
             # values - position inside; outside, values alone
             slope = values - torch.ops.aten.hardtanh_backward(position, position, lo, hi)
             grad_step += torch.dot(gradient, slope)
-            torch.ops.aten.hardtanh_backward.grad_input(gradient, position, lo, hi, grad_input=gradient)
-        return grad, (grad_step * ctx.gradient_scale).to(x.dtype), None, None, None
+            target.copy_(torch.ops.aten.hardtanh_backward(gradient, position, lo, hi))
+        return grad, (grad_step * ctx.gradient_scale).to(wide), None, None, None
 
 
 def learned_step(x: Tensor, step: Tensor, lo: int, hi: int, features: int) -> Tensor:
@@ -67,7 +68,7 @@ def learned_step(x: Tensor, step: Tensor, lo: int, hi: int, features: int) -> Te
 
 def starting_step(x: Tensor, hi: int) -> Tensor:
     """``2 mean |x| / sqrt(Qp)``, a scalar. Source: Esser et al., ICLR 2020, section 2.1."""
-    return x.detach().abs().mean() * 2 / math.sqrt(hi)
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).abs().mean() * 2 / math.sqrt(hi)
 
 
 def usable_step(step: Tensor) -> float:
@@ -81,6 +82,8 @@ class LearnedStepActivation(StepActivation):
     Args:
         bits, signed: as in :class:`StepActivation`; unsigned ``0 .. 2^K-1``, signed ``-2^(K-1) .. 2^(K-1)-1``.
     """
+
+    mixes = True
 
     def __init__(self, bits: int = 2, *, signed: bool | None = None) -> None:
         super().__init__(bits, signed=signed)

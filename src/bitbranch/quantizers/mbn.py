@@ -114,6 +114,7 @@ class BipolarActivation(ActivationQuantizer):
         _check_gradient(gradient)
         self.bits, self.clip, self.gradient = bits, clip, gradient
         self.reads_signs = clip == "htanh"
+        self.mixes = gradient == "ste"
         self._code_type = CodeType(Kind.UNSIGNED if clip == "hrelu-affine" else Kind.BIPOLAR, bits)
 
     @property

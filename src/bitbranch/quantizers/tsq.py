@@ -89,6 +89,7 @@ class SparseActivation(ActivationQuantizer):
         InputError: bits or sparsity out of range, or ``eps < 0``, or a step that is not positive.
     """
 
+    mixes = True
     grid: Tensor
 
     def __init__(

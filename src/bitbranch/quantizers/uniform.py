@@ -127,6 +127,7 @@ class UniformActivation(StepActivation):
     Source: Jacob et al., CVPR 2018, section 3.1 (ranges of activations).
     """
 
+    mixes = True
     range: Tensor
     seen: Tensor
 
@@ -146,7 +147,7 @@ class UniformActivation(StepActivation):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         self.decide_sign(x)
-        magnitudes = x.abs().flatten()
+        magnitudes = x.float().abs().flatten()
         if self.percentile == 100:
             top = processes.largest(magnitudes.max())
         else:

@@ -109,12 +109,13 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         return svg(figure)
 
 
-def run_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+def run_curves(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
     """Loss and accuracy of a run, phase after phase along one axis of epochs.
 
     Args:
         rows: of the run's log: ``phase``, ``epoch`` within it, and ``loss`` and ``accuracy`` (0..1) of training images
-            or ``test_loss`` and ``test_accuracy``.
+            or ``test_loss`` and ``test_`` and the figure.
+        figure: name of the figure, 0..1, that test images are judged by.
     """
     begin, offset, phases = 0.0, list[float](), list[tuple[str, float]]()
     for before, row in zip([None, *rows], rows, strict=False):
@@ -123,12 +124,12 @@ def run_curves(rows: Sequence[Mapping[str, Any]]) -> str:
             phases.append((row["phase"], begin))
         offset.append(begin + row["epoch"])
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), layout="constrained")
-        for axis, key, unit, label in ((axes[0], "loss", 1, "loss"), (axes[1], "accuracy", 100, "accuracy (%)")):
-            for prefix, colour, name in (("", COLOURS[0], "training images"), ("test_", COLOURS[1], "test images")):
-                points = [
-                    (x, unit * row[prefix + key]) for x, row in zip(offset, rows, strict=True) if prefix + key in row
-                ]
+        drawn, axes = plt.subplots(1, 2, figsize=(9.2, 3.2), layout="constrained")
+        label = "accuracy (%)" if figure == "accuracy" else f"training: accuracy, test: {figure} (%)"
+        panels = ((axes[0], ("loss", "test_loss"), 1, "loss"), (axes[1], ("accuracy", f"test_{figure}"), 100, label))
+        for axis, keys, unit, label in panels:
+            for key, colour, name in zip(keys, COLOURS, ("training images", "test images"), strict=False):
+                points = [(x, unit * row[key]) for x, row in zip(offset, rows, strict=True) if key in row]
                 axis.plot(*zip(*points, strict=True) if points else ([], []), color=colour, lw=1.2, label=name)
             for _, start in phases[1:]:
                 axis.axvline(start, color=GRID, lw=1, zorder=0)
@@ -136,7 +137,7 @@ def run_curves(rows: Sequence[Mapping[str, Any]]) -> str:
             axis.set_ylabel(label)
         axes[0].set_yscale("log")
         axes[0].legend(frameon=False)
-        return svg(figure)
+        return svg(drawn)
 
 
 def histograms(layers: Mapping[str, Mapping[str, Any]], colour: str) -> str:

@@ -54,16 +54,17 @@ def _windows(
 
 def conv(op: p.Conv, x: Codes, code_type: CodeType) -> Ints:
     """Codes ``[N, I, H, W]`` to accumulators ``[N, O, H', W']``; padding adds nothing."""
-    values = code_type.decode(x).astype(np.float64)
-    weight = op.values().astype(np.float64)
-    outputs, per_group = weight.shape[0] // op.groups, weight.shape[1]
-    acc: Array = np.zeros(1)
-    for i, j, seen in _windows(values, op.kernel, op.stride, op.padding, op.dilation, 0.0):
-        n, _, height, width = seen.shape
-        columns = seen.reshape(n, op.groups, per_group, height * width)
-        taps = weight[:, :, i, j].reshape(op.groups, outputs, per_group)
-        acc = acc + (taps @ columns).reshape(n, len(weight), height, width)
-    return acc.astype(np.int64)
+    weight = op.values()
+    most = int(np.abs(weight.astype(np.int64)).sum((1, 2, 3)).max()) * max(abs(code_type.lo), abs(code_type.hi))
+    dtype = np.float32 if most < 1 << 24 else np.float64  # in which all the sums are exact
+    taps = weight.astype(dtype).reshape(op.groups, len(weight) // op.groups, -1)
+    size = p.window_size("convolution", (x.shape[2], x.shape[3]), op.kernel, op.stride, op.padding, op.dilation)
+    out = np.empty((len(x), len(weight), *size), np.int64)
+    for acc, image in zip(out, code_type.decode(x).astype(dtype), strict=True):
+        windows = _windows(image[None], op.kernel, op.stride, op.padding, op.dilation, 0.0)
+        columns = np.stack([seen[0] for _, _, seen in windows], axis=1)  # [I, taps, H', W']
+        acc[:] = (taps @ columns.reshape(op.groups, -1, size[0] * size[1])).reshape(acc.shape)
+    return out
 
 
 def conv_transpose(op: p.ConvTranspose, x: Codes, code_type: CodeType, size: p.Pair) -> Ints:
@@ -100,7 +101,7 @@ def upsample(op: p.Upsample, v: Array) -> Array:
 
 def threshold(op: p.Threshold, v: Ints) -> Codes:
     """Integers to codes: count the thresholds of the channel that each value reaches."""
-    rank = np.zeros(v.shape, np.int64)
+    rank = np.zeros(v.shape, np.uint8)  # a code has at most 8 bits
     for k in range(op.thresholds.shape[1]):
         rank += v >= op.thresholds[:, k].reshape(1, -1, 1, 1)
     return op.code_type.from_rank(rank if op.table is None else op.table[rank])

@@ -129,7 +129,7 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
                 failed[str(seed)] = json.loads((folder / "row.json").read_text()).get("error", "")
         found.append(
             {"name": row.name, "minus": row.minus or table.rows[0].name, "published": row.published}
-            | {"reason": row.reason, "runs": runs, "failed": failed}
+            | {"reason": row.reason, "scheme": row.scheme, "runs": runs, "failed": failed}
         )
     for entry in found:
         entry |= _summary(entry, {e["name"]: e for e in found})

@@ -22,16 +22,18 @@ def _cells(document: Document) -> list[list[str]]:
             rows.append([row["name"], *[""] * 4, row["published"], "", "", why])
             continue
         first = runs[0]
+        scheme = row["scheme"] or first["scheme"]
+        size = first["bytes"] if "bytes" in first else 0 if scheme else first["parameters"] * 4
         latency = document["latency"].get(row["name"])
         rows.append(
             [
                 row["name"],
-                first["scheme"] or "float",
+                scheme or "float",
                 _spread(100 * row["accuracy"], row.get("spread")) + f" ({len(runs)})",
                 row["minus"] if "difference" in row else "",
                 _spread(100 * row["difference"], row.get("difference spread"), "+") if "difference" in row else "",
                 row["published"],
-                f"{first['bytes'] / 1e3:.1f}" if "bytes" in first else f"{first['parameters'] * 4 / 1e3:.1f}",
+                f"{size / 1e3:.1f}" if size else "",
                 f"{latency['milliseconds']:.3f}" if latency else "",
                 f"{sum(r['seconds'] for r in runs) / len(runs) / 60:.1f} min",
             ]

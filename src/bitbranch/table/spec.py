@@ -14,7 +14,7 @@ from ..training import config
 NEEDS = re.compile(r"\{run:([^{}]+)\}")
 """Stands in a row's configuration for the network that another row's run of the same seed ends with."""
 KEYS = ("name", "note", "seeds", "common", "row")
-ROW_KEYS = ("name", "published", "minus", "reason", "seeds")
+ROW_KEYS = ("name", "published", "minus", "reason", "scheme", "seeds")
 """What a row holds beside the keys of a configuration."""
 
 
@@ -29,6 +29,7 @@ class Row:
         minus: name of the row that its accuracy is compared with; none is the first.
         published: what the method's paper reports, for people; not of the same setting.
         reason: why the row has no figure.
+        scheme: of a network of one's own that quantizes itself, for people.
         seeds: of its runs, where they are not the table's.
     """
 
@@ -38,6 +39,7 @@ class Row:
     minus: str = ""
     published: str = ""
     reason: str = ""
+    scheme: str = ""
     seeds: tuple[int, ...] = ()
 
     @property
@@ -133,7 +135,7 @@ def _row(table: object, common: Mapping[str, Any]) -> Row:
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise InputError("row: every [[row]] is a table with a name")
     own = {key: value for key, value in table.items() if key not in ROW_KEYS}
-    texts = {key: str(table.get(key, "")) for key in ("minus", "published", "reason")}
+    texts = {key: str(table.get(key, "")) for key in ("minus", "published", "reason", "scheme")}
     if texts["reason"] and own:
         raise InputError(f"row {table['name']!r}: has a reason why it is not run, and {', '.join(own)}")
     content = {} if texts["reason"] else merged(common, own)

@@ -36,15 +36,18 @@ class Network:
 
     Args:
         model: name of a network, see :func:`bitbranch.models.names`.
+        file: a Python file with networks of one's own, see :func:`bitbranch.models.register`; it is run.
         arguments: of its function. Those for the number of classes, channels and image size come from the data if not
             given.
         start: a file to take parameters from: a checkpoint of bitbranch (``net.pt`` of another run), quantized or not,
-            or a ``state_dict`` saved by torch; none starts from random parameters.
+            or a ``state_dict`` saved by torch; none starts from random parameters. Of a float checkpoint of another
+            model, the parameters are taken by their names.
         scheme: what it is quantized by before the first phase; none leaves it as it starts.
         first, last: schemes of the first and the last layer; ``"none"`` leaves one float.
     """
 
     model: str
+    file: str = ""
     arguments: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
     scheme: str = ""
@@ -88,6 +91,11 @@ class Teacher:
     checkpoint: str = ""
     share: tuple[float, ...] = (0.5,)
     temperature: float = 2.0
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """At the begin of a phase, and at its end."""
+        return self.share[0], self.share[-1]
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ def parse(content: object, folder: Path = Path()) -> Config:
     rest = {key: value for key, value in content.items() if key != "train"}
     config = _read(Config, {**rest, "phase": expanded}, "")
     absolute = {
-        "network": {"start": _absolute(config.network.start, folder)},
+        "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start")},
         "data": {"path": _absolute(config.data.path, folder)},
         "teacher": {"checkpoint": _absolute(config.teacher.checkpoint, folder)},
     }

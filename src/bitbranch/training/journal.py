@@ -12,15 +12,13 @@ from typing import Any
 
 from ..disk import write_bytes
 from .config import Config
-from .loop import Score, Training
+from .loop import Training
 from .report import render
 
 Row = dict[str, Any]
 
-COLUMNS = (
-    "phase", "step", "epoch", "seconds", "lr", "loss", "accuracy", "test_loss", "test_accuracy", "test_top5",
-)  # fmt: skip
-"""Of ``log.csv``: a row is of training images or of test images."""
+COLUMNS = ("phase", "step", "epoch", "seconds", "lr", "loss", "accuracy")
+"""Of ``log.csv``, and behind them ``test_..``: a row is of training images or of test images."""
 
 PAUSE = 50
 """Drawing takes at most one part in so many of the time."""
@@ -32,14 +30,15 @@ class Journal:
     Args:
         config: of the run.
         folder: where ``log.csv``, ``log.jsonl`` and ``report.html`` go.
+        figure: name of the figure, 0..1, that test images are judged by.
 
     Attributes:
         rows: of the log.
         phases: those that are finished, with what they gave.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: Config, folder: Path, figure: str) -> None:
+        self.config, self.folder, self.figure = config, folder, figure
         self.rows: list[Row] = []
         self.phases: list[Row] = []
         self.mark = [0.0, 0.0, 0.0]  # the sums of the epoch at its last row
@@ -65,10 +64,10 @@ class Journal:
         """The sums of the training begin anew."""
         self.mark = [0.0, 0.0, 0.0]
 
-    def tested(self, phase: str, epoch: int, seconds: float, found: Score) -> None:
-        """Add a row of the test images."""
-        row = {"test_loss": found.loss, "test_accuracy": found.accuracy, "test_top5": found.top5}
-        self.rows.append({"phase": phase, "epoch": epoch, "seconds": round(seconds, 2), **row})
+    def tested(self, phase: str, epoch: int, seconds: float, found: Mapping[str, float]) -> None:
+        """Add a row of the test images; their figures get the prefix ``test_``."""
+        figures = {f"test_{name}": value for name, value in found.items()}
+        self.rows.append({"phase": phase, "epoch": epoch, "seconds": round(seconds, 2), **figures})
 
     def show(self, status: str, *, now: bool = False) -> None:
         """Write the files, if it is time for it, or ``now``."""
@@ -76,12 +75,15 @@ class Journal:
         if start < self.due and not now:
             return
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        tested = dict.fromkeys(key for row in self.rows for key in row if key.startswith("test_"))
+        writer = csv.DictWriter(buffer, [*COLUMNS, *tested], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_bytes(self.folder / "log.csv", buffer.getvalue().encode())
         write_bytes(self.folder / "log.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
-        write_bytes(self.folder / "report.html", render(self.config, self.rows, self.phases, status).encode())
+        write_bytes(
+            self.folder / "report.html", render(self.config, self.rows, self.phases, status, self.figure).encode()
+        )
         end = time.monotonic()
         self.due = end + PAUSE * (end - start)
 

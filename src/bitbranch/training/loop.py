@@ -318,24 +318,13 @@ def evaluate(
     return float(right.float().mean())
 
 
-@dataclass(frozen=True)
-class Score:
-    """How well a network classifies a set.
-
-    Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of the images whose largest logit is their label's, 0..1.
-        top5: share of the images whose label's logit is among the five largest.
-    """
-
-    loss: float
-    accuracy: float
-    top5: float
-
-
 @torch.no_grad()
-def score(model: nn.Module, batches: Batches) -> Score:
-    """Evaluate a network on batches, of which each process has its part; the result is that of all.
+def score(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Evaluate a classifier on batches, of which each process has its part; the result is that of all.
+
+    Returns:
+        ``accuracy``, the share of the images whose largest logit is their label's, 0..1; ``top5``, the share of those
+        whose label's logit is among the five largest; ``loss``, the mean cross-entropy.
 
     Raises:
         InputError: there are no images.
@@ -354,4 +343,4 @@ def score(model: nn.Module, batches: Batches) -> Score:
     loss, first, five, seen = processes.total(sums).tolist()
     if not seen:
         raise InputError("there are no images to evaluate on")
-    return Score(loss / seen, first / seen, five / seen)
+    return {"accuracy": first / seen, "top5": five / seen, "loss": loss / seen}

@@ -12,7 +12,9 @@ REFRESH = 15
 """Seconds after which a browser loads the page of a run on its way again."""
 
 
-def render(config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]], status: str) -> str:
+def render(
+    config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]], status: str, figure: str
+) -> str:
     """The page as HTML, with its curves in it; while the run is on its way it loads itself again.
 
     Args:
@@ -20,6 +22,7 @@ def render(config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[M
         rows: of its log.
         phases: those that are finished.
         status: ``"finished"``, or what the run does.
+        figure: name of the figure, 0..1, that test images are judged by.
     """
     from ..reporting import page, plots
 
@@ -28,12 +31,12 @@ def render(config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[M
     if status != "finished":
         lead += f"<meta http-equiv='refresh' content='{REFRESH}'>"
     done = [
-        [escape(p["name"]), escape(p["scheme"] or "float"), f"{100 * p['accuracy']:.2f}", f"{p['seconds']:.0f}"]
+        [escape(p["name"]), escape(p["scheme"] or "float"), f"{100 * p[figure]:.2f}", f"{p['seconds']:.0f}"]
         for p in phases
     ]
     sections = [
-        page.section("Curves", plots.run_curves(rows)),
-        page.section("Phases", page.table(["phase", "scheme", "test accuracy %", "seconds"], done, text_columns=2)),
+        page.section("Curves", plots.run_curves(rows, figure)),
+        page.section("Phases", page.table(["phase", "scheme", f"test {figure} %", "seconds"], done, text_columns=2)),
         page.section("Configuration", page.table(["", ""], _settings(config.as_dict()), text_columns=2)),
     ]
     return page.render(title, lead, sections)

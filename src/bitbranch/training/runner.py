@@ -17,20 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from .. import models, processes
-from ..data import sets
 from ..data.batches import BatchSource
 from ..disk import remove_leftovers, write_bytes
 from ..errors import InputError
 from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
 from ..swap import calibrate, quantize
-from . import checkpoint
+from . import checkpoint, tasks
 from .checkpoint import Recipe
 from .config import Config, Phase, load, parse
 from .hints import Hints
 from .journal import Journal
-from .loop import Epoch, Training, random_state, score, set_random_state, to_stderr
-from .objectives import Classification, Objective
+from .loop import Epoch, Training, random_state, set_random_state, to_stderr
+from .objectives import Objective
 from .stages import fix_weights
 from .threads import use_fastest_threads
 
@@ -43,8 +42,6 @@ FREE = ("save_every", "log_every")
 
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
-
-EVALUATION_BATCH = 250
 
 Say = Callable[[str], None]
 
@@ -107,7 +104,6 @@ class _Run:
         self.writes = processes.rank() == 0
         if config.data.batch % processes.count():
             raise InputError(f"data.batch {config.data.batch} does not divide among {processes.count()} processes")
-        self.journal = Journal(config, folder)
         self.best = -1.0
         self.seconds = 0.0  # of the phases before
         self.sparsity: Sparsity | None = None  # of the phase of step 1
@@ -121,7 +117,9 @@ class _Run:
         if done.is_file():
             results: dict[str, Any] = json.loads(done.read_text())
             return {**results, **self._files()}
-        self._read_data()
+        self.task = tasks.read(self.config.data)
+        self.say(f"{self.task.train.source}; {self.task.test.source}")
+        self.journal = Journal(self.config, self.folder, self.task.figure)
         self.network = self._start()
         self.teacher = self._teacher()
         state = self._saved()
@@ -141,8 +139,8 @@ class _Run:
         path, plain = self.folder / "config.json", self.config.as_dict()
         if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
             try:
-                there = json.loads(path.read_text())
-            except (OSError, ValueError):
+                there = parse(json.loads(path.read_text())).as_dict()
+            except (OSError, ValueError, InputError):
                 raise InputError(f"{path}: damaged; train into another folder") from None
             for key in sorted({*plain, *there} - set(FREE)):
                 if there.get(key) != plain.get(key):
@@ -156,56 +154,28 @@ class _Run:
                 remove_leftovers(self.folder / name)
             write_bytes(path, json.dumps(plain, indent=2).encode())
 
-    def _read_data(self) -> None:
-        wanted = self.config.data
-        source = sets.find(wanted.set)
-        folder = Path(wanted.path) if wanted.path else source.place()
-        self.train, self.test = source.load("train", folder), source.load("test", folder)
-        if wanted.train_images:
-            self.train = self.train.spread(wanted.train_images)
-        if wanted.test_images:
-            self.test = self.test.spread(wanted.test_images)
-        self.flip = source.flip if wanted.flip is None else wanted.flip
-        self.shift = source.shift if wanted.shift is None else wanted.shift
-        self.say(f"{self.train.source}; {self.test.source}")
-
-    def _batches(self, phase: int) -> BatchSource:
-        return sets.batches(
-            self.train, size=self.config.data.batch, training=True, flip=self.flip, shift=self.shift,
-            seed=self._seed(phase), workers=self.config.data.workers, part=(processes.rank(), processes.count()),
-        )  # fmt: skip
-
-    def _test_batches(self) -> BatchSource:
-        return sets.batches(
-            self.test, size=EVALUATION_BATCH * processes.count(), training=False,
-            workers=self.config.data.workers, part=(processes.rank(), processes.count()),
-        )  # fmt: skip
-
     def _calibration(self, phase: int) -> _OnDevice:
-        """Whole batches of training images, not augmented, the same in every process."""
-        images = self.train.spread(self.config.phase[phase].images)
-        return _OnDevice(
-            sets.batches(images, size=self.config.data.batch, training=True, seed=self._seed(phase)), self.device
-        )
+        """Training images to solve and to calibrate with."""
+        return _OnDevice(self.task.calibration(self.config.phase[phase].images, self._seed(phase)), self.device)
 
     def _seed(self, phase: int) -> int:
         return self.config.seed + 1000 * phase
 
     def _start(self) -> nn.Module:
         """The network before the first phase, and the recipe that goes with it."""
-        wanted = self.config.network
+        wanted, train = self.config.network, self.task.train
         arguments = dict(wanted.arguments)
+        if wanted.file:
+            models.register_file(wanted.file)
         if wanted.model in models.MODELS:
-            channels, height, _ = self.train.shape
-            given = {"num_classes": len(self.train.classes), "in_channels": channels, "image_size": height}
             known = inspect.signature(models.MODELS[wanted.model]).parameters
-            arguments = {name: value for name, value in given.items() if name in known} | arguments
+            arguments = {name: value for name, value in self.task.arguments().items() if name in known} | arguments
         self.recipe = Recipe(
-            wanted.model, arguments, self.train.shape,
+            wanted.model, arguments, train.shape,
             first=None if wanted.first == "none" else wanted.first,
             last=None if wanted.last == "none" else wanted.last,
-            mean=self.train.mean, std=self.train.std,
-            info={"name": self.config.name or wanted.model, "classes": ",".join(self.train.classes)},
+            mean=train.mean, std=train.std,
+            info={"name": self.config.name or wanted.model, "classes": ",".join(train.classes)},
         )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
@@ -220,12 +190,14 @@ class _Run:
         content = checkpoint.read_tensors(path)
         if content.get("format") == checkpoint.FORMAT:
             recipe, network = checkpoint.load(path)
-            if recipe.model != self.recipe.model:
-                raise InputError(f"network.start: {path} holds a {recipe.model}, not a {self.recipe.model}")
-            kept = {"model", "input_shape", "mean", "std", "info"}
-            taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
-            self.recipe = replace(self.recipe, **taken)
-            return network
+            if recipe.model == self.recipe.model:
+                kept = {"model", "input_shape", "mean", "std", "info"}
+                taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
+                self.recipe = replace(self.recipe, **taken)
+                return network
+            if recipe.scheme is not None:
+                raise InputError(f"network.start: {path} holds a quantized {recipe.model}, not a {self.recipe.model}")
+            content = network.state_dict()
         network = models.build(self.recipe.model, self.recipe.arguments)
         try:
             network.load_state_dict(content)
@@ -251,7 +223,7 @@ class _Run:
         if threads := self.config.threads or (state["threads"] if state else 0):
             torch.set_num_threads(threads)
         elif processes.count() == 1:
-            images, _ = next(iter(self._batches(0)))
+            images, _ = next(iter(self.task.batches(self._seed(0))))
             torch.manual_seed(self.config.seed)
             use_fastest_threads(self.network, images, tuning.cores())
 
@@ -289,25 +261,25 @@ class _Run:
             if any(isinstance(m, ActivationQuantizer) and not m.ready for m in self.network.modules()):
                 calibrate(self.network, (images for images, _ in self._calibration(number)))
             self._test(phase, phase.epochs, 0.0)
-        found = self.latest
         self.journal.phases.append(
             {"name": phase.name, "kind": phase.kind, "scheme": self.recipe.scheme, "seconds": round(seconds, 2)}
-            | {"accuracy": found.accuracy, "top5": found.top5, "loss": found.loss}
+            | self.latest
             | ({"zeros": self.zeros} if phase.kind == "codes" else {})
         )
         self.sparsity = None
 
     def _test(self, phase: Phase, epoch: int, seconds: float) -> None:
         """Evaluate on the test images, and say so."""
-        self.latest = found = score(self.network, self._test_batches())
-        self.journal.tested(phase.name, epoch, self.seconds + seconds, found)
-        self.say(f"{phase.name}: test accuracy {100 * found.accuracy:.2f} %")
+        self.latest = self.task.score(self.network)
+        self.journal.tested(phase.name, epoch, self.seconds + seconds, self.latest)
+        self.say(f"{phase.name}: test {self.task.figure} {100 * self.latest[self.task.figure]:.2f} %")
 
     def _train(self, number: int, state: Mapping[str, Any] | None) -> float:
         phase = self.config.phase[number]
         training = Training(
-            self.network, self._batches(number), phase, self._objective(number).to(self.device), label=phase.name
-        )
+            self.network, self.task.batches(self._seed(number)), phase, self._objective(number).to(self.device),
+            label=phase.name,
+        )  # fmt: skip
         if state is not None:
             training.load_state_dict(state)
         last = number == len(self.config.phase) - 1
@@ -328,8 +300,8 @@ class _Run:
             due = epoch.number % self.config.evaluate_every == 0 or epoch.number == phase.epochs
             if due and phase.kind != "hints":
                 self._test(phase, epoch.number, epoch.seconds)
-                if last and self.latest.accuracy > self.best:
-                    self.best = self.latest.accuracy
+                if last and self.latest[self.task.figure] > self.best:
+                    self.best = self.latest[self.task.figure]
                     self._write_network("best.pt")
             if self.sparsity is not None:
                 self.sparsity.take()  # of the test images
@@ -340,16 +312,12 @@ class _Run:
         return training.seconds
 
     def _objective(self, number: int) -> Objective:
-        phase, wanted = self.config.phase[number], self.config.teacher
+        phase = self.config.phase[number]
         if phase.kind == "hints":
             assert self.teacher is not None
-            images, _ = next(iter(self._batches(number)))
+            images, _ = next(iter(self.task.batches(self._seed(number))))
             return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
-        share = wanted.share[0] if len(wanted.share) == 1 else (wanted.share[0], wanted.share[1])
-        return Classification(
-            teacher=self.teacher, share=share, temperature=wanted.temperature, smoothing=phase.smoothing,
-            label=phase.name,
-        )  # fmt: skip
+        return self.task.objective(phase, self.teacher, self.config.teacher)
 
     def _solve(self, number: int) -> None:
         """Step 2 or hashing, in process 0; the others get its result."""
@@ -460,16 +428,16 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         self.network.eval()
         self._forget_solved()
-        last = self.journal.phases[-1]
-        if self.best < last["accuracy"]:
-            self.best = last["accuracy"]
+        last, figure = self.journal.phases[-1], self.task.figure
+        if self.best < last[figure]:
+            self.best = last[figure]
             self._write_network("best.pt")
         self._write_network("net.pt")
         results = {
             "name": self.config.name,
             "scheme": self.recipe.scheme,
-            **{key: last[key] for key in ("accuracy", "top5", "loss")},
-            "best_accuracy": self.best,
+            **{name: last[name] for name in self.task.figures},
+            f"best_{figure}": self.best,
             "seconds": round(self.seconds, 2),
             "phases": self.journal.phases,
         }
