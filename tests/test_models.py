@@ -51,6 +51,20 @@ SMALL: dict[str, tuple[str, Options, Shape]] = {
     "unet-transposed": ("unet", {"base": 4, "depth": 2}, (3, 24, 32)),
     "unet-nearest": ("unet", {"base": 4, "depth": 2, "up": "nearest"}, (3, 24, 32)),
     "unet-bilinear": ("unet", {"base": 4, "depth": 2, "up": "bilinear"}, (3, 24, 32)),
+    "unet-over-resnet18": ("trunk_unet", {"width": 1 / 8, "num_classes": 5}, (3, 45, 61)),
+    "unet-over-mobilenet": (
+        "trunk_unet",
+        {"width": 1 / 8, "num_classes": 5, "trunk": "mobilenet_v2"},
+        (3, 34, 35),
+    ),
+    "fcn-resnet18": ("fcn", {"width": 1 / 8, "num_classes": 5}, (3, 45, 61)),
+    "fcn-mobilenet": (
+        "fcn",
+        {"width": 1 / 8, "num_classes": 5, "trunk": "mobilenet_v2", "stride": 4},
+        (3, 34, 35),
+    ),
+    "deeplab-16": ("deeplab", {"width": 1 / 8, "num_classes": 5, "rates": (1, 2, 3)}, (3, 45, 61)),
+    "deeplab-8": ("deeplab", {"width": 1 / 8, "num_classes": 5, "output_stride": 8, "rates": (2,)}, (3, 48, 38)),
     "ssd-resnet18": ("ssd", {"width": 1 / 8, "image_size": 64, "num_classes": 5}, (3, 64, 64)),
     "ssd-mobilenet": (
         "ssd",
@@ -61,7 +75,17 @@ SMALL: dict[str, tuple[str, Options, Shape]] = {
 }
 """Every network, narrow and on small images: name, options, image."""
 
-ROUNDED = ("resnet", "mobilenet", "googlenet", "unet-bilinear", "ssd-resnet18", "ssd-mobilenet")
+ROUNDED = (
+    "resnet",
+    "mobilenet",
+    "googlenet",
+    "unet-bilinear",
+    "unet-over",
+    "fcn",
+    "deeplab",
+    "ssd-resnet18",
+    "ssd-mobilenet",
+)
 """Networks with residual sums, averages or streams of other scales, where a code may be rounded otherwise."""
 
 SCHEMES = ("tsq:wt-a2", "mbn:w1-a1", "mbn:w2-a2", "lsq:w4-a4", "lsq:w8-a8", "mixed")
@@ -196,6 +220,8 @@ def test_shapes_gradients_and_seeds(case: str) -> None:
     classes = options.get("num_classes")
     if name == "unet":
         assert outputs[0].shape == (2, 2, *shape[1:])
+    elif name in ("fcn", "deeplab", "trunk_unet"):
+        assert [tuple(t.shape) for t in outputs] == [(2, 5, *shape[1:])]
     elif name == "ssd":
         assert isinstance(again, SSD)
         maps = len(again.sizes)
@@ -221,6 +247,16 @@ def test_ssd300_has_the_papers_maps() -> None:
             classes, boxes = network(torch.empty(1, 3, 300, 300))
             assert sum(t.numel() for t in boxes) == 4 * 8732  # section 2.1: 8732 default boxes
             assert sum(t.numel() for t in classes) == 21 * 8732
+
+
+@pytest.mark.parametrize(("stride", "maps"), [(32, 1), (16, 2), (8, 3), (4, 4), (2, 5)])
+def test_fcn_reads_maps_from_its_stride_on(stride: int, maps: int) -> None:
+    with torch.device("meta"):
+        for trunk in ("resnet18", "mobilenet_v2"):
+            network = models.fcn(trunk=trunk, stride=stride)
+            assert len(network.scores) == maps
+            shapes = [m.shape[2:] for m in network.trunk.maps(torch.empty(1, 3, 96, 64))][-maps:]
+            assert shapes == [(96 // s, 64 // s) for s in (2, 4, 8, 16, 32) if s >= stride]
 
 
 def test_auxiliary_classifiers_are_for_training() -> None:
@@ -250,6 +286,11 @@ def test_option_a_is_the_padded_identity() -> None:
         ("alexnet_groups", {"image_size": 66}, "at least 67"),
         ("unet", {"up": "cubic"}, 'up must be "transposed"'),
         ("unet", {"depth": 0}, "must be at least 1"),
+        ("fcn", {"trunk": "vgg_small"}, 'fcn: trunk must be "resnet18" or "mobilenet_v2"'),
+        ("fcn", {"stride": 64}, "stride must be 2, 4, 8, 16 or 32"),
+        ("trunk_unet", {"trunk": "vgg16"}, 'trunk_unet: trunk must be "resnet18"'),
+        ("deeplab", {"output_stride": 4}, "output_stride must be 8, 16 or 32"),
+        ("deeplab", {"rates": (1, 0)}, "rates must be at least 1"),
         ("ssd", {"trunk": "vgg16"}, "trunk must be"),
         ("ssd", {"boxes": [4, 4]}, "one positive number for each of 6 feature maps"),
     ],

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     text, status = result.pop("text", None), result.pop("status", int(bool(result.get("failed", False))))
     print(json.dumps(result, indent=2) if options.json else text if text is not None else json.dumps(result, indent=2))
-    return int(status)  # type: ignore[call-overload]
+    return int(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         seeing.add_argument("--out", type=Path, default=Path(folder), metavar="DIR", help=f"default: {folder}")
         seeing.add_argument("--threads", type=_positive, default=1, metavar="N")
     detect.add_argument("--threshold", type=float, default=0.5, metavar="S", help="least score (default 0.5)")
-    detect.add_argument("--overlap", type=float, default=0.45, metavar="S", help="of two boxes that stay (default 0.45)")
+    detect.add_argument(
+        "--overlap", type=float, default=0.45, metavar="S", help="of two boxes that stay (default 0.45)"
+    )
     return parser
 
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from ..errors import BitbranchError
 from .dataset import Dataset
 
-Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
+"""Normalised images ``[n, C, H, W]``, and their targets."""
 
 
 class BatchSource:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .folders import MEAN, STD
-from .pictures import SUFFIXES, size_of
+from .pictures import MEAN, STD, SUFFIXES, size_of
 
 OnError = Callable[[InputError], None] | None
 """Takes what is wrong with one picture or box, which is then left out; None raises it."""

@@ -13,14 +13,11 @@ import numpy.typing as npt
 from ..errors import InputError
 from .batches import Arrays, BatchSource
 from .dataset import normalize
-from .pictures import SUFFIXES, open_rgb
+from .pictures import MEAN, STD, SUFFIXES, open_rgb
 from .prepared import NAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training pixels, scaled to 0..1, as all published networks have them."""
 
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Of the random crops: shares of the picture's area, width over height, and how often to try."""

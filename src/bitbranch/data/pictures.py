@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp")
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training pixels, scaled to 0..1, as all published networks have them."""
+
 
 def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
     """A decoded RGB picture.
@@ -83,6 +86,8 @@ def _readable(name: str) -> Iterator[None]:
 
     try:
         yield
+    except InputError:  # a ValueError
+        raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
 
@@ -90,3 +95,18 @@ def _readable(name: str) -> Iterator[None]:
 def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """The pixels, uint8 ``[H, W, 3]``, of a picture; arguments and errors as for :func:`open_rgb`."""
     return np.array(open_rgb(data, name), dtype=np.uint8)
+
+
+def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """The numbers of a mask's pixels, uint8 ``[H, W]``: grey values, or indices into a palette.
+
+    Raises:
+        InputError: not a picture, a damaged one, or one without a number of 8 bits for each pixel.
+    """
+    from PIL import Image
+
+    with _readable(name):
+        picture = Image.open(io.BytesIO(data))
+        if picture.mode not in ("L", "P"):
+            raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
+        return np.array(picture, dtype=np.uint8)

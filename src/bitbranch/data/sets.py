@@ -158,10 +158,12 @@ SETS = {
         ),
         _segmentation(
             "camvid", "CamVid, 367 + 233 road scenes",
-            "train, trainannot, test, testannot: `bitbranch data camvid --prepare ARCHIVE`", _told(masks.camvid), unpack,
+            "train, trainannot, test, testannot: `bitbranch data camvid --prepare ARCHIVE`",
+            _told(masks.camvid), unpack,
         ),
         _segmentation(
-            "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked", _told(masks.voc), None,
+            "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked",
+            _told(masks.voc), None,
         ),
         _segmentation(
             "cityscapes", "Cityscapes, 2,975 + 500 street scenes", "leftImg8bit and gtFine, as they are unpacked",

@@ -14,11 +14,13 @@ from torch import nn
 
 from ..errors import InputError
 from .alexnet import alexnet, alexnet_groups
+from .deeplab import deeplab
+from .fcn import fcn
 from .googlenet import googlenet
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet_cifar
 from .ssd import ssd
-from .unet import unet
+from .unet import trunk_unet, unet
 from .vgg import vgg, vgg16_bn, vgg_imagenet, vgg_small
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -26,6 +28,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     for function in (
         alexnet,
         alexnet_groups,
+        deeplab,
+        fcn,
         googlenet,
         mobilenet_v2,
         resnet18,
@@ -33,6 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         resnet50,
         resnet_cifar,
         ssd,
+        trunk_unet,
         unet,
         vgg,
         vgg16_bn,
@@ -107,6 +112,8 @@ __all__ = [
     "alexnet",
     "alexnet_groups",
     "build",
+    "deeplab",
+    "fcn",
     "googlenet",
     "mobilenet_v2",
     "names",
@@ -117,6 +124,7 @@ __all__ = [
     "resnet50",
     "resnet_cifar",
     "ssd",
+    "trunk_unet",
     "unet",
     "vgg",
     "vgg16_bn",

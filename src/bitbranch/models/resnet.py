@@ -105,7 +105,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.channels: list[int] = []
+        self.channels = [channels]
         for stage, depth in enumerate(depths):
             wide, blocks = scaled(64 << stage, width), []
             for i in range(depth):
@@ -119,10 +119,10 @@ class ResNet(nn.Module):
         initialize(self)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the stages, a fourth to a 32nd of the image's size."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for stage in range(1, len(self.channels) + 1):
+        """What goes into the max-pool, and the outputs of the stages: a half to a 32nd of the image's size."""
+        maps = [self.relu(self.bn1(self.conv1(x)))]
+        x = self.maxpool(maps[0])
+        for stage in range(1, len(self.channels)):
             x = self.get_submodule(f"layer{stage}")(x)
             maps.append(x)
         return maps

@@ -10,38 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..tasks.boxes import DefaultBoxes, linear_scales, usual_ratios
 from .blocks import conv_norm, initialize, scaled
-from .mobilenet import MobileNetV2, mobilenet_v2
-from .resnet import ResNet, resnet18
-from .vgg import stages_of
-
-
-class VGGTrunk(nn.Module):
-    """The stages of VGG-small, whose last map is an eighth of the image's size; see :func:`.vgg.vgg_small`."""
-
-    def __init__(self, in_channels: int, width: float) -> None:
-        super().__init__()
-        self.channels = [scaled(channels, width) for channels in (128, 256, 512)]
-        self.features = nn.Sequential(stages_of([[channels] * 2 for channels in self.channels], in_channels))
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """The last stage's output."""
-        return [self.features(x)]
-
-
-def _trunk(name: str, in_channels: int, width: float) -> ResNet | MobileNetV2 | VGGTrunk:
-    """A network with ``maps`` and ``channels``, without its classifier."""
-    if name == "resnet18":
-        resnet = resnet18(in_channels=in_channels, width=width)
-        del resnet.fc
-        return resnet
-    if name == "mobilenet_v2":
-        mobilenet = mobilenet_v2(in_channels=in_channels, width=width)
-        del mobilenet.classifier
-        return mobilenet
-    if name == "vgg_small":
-        return VGGTrunk(in_channels, width)
-    raise InputError(f'ssd: trunk must be "resnet18", "mobilenet_v2" or "vgg_small", got {name!r}')
-
+from .trunks import Trunk, VGGTrunk, trunk_of
 
 PRIOR = 1 / 4
 """Share of objects among the boxes that a new network's classes expect: as many as hard negative mining leaves."""
@@ -58,7 +27,7 @@ class SSD(nn.Module):
 
     def __init__(
         self,
-        trunk: ResNet | MobileNetV2 | VGGTrunk,
+        trunk: Trunk,
         num_classes: int,
         image_size: tuple[int, int],
         width: float,
@@ -187,7 +156,7 @@ def ssd(
     """
     height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
     return SSD(
-        _trunk(trunk, in_channels, width),
+        trunk_of(trunk, in_channels, width, reader="ssd"),
         num_classes,
         (height, across),
         width,

@@ -1,4 +1,4 @@
-"""U-Net with padded convolutions and BatchNorm."""
+"""U-Net with padded convolutions and BatchNorm, plain and over a trunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blocks import conv_norm, initialize
+from .blocks import conv_norm, enlarged, initialize
+from .trunks import Trunk, trunk_of
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:
@@ -86,3 +87,51 @@ def unet(*, num_classes: int = 2, in_channels: int = 3, base: int = 64, depth: i
     if base < 1 or depth < 1:
         raise InputError(f"unet: base and depth must be at least 1, got {base} and {depth}")
     return UNet(num_classes, in_channels, base, depth, up)
+
+
+class TrunkUNet(nn.Module):
+    """See :func:`trunk_unet`."""
+
+    def __init__(self, trunk: Trunk, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        levels = list(zip(trunk.channels[1:], trunk.channels, strict=False))[::-1]
+        self.merge = nn.ModuleList(_double(inputs + outputs, outputs) for inputs, outputs in levels)
+        self.head = nn.Conv2d(trunk.channels[0], num_classes, 1)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        *skips, x = self.trunk.maps(x)
+        for skip, merge in zip(reversed(skips), self.merge, strict=True):
+            x = merge(torch.cat([skip, enlarged(x, skip.shape[2:])], 1))
+        return enlarged(self.head(x), size)
+
+
+def trunk_unet(*, trunk: str = "resnet18", num_classes: int = 2, in_channels: int = 3, width: float = 1.0) -> TrunkUNet:
+    """A U-Net whose way down is a classification network: its maps, the coarsest first, joined with the next finer.
+
+    Each time the map is enlarged bilinearly, joined, and goes through two 3x3 convolutions to the finer map's channels.
+    The finest map is half of the image's size; its logits are enlarged. Images may have any size, odd ones too, and the
+    logits have that size.
+
+    ``num_classes=2``: 14,385,858 parameters and 5,994,708,992 multiply-accumulates for images ``[N, 3, 256, 256]``;
+    ``trunk="mobilenet_v2"``: 3,567,810 parameters and 967,368,704 multiply-accumulates for images ``[N, 3, 256, 256]``;
+    ``width=0.5, num_classes=11``: 3,602,059 parameters and 1,045,656,576 multiply-accumulates for images
+    ``[N, 3, 180, 240]``.
+
+    Args:
+        trunk: ``"resnet18"`` or ``"mobilenet_v2"``, whose weights load into ``trunk`` but for the classifier.
+        num_classes: logits of each pixel.
+        in_channels: channels of the images.
+        width: multiplies the trunk's channels, and with them all others.
+
+    Returns:
+        Images ``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``.
+
+    Raises:
+        InputError: another trunk.
+
+    Source: after Ronneberger et al., arXiv 1505.04597, and Iglovikov, Shvets, arXiv 1801.05746.
+    """
+    return TrunkUNet(trunk_of(trunk, in_channels, width, reader="trunk_unet", small=False), num_classes)

@@ -135,7 +135,8 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
         entry |= _summary(entry, {e["name"]: e for e in found})
     figures = [run.get("figure", "accuracy") for entry in found for run in entry["runs"]]
     return {
-        "name": table.name, "note": table.note, "figure": figures[0] if figures else "accuracy", "date": date.today().isoformat(), "machine": describe_machine(),
+        "name": table.name, "note": table.note, "figure": (figures or ["accuracy"])[0],
+        "date": date.today().isoformat(), "machine": describe_machine(),
         "versions": describe_versions(), "rows": found, "latency": {},
     }  # fmt: skip
 

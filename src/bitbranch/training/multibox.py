@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .. import processes
 from ..data.box_batches import BoxBatches
 from ..data.box_set import BoxSet
+from ..data.scenes import SceneBatches
 from ..errors import InputError
 from ..tasks.average_precision import average_precision, coco_average_precision, mean_average_precision
 from ..tasks.boxes import DefaultBoxes, detections
@@ -187,7 +188,7 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     network: nn.Module | Callable[[Any], Any],
-    batches: BoxBatches,
+    batches: BoxBatches | SceneBatches,
     boxes: DefaultBoxes,
     *,
     objective: Multibox | None = None,

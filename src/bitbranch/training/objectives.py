@@ -56,10 +56,19 @@ class Classification(Objective):
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         logits = model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        loss, right = self.hard(logits, labels)
         if self._teacher is not None:
             with torch.no_grad():
                 target = self._teacher[0](images)
             share = self.shares[0] + (self.shares[1] - self.shares[0]) * done
-            loss = (1 - share) * loss + share * soft_target_loss(logits, target, self.temperature)
+            loss = (1 - share) * loss + share * self.soft(logits, target, labels)
+        return loss, right
+
+    def hard(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss against the labels, and the share of right answers."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         return loss, (logits.detach().argmax(1) == labels).double().mean()
+
+    def soft(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """The loss against a teacher's logits."""
+        return soft_target_loss(logits, target, self.temperature)

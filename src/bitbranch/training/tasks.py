@@ -172,13 +172,13 @@ class ObjectDetection(Task):
     def info(self, network: nn.Module) -> dict[str, str]:
         return {"task": self.name, "classes": ",".join(self.names), "boxes": _default_boxes(network).to_json()}
 
-    def _source(self, pictures: BoxSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
-        if isinstance(pictures, SceneSet):
+    def _source(self, images: BoxSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
+        if isinstance(images, SceneSet):
             flip = self._augmentation(("flip",)) if augmented else {"flip": False}
-            return SceneBatches(pictures, boxes=True, **flip, **given)
+            return SceneBatches(images, boxes=True, **flip, **given)
         names = [f.name for f in fields(Augmentation)]
         chosen = Augmentation(**self._augmentation(names)) if augmented else Augmentation(False, 1.0, 1.0, False)
-        return BoxBatches(pictures, augmentation=chosen, **given)
+        return BoxBatches(images, augmentation=chosen, **given)
 
     def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
         return Multibox(
@@ -208,12 +208,12 @@ class SemanticSegmentation(Task):
         colours = ["".join(f"{part:02x}" for part in colour) for colour in self.train.palette]
         return {**super().info(network), "palette": ",".join(colours)}
 
-    def _source(self, pictures: MaskSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
-        if isinstance(pictures, SceneSet):
+    def _source(self, images: MaskSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
+        if isinstance(images, SceneSet):
             flip = self._augmentation(("flip",)) if augmented else {"flip": False}
-            return SceneBatches(pictures, boxes=False, **flip, **given)
+            return SceneBatches(images, boxes=False, **flip, **given)
         still = {"scale": (1.0, 1.0), "flip": False, "colour": 0.0}
-        return MaskBatches(pictures, **(self._augmentation(tuple(still)) if augmented else still), **given)
+        return MaskBatches(images, **(self._augmentation(tuple(still)) if augmented else still), **given)
 
     @cached_property
     def weights(self) -> npt.NDArray[np.float64] | None:
@@ -228,7 +228,8 @@ class SemanticSegmentation(Task):
         )  # fmt: skip
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
-        return pixels.evaluate(run or network, self._source(self.test, size=PICTURES, training=False), self.train.classes)
+        tested = self._source(self.test, size=PICTURES, training=False)
+        return pixels.evaluate(run or network, tested, self.train.classes)
 
 
 TASKS: dict[str, type[Task]] = {
