@@ -135,7 +135,8 @@ def run_curves(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
                 axis.axvline(start, color=GRID, lw=1, zorder=0)
             axis.set_xlabel("epoch")
             axis.set_ylabel(label)
-        axes[0].set_yscale("log")
+        if any(row.get(key, 0) > 0 for row in rows for key in ("loss", "test_loss")):
+            axes[0].set_yscale("log")
         axes[0].legend(frameon=False)
         return svg(drawn)
 
