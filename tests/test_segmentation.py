@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import bitbranch as bb
 from bitbranch import InputError, models
+from bitbranch.layers import QuantizedLayer
 from bitbranch.models.blocks import enlarged
 from bitbranch.models.deeplab import dilate
 from bitbranch.tasks.segmentation import (
@@ -32,6 +33,8 @@ from bitbranch.training.loop import Training
 from bitbranch.training.objectives import Classification
 from bitbranch.training.optimization import Settings
 from bitbranch.training.pixels import Pixels, evaluate
+from bitbranch.twostep import LayerReport, convert
+from bitbranch.twostep.chains import Graph
 
 TRUTH = np.array([[[0, 0, 0, 1], [1, 1, IGNORED, 2]]], np.uint8)
 FOUND = np.array([[[0, 0, 1, 1], [1, 0, 3, 0]]], np.uint8)
@@ -326,3 +329,58 @@ def test_dilation_keeps_what_strides_computed() -> None:
             dilated = network.maps(x)
             assert dilated[-1].shape[2:] == (96 // output_stride, 64 // output_stride)
             torch.testing.assert_close(dilated[-1][:, :, ::step, ::step], strided[-1])
+
+
+NETWORKS: dict[str, tuple[str, dict[str, object]]] = {
+    "fcn": ("fcn", {"width": 1 / 8, "num_classes": 5, "stride": 4}),
+    "fcn-mobilenet": ("fcn", {"width": 1 / 8, "num_classes": 5, "trunk": "mobilenet_v2"}),
+    "deeplab": ("deeplab", {"width": 1 / 8, "num_classes": 5, "rates": (1, 2)}),
+    "unet": ("unet", {"base": 4, "depth": 2, "num_classes": 5}),
+    "unet-over-resnet18": ("trunk_unet", {"width": 1 / 8, "num_classes": 5}),
+}
+
+
+def trained(name: str, size: tuple[int, int], count: int = 4) -> tuple[nn.Module, Tensor]:
+    """A network whose BatchNorms know the images."""
+    torch.manual_seed(0)
+    network, x = models.build(*NETWORKS[name]).train(), torch.randn(count, 3, *size)
+    with torch.no_grad():
+        for _ in range(4):
+            network(x)
+    return network.eval(), x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_two_steps_find_their_layers(name: str) -> None:
+    """Tracers follow the networks: each quantized layer is called once, and many have readers whose codes they make."""
+    network, _ = trained(name, (32, 32))
+    q = bb.quantize(network, "tsq:wt-a2")
+    graph = Graph(q)
+    calls = list(graph.calls(QuantizedLayer))
+    assert len(calls) == sum(isinstance(m, QuantizedLayer) for m in q.modules())
+    assert sum(bool(graph.chain(call).readers) for call in calls) > 0.25 * len(calls)
+
+
+@pytest.mark.parametrize("name", ["unet", *(pytest.param(n, marks=pytest.mark.long) for n in NETWORKS if n != "unet")])
+def test_both_steps_are_solved_and_run(name: str) -> None:
+    network, x = trained(name, (16, 24) if name == "unet" else (35, 41))
+    solved: list[LayerReport] = []
+    q = convert(network, [(x, torch.zeros(len(x)))], "tsq:wt-a2", progress=None, on_layer=solved.append)
+    inner = [m for m in q.modules() if isinstance(m, QuantizedLayer)][1:-1]
+    assert len(solved) >= len(inner) and torch.isfinite(q(x)).all()
+    program = bb.compile(q, x[:1])
+    result = bb.verify(q, program, [x[:1]], engines=[bb.Engine(program)])
+    assert [check.values.differing for check in result.engines] == [0], str(result)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["tsq:wt-a2", "mbn:w4-a4", "lsq:w2-a2"])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "unet"])
+def test_camvids_size_and_odd_ones_in_the_engine(name: str, scheme: str) -> None:
+    for size in ((180, 240), (77, 51)):
+        network, x = trained(name, size, 2)
+        q = bb.quantize(network, scheme)
+        bb.calibrate(q, [x])
+        program = bb.compile(q, x[:1])
+        assert program.output_shapes == ((5, *size),)
+        np.testing.assert_array_equal(bb.Engine(program)(x.numpy()), program.reference(x.numpy()))

@@ -89,3 +89,10 @@ def _between_points(x: Tensor, odd: Sequence[int]) -> Tensor:
         x = F.interpolate(x, scale_factor=[2.0 - n for n in odd], mode="bilinear")
     x = F.interpolate(x, scale_factor=[1.0 + n for n in odd])
     return F.avg_pool2d(x, [1 + n for n in odd], 1)
+
+
+class Enlarge(nn.Module):
+    """:func:`enlarged` as a module, which tracers take for one operation: its steps depend on the sizes."""
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return enlarged(x, size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .blocks import conv_norm, enlarged, initialize, scaled
+from .blocks import Enlarge, conv_norm, initialize, scaled
 from .resnet import ResNet, resnet18
 
 
@@ -64,12 +64,13 @@ class DeepLab(nn.Module):
         self.merge = nn.Sequential(conv_norm(channels + fine, channels, 3), conv_norm(channels, channels, 3))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(channels, num_classes, 1)
+        self.enlarge = Enlarge()
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         _, low, *_, high = self.trunk.maps(x)
-        joined = torch.cat([enlarged(self.aspp(high), low.shape[2:]), self.low_level(low)], 1)
-        return enlarged(self.head(self.dropout(self.merge(joined))), x.shape[2:])
+        joined = torch.cat([self.enlarge(self.aspp(high), low.shape[2:]), self.low_level(low)], 1)
+        return self.enlarge(self.head(self.dropout(self.merge(joined))), x.shape[2:])
 
 
 def deeplab(

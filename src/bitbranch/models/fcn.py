@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blocks import enlarged, initialize
+from .blocks import Enlarge, initialize
 from .trunks import Trunk, trunk_of
 
 
@@ -17,14 +17,15 @@ class FCN(nn.Module):
         self.trunk = trunk
         self.count = 7 - stride.bit_length()  # maps of strides ``stride`` to 32
         self.scores = nn.ModuleList(nn.Conv2d(channels, num_classes, 1) for channels in trunk.channels[-self.count :])
+        self.enlarge = Enlarge()
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.trunk.maps(x)[-self.count :]
         *finer, total = [score(m) for score, m in zip(self.scores, maps, strict=True)]
         for score in reversed(finer):
-            total = score + enlarged(total, score.shape[2:])
-        return enlarged(total, x.shape[2:])
+            total = score + self.enlarge(total, score.shape[2:])
+        return self.enlarge(total, x.shape[2:])
 
 
 def fcn(

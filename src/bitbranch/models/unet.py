@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blocks import conv_norm, enlarged, initialize
+from .blocks import Enlarge, conv_norm, initialize
 from .trunks import Trunk, trunk_of
 
 
@@ -26,11 +26,26 @@ def _up(inputs: int, outputs: int, mode: str) -> nn.Sequential:
     )
 
 
+class _Halved(nn.Module):
+    """Lets images through that can be halved so often; a module, for tracers cannot follow the question."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.multiple = 1 << times
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        if any(n % self.multiple for n in size):
+            raise InputError(f"unet: height and width must be multiples of {self.multiple}, got {size}")
+        return x
+
+
 class UNet(nn.Module):
     """See :func:`unet`."""
 
     def __init__(self, num_classes: int, in_channels: int, base: int, depth: int, up: str) -> None:
         super().__init__()
+        self.halved = _Halved(depth)
         widths = [base << level for level in range(depth + 1)]
         self.down = nn.ModuleList(
             _double(inputs, outputs) for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
@@ -43,9 +58,7 @@ class UNet(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        multiple = 1 << len(self.up)
-        if x.shape[2] % multiple or x.shape[3] % multiple:
-            raise InputError(f"unet: height and width must be multiples of {multiple}, got {tuple(x.shape[2:])}")
+        x = self.halved(x)
         skips: list[Tensor] = []
         for level, double in enumerate(self.down):
             x = double(x if level == 0 else self.pool(x))
@@ -98,14 +111,15 @@ class TrunkUNet(nn.Module):
         levels = list(zip(trunk.channels[1:], trunk.channels, strict=False))[::-1]
         self.merge = nn.ModuleList(_double(inputs + outputs, outputs) for inputs, outputs in levels)
         self.head = nn.Conv2d(trunk.channels[0], num_classes, 1)
+        self.enlarge = Enlarge()
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
         *skips, x = self.trunk.maps(x)
         for skip, merge in zip(reversed(skips), self.merge, strict=True):
-            x = merge(torch.cat([skip, enlarged(x, skip.shape[2:])], 1))
-        return enlarged(self.head(x), size)
+            x = merge(torch.cat([skip, self.enlarge(x, skip.shape[2:])], 1))
+        return self.enlarge(self.head(x), size)
 
 
 def trunk_unet(*, trunk: str = "resnet18", num_classes: int = 2, in_channels: int = 3, width: float = 1.0) -> TrunkUNet:
