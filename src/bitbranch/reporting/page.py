@@ -32,6 +32,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: i
     return f"<div class='wide'><table>{header}<tbody>{''.join(row(r, 'td') for r in rows)}</tbody></table></div>"
 
 
+def legend(entries: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
+    """Names behind squares of their colours."""
+    squares = (f"<span><i style='background:rgb({r},{g},{b})'></i>{escape(name)}</span>" for name, (r, g, b) in entries)
+    return f"<p class=legend>{''.join(squares)}</p>"
+
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -66,6 +72,10 @@ svg {{ max-width: 100%; height: auto; }}
 .gallery {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
 figure {{ margin: 0; width: 84px; text-align: center; font-size: .78rem; line-height: 1.25; }}
 figure img {{ width: 84px; height: 84px; image-rendering: pixelated; border: 1px solid var(--line); }}
+figure.picture {{ width: auto; margin: 0 0 .6rem; }}
+figure.picture img {{ width: auto; height: auto; display: block; }}
+.legend span {{ margin-right: 1rem; white-space: nowrap; font-size: .85rem; }}
+.legend i {{ display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -.1rem; }}
 </style>
 </head>
 <body>

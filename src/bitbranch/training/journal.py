@@ -69,8 +69,8 @@ class Journal:
         figures = {f"test_{name}": value for name, value in found.items()}
         self.rows.append({"phase": phase, "epoch": epoch, "seconds": round(seconds, 2), **figures})
 
-    def show(self, status: str, *, now: bool = False) -> None:
-        """Write the files, if it is time for it, or ``now``."""
+    def show(self, status: str, *, now: bool = False, gallery: str = "") -> None:
+        """Write the files, if it is time for it, or ``now``; ``gallery`` is HTML for the report."""
         start = time.monotonic()
         if start < self.due and not now:
             return
@@ -81,9 +81,8 @@ class Journal:
         writer.writerows(self.rows)
         write_bytes(self.folder / "log.csv", buffer.getvalue().encode())
         write_bytes(self.folder / "log.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.rows).encode())
-        write_bytes(
-            self.folder / "report.html", render(self.config, self.rows, self.phases, status, self.figure).encode()
-        )
+        html = render(self.config, self.rows, self.phases, status, self.figure, gallery)
+        write_bytes(self.folder / "report.html", html.encode())
         end = time.monotonic()
         self.due = end + PAUSE * (end - start)
 

@@ -13,7 +13,12 @@ REFRESH = 15
 
 
 def render(
-    config: Config, rows: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]], status: str, figure: str
+    config: Config,
+    rows: Sequence[Mapping[str, Any]],
+    phases: Sequence[Mapping[str, Any]],
+    status: str,
+    figure: str,
+    gallery: str = "",
 ) -> str:
     """The page as HTML, with its curves in it; while the run is on its way it loads itself again.
 
@@ -23,6 +28,7 @@ def render(
         phases: those that are finished.
         status: ``"finished"``, or what the run does.
         figure: name of the figure, 0..1, that test images are judged by.
+        gallery: HTML that shows some of them.
     """
     from ..reporting import page, plots
 
@@ -37,6 +43,7 @@ def render(
     sections = [
         page.section("Curves", plots.run_curves(rows, figure)),
         page.section("Phases", page.table(["phase", "scheme", f"test {figure} %", "seconds"], done, text_columns=2)),
+        *([page.section("Test images", gallery)] if gallery else []),
         page.section("Configuration", page.table(["", ""], _settings(config.as_dict()), text_columns=2)),
     ]
     return page.render(title, lead, sections)

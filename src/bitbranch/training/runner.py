@@ -411,6 +411,16 @@ class _Run:
 
     # What is written
 
+    def _shown(self) -> dict[str, nn.Module]:
+        """The network at the end and, where it started from a float one, that too, by titles."""
+        networks = {self.recipe.scheme or "float": self.network}
+        start = self.config.network.start
+        if self.recipe.scheme is not None and start:
+            content = checkpoint.read_tensors(Path(start))
+            if content.get("format") == checkpoint.FORMAT and content["recipe"]["scheme"] is None:
+                networks = {"float": checkpoint.load(start)[1].to(self.device), **networks}
+        return networks
+
     def _show(self, phase: Phase, *, now: bool = False) -> None:
         if self.writes:
             self.journal.show(f"on its way: {phase.name}", now=now)
@@ -445,7 +455,7 @@ class _Run:
             "phases": self.journal.phases,
         }
         if self.writes:
-            self.journal.show("finished", now=True)
+            self.journal.show("finished", now=True, gallery=self.task.gallery(self._shown()))
             write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..data.scenes import SceneBatches, SceneSet
 from ..errors import InputError
 from ..tasks.boxes import DefaultBoxes
 from ..tasks.segmentation import median_frequency
-from . import multibox, pixels
+from . import gallery, multibox, pixels
 from .config import Data, Phase, Teacher
 from .loop import score
 from .multibox import Multibox
@@ -36,6 +36,8 @@ from .pixels import Pixels
 EVALUATION_BATCH = 250
 PICTURES = 8
 """Images of a batch where each gives maps, in evaluation."""
+SHOWN = 6
+"""Test images in a run's report."""
 
 Run = Callable[[npt.NDArray[np.float32]], Any]
 """From normalised images ``[N, C, H, W]`` to a network's output, or outputs, as arrays."""
@@ -102,6 +104,10 @@ class Task:
             run: computes its outputs in its place, from float32 arrays to arrays; whole batches in this process.
         """
         raise NotImplementedError
+
+    def gallery(self, networks: Mapping[str, nn.Module]) -> str:
+        """Some test images with the truth and what networks say of them, by their titles, as HTML; may be empty."""
+        return ""
 
     def _source(self, images: Any, augmented: bool = False, **given: Any) -> BatchSource:
         """Batches of images; the rest as for :class:`~bitbranch.data.batches.BatchSource`."""
@@ -190,6 +196,11 @@ class ObjectDetection(Task):
         tested = self._source(self.test, size=PICTURES, training=False)
         return multibox.evaluate(run or network, tested, _default_boxes(network))  # type: ignore[arg-type]
 
+    def gallery(self, networks: Mapping[str, nn.Module]) -> str:
+        images, targets = next(iter(self._source(self.test.spread(SHOWN), size=SHOWN, training=False)))
+        default = _default_boxes(next(iter(networks.values())))
+        return gallery.boxes(networks, images, targets, self.names, default, self.test.mean, self.test.std)
+
 
 def _default_boxes(network: nn.Module) -> DefaultBoxes:
     boxes = getattr(network, "default_boxes", None)
@@ -230,6 +241,11 @@ class SemanticSegmentation(Task):
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
         tested = self._source(self.test, size=PICTURES, training=False)
         return pixels.evaluate(run or network, tested, self.train.classes)
+
+    def gallery(self, networks: Mapping[str, nn.Module]) -> str:
+        images, targets = next(iter(self._source(self.test.spread(SHOWN), size=SHOWN, training=False)))
+        colours = tuple(self.train.palette)
+        return gallery.areas(networks, images, targets, self.train.classes, colours, self.test.mean, self.test.std)
 
 
 TASKS: dict[str, type[Task]] = {
