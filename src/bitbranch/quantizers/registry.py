@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from ..errors import InputError
 from .base import ActivationQuantizer, WeightQuantizer
@@ -90,12 +91,22 @@ def _activation_bits(make: Callable[[int], ActivationQuantizer]) -> dict[str, Ac
 
 _TERNARY: dict[str, WeightFactory] = {"t": TernaryWeight}
 _BINARY: dict[str, WeightFactory] = {"1": BinaryWeight}
+_LEARNED_STEPS = _activation_bits(LearnedStepActivation)
 _UNIFORM: dict[str, WeightFactory] = {**_BINARY, **_TERNARY, **_bits(UniformWeight, range(2, 9))}
 
 
-def mbn(*, clip: Clip = "htanh", gradient: Gradient = "ste", fixed_range: bool = False) -> Method:
-    """Multi-branch binary networks, with the options of :class:`BipolarActivation` and :class:`BipolarWeight`."""
+def mbn(
+    *, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste", fixed_range: bool = False
+) -> Method:
+    """Multi-branch binary networks, with the options of :class:`BipolarActivation` and :class:`BipolarWeight`.
+
+    ``clip="learned"`` keeps ReLUs and learns where each layer's inputs are cut, by LSQ's gradient: codes ``0 .. n`` of
+    a learned step. A float network with ReLUs then keeps its function at 8 bits, where the published clips, whose ends
+    are fixed, have to learn it anew.
+    """
     weight = partial(BipolarWeight, fixed_range=fixed_range, gradient=gradient)
+    if clip == "learned":
+        return Method(_bits(weight, range(1, 9)), _LEARNED_STEPS)
     activation = partial(BipolarActivation, clip=clip, gradient=gradient)
     return Method(_bits(weight, range(1, 9)), _activation_bits(activation))
 
@@ -139,8 +150,6 @@ def xnor(*, input_scale: bool = True) -> Method:
     """XNOR-Net with the scale of inputs or, to be compiled, without; see :class:`XnorActivation`."""
     return Method({"1": XnorWeight}, {"1": partial(XnorActivation, input_scale=input_scale)})
 
-
-_LEARNED_STEPS = _activation_bits(LearnedStepActivation)
 
 METHODS: dict[str, Method] = {
     "uniform": Method(_UNIFORM, _activation_bits(UniformActivation)),
