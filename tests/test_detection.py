@@ -610,7 +610,8 @@ def test_the_engine_finds_what_the_low_bit_network_finds(squares: BoxSet, finder
     bb.compile(q, images[:1], info=info, mean=squares.mean, std=squares.std).save(tmp_path / "finder.bb")
     program = bb.load(tmp_path / "finder.bb")
     boxes = DefaultBoxes.from_json(program.info["default_boxes"])
-    pixels = BoxBatches(squares, size=48, training=False, pixels=True)
+    pixels = BoxBatches(squares, size=48, training=False)
+    pixels.pixels = True
     scores, engines = evaluate(q, test, finder.default_boxes), evaluate(bb.Engine(program), pixels, boxes)
     assert boxes == finder.default_boxes and scores["map"] > 0.5
     assert np.allclose([engines[k] for k in scores], [scores[k] for k in scores], atol=1e-3)

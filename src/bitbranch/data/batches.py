@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import BitbranchError
-from .dataset import Dataset
+from .dataset import Dataset, normalize
 
-Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]
+Pair = tuple[Tensor, Tensor]
+
+
+class Normalized(Protocol):
+    """Images whose channels, scaled to 0..1, have this mean and standard deviation."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
 """Normalised images ``[n, C, H, W]``, and their targets."""
 
 
@@ -26,7 +41,7 @@ class BatchSource:
     on that of the processes that train together, each of which gets its part of every batch.
 
     Args:
-        count: images of the data set.
+        images: the data set: it has a length, and ``mean`` and ``std`` of its channels.
         size: images per batch, over all processes (all of them where there are fewer).
         training: shuffle, and leave the last, incomplete batch out; else all images come in their order.
         seed: of order and augmentation.
@@ -36,15 +51,18 @@ class BatchSource:
 
     Attributes:
         epoch: the next one to be iterated.
+        pixels: set it to get uint8 images, as the integer engine takes them, in place of normalised ones.
 
     Yields:
-        normalised images, float32 ``[n, C, H, W]``, and labels, int64 ``[n]``.
+        normalised images, float32 ``[n, C, H, W]``, and what is to be learned of them: labels, int64 ``[n]``, or what
+        the subclass says.
     """
 
     def __init__(
-        self, count: int, *, size: int, training: bool, seed: int, workers: int, part: tuple[int, int]
+        self, images: Normalized, *, size: int, training: bool, seed: int, workers: int, part: tuple[int, int]
     ) -> None:
-        self.count, self.size = count, min(size, count)
+        self.normalized, self.count, self.pixels = images, len(images), False
+        self.size = min(size, self.count)
         self.training, self.seed, self.workers, self.part = training, seed, workers, part
         self.epoch = 0
         self.first = 0
@@ -58,16 +76,16 @@ class BatchSource:
         """Let the next iteration be that of ``epoch``, from ``batch`` on."""
         self.epoch, self.first = epoch, batch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Pair]:
         epoch, first = self.epoch, self.first
         self.epoch, self.first = epoch + 1, 0
         plan = self.plan(epoch)
         numbers = range(first, len(self))
         if not self.workers:
-            return (_tensors(self.batch(plan, number)) for number in numbers)
+            return (self._tensors(plan, number) for number in numbers)
         return _raised(
             DataLoader(
-                _Numbered(partial(self.batch, plan), len(self)),  # type: ignore[arg-type]
+                _Numbered(partial(self._tensors, plan), len(self)),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=numbers,
                 num_workers=self.workers,
@@ -90,36 +108,39 @@ class BatchSource:
         raise NotImplementedError
 
     def batch(self, plan: Any, number: int) -> Arrays:
-        """One batch of an epoch."""
+        """One batch of an epoch: pixels, uint8 ``[n, C, H, W]``, and what is to be learned of them."""
         raise NotImplementedError
+
+    def _tensors(self, plan: Any, number: int) -> Pair:
+        images, targets = self.batch(plan, number)
+        if self.pixels:
+            return torch.from_numpy(images), torch.from_numpy(targets)
+        reals = normalize(images, mean=self.normalized.mean, std=self.normalized.std)
+        return torch.from_numpy(reals), torch.from_numpy(targets)
 
 
 class _Numbered:
     """What a DataLoader's workers call: item ``n`` is batch ``n``."""
 
-    def __init__(self, batch: partial[Arrays], count: int) -> None:
+    def __init__(self, batch: partial[Pair], count: int) -> None:
         self.batch, self.count = batch, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | BitbranchError:
+    def __getitem__(self, number: int) -> Pair | BitbranchError:
         try:
-            return _tensors(self.batch(number))
+            return self.batch(number)
         except BitbranchError as error:  # raised here it would reach the user with the worker's traceback in its text
             return error
 
 
-def _raised(batches: Iterable[tuple[Tensor, Tensor] | BitbranchError]) -> Iterator[tuple[Tensor, Tensor]]:
+def _raised(batches: Iterable[Pair | BitbranchError]) -> Iterator[Pair]:
     """The batches that workers made; what went wrong there is raised here."""
     for batch in batches:
         if isinstance(batch, BitbranchError):
             raise batch
         yield batch
-
-
-def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
 
 
 class Batches(BatchSource):
@@ -146,7 +167,7 @@ class Batches(BatchSource):
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(dataset), size=size, training=training, seed=seed, workers=workers, part=part)
+        super().__init__(dataset, size=size, training=training, seed=seed, workers=workers, part=part)
         self.dataset, self.flip, self.shift = dataset, flip, shift
 
     def plan(self, epoch: int) -> Any:
@@ -171,7 +192,7 @@ class Batches(BatchSource):
         if self.flip:
             flipped = self.chosen(mirrored, number)
             images[flipped] = images[flipped, :, :, ::-1]
-        return self.dataset.normalize(images), self.dataset.labels[chosen]
+        return images, self.dataset.labels[chosen]
 
 
 def shifted(

@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..tasks.boxes import intersection_over_union
-from .batches import BatchSource
+from .batches import Arrays, BatchSource
 from .box_set import BoxSet
-from .dataset import normalize
 from .pictures import decode_resized
 
 OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -72,7 +71,6 @@ class BoxBatches(BatchSource):
         size, training, seed, workers, part: see :class:`~bitbranch.data.batches.BatchSource`.
         augmentation: of training pictures.
         difficult: let targets hold difficult boxes, too; crowds are better left out.
-        pixels: give uint8 images as the integer engine takes them, instead of normalised float32.
         memory: bytes of decoded pictures to keep; what is beyond is decoded each time.
 
     Raises:
@@ -86,16 +84,15 @@ class BoxBatches(BatchSource):
         size: int,
         augmentation: Augmentation | None = None,
         difficult: bool = True,
-        pixels: bool = False,
         seed: int = 0,
         training: bool = True,
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
         memory: int = 2**30,
     ) -> None:
-        super().__init__(len(pictures), size=size, training=training, seed=seed, workers=workers, part=part)
+        super().__init__(pictures, size=size, training=training, seed=seed, workers=workers, part=part)
         self.pictures, self.augmentation = pictures, augmentation if augmentation is not None else Augmentation()
-        self.difficult, self.pixels = difficult, pixels
+        self.difficult = difficult
         self.memory = memory
         self.kept: dict[int, npt.NDArray[np.uint8]] = {}
 
@@ -106,7 +103,7 @@ class BoxBatches(BatchSource):
                     break  # the memory is full
         return self.order(epoch)[0], epoch
 
-    def batch(self, plan: Any, number: int) -> Any:
+    def batch(self, plan: Any, number: int) -> Arrays:
         order, epoch = plan
         chosen = self.chosen(order, number).tolist()
         images = np.empty((len(chosen), *self.pictures.shape), np.uint8)
@@ -118,8 +115,7 @@ class BoxBatches(BatchSource):
         targets = np.zeros((len(chosen), max([1, *map(len, boxes)]), 5), np.float32)
         for target, kept in zip(targets, boxes, strict=True):
             target[: len(kept)] = kept
-        mean, std = self.pictures.mean, self.pictures.std
-        return images if self.pixels else normalize(images, mean=mean, std=std), targets
+        return images, targets
 
     def _decoded(self, index: int) -> npt.NDArray[np.uint8]:
         """The pixels ``[H, W, 3]`` of a picture, from memory if they are there."""

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Arrays, BatchSource
-from .dataset import normalize
 from .pictures import MEAN, STD, SUFFIXES, open_rgb
 from .prepared import NAMES
 
@@ -100,7 +99,7 @@ class PictureBatches(BatchSource):
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(pictures), size=size, training=training, seed=seed, workers=workers, part=part)
+        super().__init__(pictures, size=size, training=training, seed=seed, workers=workers, part=part)
         self.pictures, self.flip = pictures, flip
 
     def plan(self, epoch: int) -> Any:
@@ -112,7 +111,7 @@ class PictureBatches(BatchSource):
         images = np.empty((len(chosen), 3, self.pictures.size, self.pictures.size), np.uint8)
         for image, index in zip(images, chosen.tolist(), strict=True):
             image[:] = np.asarray(self._view(index, epoch), np.uint8).transpose(2, 0, 1)
-        return normalize(images, mean=self.pictures.mean, std=self.pictures.std), self.pictures.labels[chosen]
+        return images, self.pictures.labels[chosen]
 
     def _view(self, index: int, epoch: int) -> Image:
         path, size = self.pictures.paths[index], self.pictures.size

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Arrays, BatchSource
-from .dataset import normalize
 from .masks import MaskSet, Pixels, canvas, fitted
 
 IN_MEMORY = 1 << 30
@@ -54,7 +53,7 @@ class MaskBatches(BatchSource):
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(masks), size=size, training=training, seed=seed, workers=workers, part=part)
+        super().__init__(masks, size=size, training=training, seed=seed, workers=workers, part=part)
         if not 0 < scale[0] <= scale[1] or not 0 <= colour <= 1:
             raise InputError(f"augmentation: scale {scale} is not 0 < least <= most, or colour {colour} not 0..1")
         self.masks, self.scale, self.flip, self.colour = masks, scale, flip, colour
@@ -73,7 +72,7 @@ class MaskBatches(BatchSource):
         for image, mask, index in zip(images, labels, chosen.tolist(), strict=True):
             view = self._view(index, epoch)
             image[:], mask[:] = view[0].transpose(2, 0, 1), view[1]
-        return normalize(images, mean=self.masks.mean, std=self.masks.std), labels
+        return images, labels
 
     def _view(self, index: int, epoch: int) -> tuple[Pixels, Pixels]:
         picture, labels = self.kept[index] if self.kept else self.masks.pair(index)

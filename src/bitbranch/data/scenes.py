@@ -14,7 +14,6 @@ from ..tasks.segmentation import palette
 from . import fashion_mnist
 from .batches import Arrays, BatchSource
 from .box_set import BoxSet
-from .dataset import normalize
 
 CLASSES = ("background", *fashion_mnist.CLASSES)
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -223,7 +222,7 @@ class SceneBatches(BatchSource):
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(scenes), size=size, training=training, seed=seed, workers=workers, part=part)
+        super().__init__(scenes, size=size, training=training, seed=seed, workers=workers, part=part)
         self.scenes, self.boxes, self.flip = scenes, boxes, flip and training
 
     @property
@@ -239,12 +238,11 @@ class SceneBatches(BatchSource):
         chosen, mirrored = (self.chosen(drawn, number) for drawn in plan)
         images = self.scenes.images[chosen]
         images[mirrored] = images[mirrored, ..., ::-1]
-        normalized = normalize(images, mean=self.scenes.mean, std=self.scenes.std)
         if self.boxes:
             boxes = self.scenes.boxes[chosen]
             there = mirrored[:, None] & (boxes[..., 4] > 0)
             boxes[there, 0:3:2] = 1 - boxes[there, 2::-2]
-            return normalized, boxes
+            return images, boxes
         masks = self.scenes.masks[chosen].astype(np.int64)
         masks[mirrored] = masks[mirrored, :, ::-1]
-        return normalized, masks
+        return images, masks

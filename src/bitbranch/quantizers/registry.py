@@ -95,9 +95,7 @@ _LEARNED_STEPS = _activation_bits(LearnedStepActivation)
 _UNIFORM: dict[str, WeightFactory] = {**_BINARY, **_TERNARY, **_bits(UniformWeight, range(2, 9))}
 
 
-def mbn(
-    *, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste", fixed_range: bool = False
-) -> Method:
+def mbn(*, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste", fixed_range: bool = False) -> Method:
     """Multi-branch binary networks, with the options of :class:`BipolarActivation` and :class:`BipolarWeight`.
 
     ``clip="learned"`` keeps ReLUs and learns where each layer's inputs are cut, by LSQ's gradient: codes ``0 .. n`` of

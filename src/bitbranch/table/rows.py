@@ -106,7 +106,7 @@ class _Both:
         self.program, self.engine, self.say = program, Engine(program), say
         self.images = self.differ = 0
 
-    def __call__(self, images: npt.NDArray[np.float32]) -> p.Output:
+    def __call__(self, images: npt.NDArray[np.uint8]) -> p.Output:
         outputs, expected = self.engine(images), self.program.reference(images)
         different = np.zeros(len(images), bool)
         for a, b in zip(_several(outputs), _several(expected), strict=True):

@@ -204,7 +204,7 @@ def evaluate(
     Args:
         network: from images to class maps and box maps, nested or one behind the other, as the engine gives them. A
             module gets tensors and is evaluated in evaluation mode; any other function gets NumPy arrays.
-        batches: the whole set in its order; of ``pixels=True`` for a network that takes uint8 images.
+        batches: the whole set in its order; whose ``pixels`` is set for a network that takes uint8 images.
         boxes: the default ones.
         objective: adds ``"loss"``, the mean over the images.
         coco: adds COCO's figures, with difficult objects as crowds; see

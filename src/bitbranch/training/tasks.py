@@ -39,8 +39,8 @@ PICTURES = 8
 SHOWN = 6
 """Test images in a run's report."""
 
-Run = Callable[[npt.NDArray[np.float32]], Any]
-"""From normalised images ``[N, C, H, W]`` to a network's output, or outputs, as arrays."""
+Run = Callable[[npt.NDArray[np.uint8]], Any]
+"""From images, uint8 ``[N, C, H, W]``, to a network's output, or outputs, as arrays."""
 
 
 class Task:
@@ -101,7 +101,7 @@ class Task:
 
         Args:
             network: what is judged.
-            run: computes its outputs in its place, from float32 arrays to arrays; whole batches in this process.
+            run: computes its outputs in its place; whole batches in this process.
         """
         raise NotImplementedError
 
@@ -146,6 +146,7 @@ class ImageClassification(Task):
         tested = self._source(
             self.test, size=EVALUATION_BATCH * count, training=False, workers=self.data.workers, part=part
         )
+        tested.pixels = run is not None
         return score(_Ran(run) if run is not None else network, tested)
 
 
@@ -194,6 +195,7 @@ class ObjectDetection(Task):
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
         tested = self._source(self.test, size=PICTURES, training=False)
+        tested.pixels = run is not None
         return multibox.evaluate(run or network, tested, _default_boxes(network))  # type: ignore[arg-type]
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
@@ -240,6 +242,7 @@ class SemanticSegmentation(Task):
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
         tested = self._source(self.test, size=PICTURES, training=False)
+        tested.pixels = run is not None
         return pixels.evaluate(run or network, tested, self.train.classes)
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
