@@ -1,0 +1,220 @@
+"""Detection and segmentation from a configuration to pictures: runs, tables, reports and the two commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bitbranch.cli.main import main
+from bitbranch.cli.pictures import Detector, Segmenter
+from bitbranch.data.scenes import scenes
+from bitbranch.errors import InputError
+from bitbranch.table import command, spec
+from bitbranch.training import checkpoint, config, runner, tasks
+from bitbranch.training.loop import Training
+
+torch.set_num_threads(1)
+
+DATA = {"batch": 16, "train_images": 64, "test_images": 12}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "boxes": {"model": "ssd", "arguments": {"trunk": "vgg_small", "width": 0.125, "extras": 1}},
+    "masks": {"model": "unet", "arguments": {"base": 8, "depth": 2}},
+}
+FIGURES = {"boxes": "map", "masks": "miou"}
+
+
+def configuration(kind: str, **more: Any) -> dict[str, Any]:
+    return {
+        "network": NETWORKS[kind], "data": {"set": f"scene-{kind}", **DATA}, "threads": 1, "log_every": 2,
+        "train": {"epochs": 1, "lr": 2e-3}, **more,
+    }  # fmt: skip
+
+
+TABLE = """
+name = "Scenes"
+
+[common]
+threads = 1
+network = {{model = "{model}", arguments = {arguments}}}
+data = {{set = "scene-{kind}", batch = 16, train_images = 64, test_images = 12}}
+train = {{epochs = 1, lr = 2e-3}}
+
+[[row]]
+name = "float"
+
+[[row]]
+name = "two steps"
+network = {{start = "{{run:float}}", scheme = "tsq:wt-a2"}}
+phase = [{{kind = "codes"}}, {{kind = "transforms", images = 16, samples = 500}}, {{}}]
+"""
+ARGUMENTS = {"boxes": '{trunk = "vgg_small", width = 0.125, extras = 1}', "masks": "{base = 8, depth = 2}"}
+
+
+@pytest.fixture(scope="module", params=["boxes", "masks"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """A table of a float network and of one that went both steps."""
+    kind: str = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    text = TABLE.format(model=NETWORKS[kind]["model"], kind=kind, arguments=ARGUMENTS[kind])
+    (folder / "scenes.toml").write_text(text)
+    options = command.Options(folder / "scenes.toml", folder, measure=False)
+    return kind, folder, command.run(options, lambda _: None)
+
+
+def test_tables_of_every_task(finished: tuple[str, Path, Any]) -> None:
+    kind, folder, document = finished
+    assert document["figure"] == FIGURES[kind] and not document["failed"]
+    reference, low = (row["runs"][0] for row in document["rows"])
+    assert low["images"] == 12 and low["differ"] == 0 and low["bytes"] == (folder / _net(low)).stat().st_size
+    assert 0 <= low[FIGURES[kind]] <= 1 and reference["not compiled"] == "float"
+    assert low[FIGURES[kind]] == pytest.approx(low["torch"], abs=1e-6)
+    assert f"{FIGURES[kind]} %" in (folder / "table.md").read_text()
+
+
+def _net(run: dict[str, Any]) -> str:
+    return f"runs/two-steps-{run['seed']}/net.bb"
+
+
+def test_reports_show_images_side_by_side(finished: tuple[str, Path, Any]) -> None:
+    kind, folder, _ = finished
+    html = (folder / "runs" / "two-steps-0" / "report.html").read_text()
+    assert html.count("data:image/png") == 3 * tasks.SHOWN  # truth, float, low-bit
+    for title in ("truth", "float", "tsq:wt-a2", f"test {FIGURES[kind]} %"):
+        assert f">{title}<" in html
+    assert (folder / "runs" / "float-0" / "report.html").read_text().count("data:image/png") == 2 * tasks.SHOWN
+
+
+def test_compiled_files_say_what_they_are_for(finished: tuple[str, Path, Any]) -> None:
+    kind, folder, _ = finished
+    file = folder / "runs" / "two-steps-0" / "net.bb"
+    right, wrong = (Detector, Segmenter) if kind == "boxes" else (Segmenter, Detector)
+    assert right(file).classes[-1] == "ankle boot"
+    with pytest.raises(InputError, match=r"net\.bb: a network for (detection|segmentation), not for"):
+        wrong(file)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Scenes as picture files of two sizes, with one that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    files = []
+    for i, image in enumerate(scenes("test", 2, size=64).images):
+        files.append(folder / f"scene{i}.png")
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        (picture if i else picture.resize((150, 90))).save(files[-1])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return [*files, folder / "broken.jpg"]
+
+
+def test_the_commands_draw_list_and_go_on(
+    finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, folder, _ = finished
+    name = "detect" if kind == "boxes" else "segment"
+    more = ["--threshold", "0.02"] if kind == "boxes" else []
+    net = str(folder / "runs" / "two-steps-0" / "net.bb")
+    arguments = [name, net, *map(str, [*pictures, pictures[0]]), "--out", str(tmp_path), *more]
+    assert main([*arguments, "--json"]) == 2
+    said = capsys.readouterr()
+    assert "broken.jpg: not a readable picture" in said.err
+    result = json.loads(said.out)
+    assert [row["picture"] for row in result["pictures"]] == ["scene0.png", "scene1.png", "scene0-2.png"]
+    listed = json.loads((tmp_path / ("detections.json" if kind == "boxes" else "segments.json")).read_text())
+    assert listed == result["pictures"] and (listed[0]["width"], listed[0]["height"]) == (150, 90)
+    for row in listed:
+        drawn = np.asarray(Image.open(tmp_path / row["picture"]))
+        if kind == "boxes":
+            assert drawn.shape == (row["height"], row["width"], 3)
+            for thing in row["objects"]:
+                x0, y0, x1, y1 = thing["box"]
+                assert 0 <= x0 <= x1 <= row["width"] and 0 <= y0 <= y1 <= row["height"]
+        else:
+            mask = np.asarray(Image.open(tmp_path / f"{Path(row['picture']).stem}-mask.png"))
+            assert mask.shape == (row["height"], row["width"]) and mask.max() <= 10
+            assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
+            assert drawn.shape[0] > row["height"]  # the legend
+    if kind == "boxes":
+        assert any(row["objects"] for row in listed)
+    assert main([name, net, str(pictures[0]), "--out", str(tmp_path / "one")]) == 0
+
+
+def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path) -> None:
+    kind, folder, _ = finished
+    arguments = ["detect" if kind == "boxes" else "segment", str(folder / "runs" / "two-steps-0" / "net.bb")]
+    code = (
+        "import sys\nsys.modules['torch'] = sys.modules['onnx'] = None\nfrom bitbranch.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments, str(pictures[1]), "--out", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("boxes", {"network": {"model": "unet"}}, "UNet has no default boxes, so it detects nothing"),
+        ("boxes", {"data": {"set": "scene-boxes", "augmentation": {"zoom": 2}}}, "data.augmentation.zoom: unknown key"),
+        ("masks", {"data": {"set": "scene-masks", "size": [64, 48]}}, "images are square"),
+        ("masks", {"data": {"set": "scene-masks", "size": [64]}}, "data.size is height and width"),
+        ("masks", {"data": {"set": "scene-masks", "balance": 1.5}}, "data.balance is 0..1"),
+        ("masks", {"data": {"set": "cifar10", "size": [64, 64]}}, "cifar10 has images of one size"),
+        ("boxes", {"data": {"set": "bccd", "path": "nowhere"}}, "nowhere: has no Annotations"),
+        ("masks", {"data": {"set": "camvid", "path": "nowhere"}}, "nowhere: no split 'train'"),
+    ],
+)
+def test_wrong_configurations(kind: str, change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        runner.run(config.parse(configuration(kind, **change), tmp_path), tmp_path / "run", progress=None)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_an_interrupted_run_goes_on(kind: str, tmp_path: Path) -> None:
+    """With a teacher and augmentation: killed in the middle of a phase, it ends with the same parameters."""
+    runner.run(configuration(kind), tmp_path / "float", progress=None)
+    content = configuration(
+        kind, save_every=1, teacher={"checkpoint": str(tmp_path / "float" / "net.pt")},
+        data={"set": f"scene-{kind}", **DATA, "augmentation": {"flip": True}},
+    )  # fmt: skip
+    content["network"] = {**NETWORKS[kind], "scheme": "lsq:w4-a4", "start": str(tmp_path / "float" / "net.pt")}
+    runner.run(content, tmp_path / "whole", progress=None)
+    steps = 0
+
+    class Stopped(Exception):
+        pass
+
+    update = Training._update
+
+    def counted(self: Training, *given: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise Stopped
+        update(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_update", counted)
+        with pytest.raises(Stopped):
+            runner.run(content, tmp_path / "parts", progress=None)
+    runner.run(content, tmp_path / "parts", progress=None)
+    states = [checkpoint.load(tmp_path / name / "net.pt")[1].state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_rows_of_a_table_know_their_task(finished: tuple[str, Path, Any]) -> None:
+    kind, folder, _ = finished
+    row = spec.load(folder / "scenes.toml").rows[0]
+    checked = config.parse(spec.configured(row, 0, {}))
+    task = tasks.read(checked.data)
+    assert task.figure == FIGURES[kind] and task.arguments()["num_classes"] == 11
