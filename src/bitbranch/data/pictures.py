@@ -33,10 +33,24 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
     Raises:
         InputError: not a picture, or a damaged one.
     """
-    with _opened(data, name) as picture:
+    from PIL import Image
+
+    with _readable(name):
+        picture = Image.open(io.BytesIO(data))
         if at_least:
             picture.draft("RGB", (at_least, at_least))
         return picture.convert("RGB")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what Pillow raises into one line that names the picture."""
+    from PIL import Image
+
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
 
 
 def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
@@ -50,20 +64,11 @@ def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: not a picture, a damaged one, or one without a number of 8 bits for each pixel.
     """
-    with _opened(data, name) as picture:
-        if picture.mode not in ("L", "P"):
-            raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
-        return np.array(picture, dtype=np.uint8)
-
-
-@contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image]:
-    """A picture, whose pixels may not be decoded yet; whatever is wrong with it is an error that names it."""
     from PIL import Image
 
-    try:
-        yield Image.open(io.BytesIO(data))
-    except InputError:  # a ValueError
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
+    with _readable(name):
+        picture = Image.open(io.BytesIO(data))
+        pixels = np.array(picture)
+    if picture.mode not in ("L", "P"):
+        raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
+    return pixels

@@ -1,1 +1,1 @@
-"""What turns the heads of a network into answers, and measures them; NumPy only, for use without torch."""
+"""What networks' outputs mean, and how good they are: NumPy alone, for those who run networks and never train them."""
