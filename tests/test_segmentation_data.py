@@ -67,6 +67,8 @@ def test_pairs_in_folders(tmp_path: Path, images: str, masks: str) -> None:
     assert np.array_equal(pixels, picture(int(names[1][1]))) and np.array_equal(labels, mask(int(names[1][1])))
     with pytest.raises(InputError, match="no split 'test'"):
         pairs("test", tmp_path)
+    with pytest.raises(InputError, match="0 classes; expected 1 to 254"):
+        pairs("train", tmp_path, classes=())
     with pytest.raises(InputError, match="split 'valid': expected 'train', 'val', 'test'"):
         pairs("valid", tmp_path)
 

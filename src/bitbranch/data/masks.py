@@ -260,6 +260,8 @@ def _set(
     """The set of these pairs of picture and mask, without what is not sound where ``on_error`` is told of it."""
     if not found:
         raise InputError(f"{source}: no pictures")
+    if not 0 < len(classes) <= UNKNOWN:
+        raise InputError(f"{source}: {len(classes)} classes; expected 1 to {UNKNOWN}")
     pictures, masks = zip(*found, strict=True)
     made = MaskSet(
         pictures, masks, tuple(classes), tuple(colours or palette(len(classes))), meanings, size,

@@ -86,8 +86,6 @@ def _readable(name: str) -> Iterator[None]:
 
     try:
         yield
-    except InputError:  # a ValueError
-        raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
 
@@ -107,6 +105,7 @@ def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
 
     with _readable(name):
         picture = Image.open(io.BytesIO(data))
-        if picture.mode not in ("L", "P"):
-            raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
-        return np.array(picture, dtype=np.uint8)
+        pixels = np.array(picture)
+    if picture.mode not in ("L", "P"):
+        raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
+    return pixels
