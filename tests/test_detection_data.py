@@ -315,7 +315,9 @@ def test_pictures_at_test_time_are_only_resized(marked: BoxSet) -> None:
         assert np.array_equal((image * 255).round().numpy().transpose(1, 2, 0), np.asarray(Image.open(path)))
         assert np.array_equal(target[: len(boxes)], boxes) and not target[len(boxes) :].any()
     small = replace(marked, size=(40, 60))
-    ((pixels, _),) = list(BoxBatches(small, size=12, training=False, pixels=True))
+    as_pixels = BoxBatches(small, size=12, training=False)
+    as_pixels.pixels = True
+    ((pixels, _),) = list(as_pixels)
     assert pixels.dtype == torch.uint8
     expected = Image.open(marked.paths[3]).resize((60, 40), Image.Resampling.BILINEAR)
     assert np.array_equal(pixels[3].numpy().transpose(1, 2, 0), np.asarray(expected))

@@ -325,4 +325,4 @@ def test_the_command_changes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["data"]["train_images"] == 100
     assert main(["train", "no-such-recipe"]) == 2
-    assert "recipes are cifar10-resnet20-mbn" in capsys.readouterr().err
+    assert "recipes are bccd-ssd-cpu, bccd-ssd-gpu, camvid" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from bitbranch.cli.main import main
 from bitbranch.errors import InputError
 from bitbranch.runtime.engine import Engine
 from bitbranch.table import command, page, rows, spec
+from bitbranch.training import config, tasks
 
 torch.set_num_threads(1)
 TABLES = Path(__file__).parent.parent / "benchmarks" / "tables"
@@ -97,7 +98,7 @@ def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[s
         assert run["differ"] == 0 and run["images"] == 150
         file = folder / "out" / "runs" / f"lsq-2-2-{run['seed']}" / "net.bb"
         assert run["bytes"] == file.stat().st_size
-        test = rows._test_set(rows.config.parse(spec.configured(_row(folder, "float"), 3, {})))
+        test = tasks.read(config.parse(spec.configured(_row(folder, "float"), 3, {})).data).test
         assert run["accuracy"] == (Engine(file)(test.images).argmax(1) == test.labels).mean()
     assert "input is float" in document["rows"][2]["runs"][0]["not compiled"]
 

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "Learn, solve, compile, verify, run and report on real images of garments.")
     demo.add_argument("--out", type=Path, default=Path("bitbranch-demo"), metavar="DIR", help="where the report goes")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--task", choices=("classification", "detection", "segmentation"), default="classification")
     length = demo.add_mutually_exclusive_group()
     length.add_argument("--full", action="store_true", help="the full data set and longer training")
     length.add_argument("--quick", action="store_true", help="a minute on few images: shows the way, not the accuracy")
@@ -201,9 +202,11 @@ def _positive(text: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> Result:
-    from . import demo
+    from . import demo, demo_scenes
 
     size = "full" if options.full else "quick" if options.quick else "standard"
+    if options.task != "classification":
+        return demo_scenes.run(options.task, out=options.out, size=size, seed=options.seed)
     return demo.run(out=options.out, size=size, seed=options.seed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -95,12 +95,13 @@ def markdown(document: Document) -> str:
     return "\n".join([f"# {document['name']}", "", *lines, "", *remarks, f"- {_machine(document)}", ""])
 
 
-def html(document: Document) -> str:
-    """As a page."""
+def html(document: Document, more: Sequence[str] = ()) -> str:
+    """As a page, with more sections, of HTML, in the middle."""
     cells = [[escape(cell) for cell in row] for row in _cells(document)]
     sections = [
         page.section("Figures", plot(document)),
         page.section("Methods", page.table(_head(document), cells, text_columns=2)),
+        *more,
         page.section("About these figures", page.bullets([*_remarks(document), _machine(document)])),
     ]
     return page.render(document["name"], escape(_machine(document)), sections)

@@ -45,7 +45,12 @@ class Row:
     @property
     def folder(self) -> str:
         """Name of the folder of its runs."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return folder_name(self.name)
+
+
+def folder_name(name: str) -> str:
+    """A name in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
