@@ -72,8 +72,8 @@ svg {{ max-width: 100%; height: auto; }}
 .gallery {{ display: flex; flex-wrap: wrap; gap: .8rem; }}
 figure {{ margin: 0; width: 84px; text-align: center; font-size: .78rem; line-height: 1.25; }}
 figure img {{ width: 84px; height: 84px; image-rendering: pixelated; border: 1px solid var(--line); }}
-figure.picture {{ width: auto; margin: 0 0 .6rem; }}
-figure.picture img {{ width: auto; height: auto; display: block; }}
+figure.picture {{ width: auto; flex: 0 1 200px; min-width: 0; margin: 0 0 .6rem; }}
+figure.picture img {{ width: 100%; height: auto; display: block; }}
 .legend span {{ margin-right: 1rem; white-space: nowrap; font-size: .85rem; }}
 .legend i {{ display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -.1rem; }}
 </style>
