@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from bitbranch.cli.main import main
-from bitbranch.cli.pictures import Detector, Segmenter
 from bitbranch.data.scenes import scenes
 from bitbranch.errors import InputError
 from bitbranch.table import command, spec
 from bitbranch.training import checkpoint, config, runner, tasks
 from bitbranch.training.loop import Training
+from bitbranch.vision import Detector, Segmenter
 
 torch.set_num_threads(1)
 
