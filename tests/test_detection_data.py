@@ -14,14 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bitbranch.data import coco_boxes, voc_boxes
+from bitbranch.data import coco_boxes, colours, voc_boxes
 from bitbranch.data.box_batches import (
     OVERLAPS,
     Augmentation,
     BoxBatches,
     random_colours,
     random_window,
-    recoloured,
     seen_through,
 )
 from bitbranch.data.box_set import BoxSet
@@ -410,13 +409,13 @@ def test_colours_change_grey_levels_alone_or_turn_about_grey() -> None:
     grey = np.broadcast_to(np.arange(60, 200, dtype=np.uint8)[:, None, None], (140, 2, 3))
     changed = 0
     for seed in range(60):
-        colours = random_colours(np.random.default_rng(seed))
-        assert np.allclose(colours[:, :3].sum(1), colours[0, :3].sum()) and np.ptp(colours[:, 3]) < 1e-9
-        gain, lift = float(colours[0, :3].sum()), float(colours[0, 3])
+        matrix = random_colours(np.random.default_rng(seed))
+        assert np.allclose(matrix[:, :3].sum(1), matrix[0, :3].sum()) and np.ptp(matrix[:, 3]) < 1e-9
+        gain, lift = float(matrix[0, :3].sum()), float(matrix[0, 3])
         assert 0.5 <= gain <= 1.5 and abs(lift) <= 32 * 1.5
-        got = recoloured(np.ascontiguousarray(grey), colours)
+        got = colours.changed(np.ascontiguousarray(grey), matrix)
         assert np.abs(got - (grey * gain + lift).clip(0, 255)).max() <= 1
-        changed += not np.allclose(colours[:, :3], np.eye(3))
+        changed += not np.allclose(matrix[:, :3], np.eye(3))
     assert 30 < changed < 60
 
 

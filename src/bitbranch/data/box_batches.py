@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..tasks.boxes import intersection_over_union
+from . import colours
 from .batches import Arrays, BatchSource
 from .box_set import BoxSet
 from .pictures import decode_resized
@@ -141,7 +142,7 @@ class BoxBatches(BatchSource):
         window = random_window(boxes, rng, how)
         image, boxes = _resized(pixels, window, self.pictures.size, fill), seen_through(window, boxes)
         if how.colour:
-            image = recoloured(image, random_colours(rng))
+            image = colours.changed(image, random_colours(rng))
         if how.flip and rng.random() < 0.5:
             image = image[:, ::-1]
             boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
@@ -228,28 +229,5 @@ def random_colours(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """
     levels, contrast, saturation, degrees = COLOUR
     brighter, stronger, purer, turned = rng.uniform(-1, 1, 4) * (rng.random(4) < 0.5)
-    colours = _turned(math.radians(degrees * turned)) @ _saturated(1 + saturation * purer)
-    return (1 + contrast * stronger) * np.column_stack([colours, np.full(3, levels * brighter)])
-
-
-GREY = np.array([0.299, 0.587, 0.114])
-"""Luma of red, green and blue; ITU-R BT.601."""
-
-
-def _saturated(factor: float) -> npt.NDArray[np.float64]:
-    """Colours as far from grey as they were, times a factor."""
-    return factor * np.eye(3) + (1 - factor) * np.broadcast_to(GREY, (3, 3))
-
-
-def _turned(angle: float) -> npt.NDArray[np.float64]:
-    """Rotation about the axis of greys, by Rodrigues' formula."""
-    axis = np.full((3, 3), 1 / 3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    return axis + math.cos(angle) * (np.eye(3) - axis) + math.sin(angle) * cross
-
-
-def recoloured(image: npt.NDArray[np.uint8], colours: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Pixels ``[H, W, 3]`` changed by a matrix ``[3, 4]``."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).convert("RGB", tuple(colours.ravel().tolist())))
+    matrix = colours.turned(math.radians(degrees * turned)) @ colours.saturated(1 + saturation * purer)
+    return (1 + contrast * stronger) * np.column_stack([matrix, np.full(3, levels * brighter)])

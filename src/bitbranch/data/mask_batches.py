@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InputError
+from . import colours
 from .batches import Arrays, BatchSource
 from .masks import MaskSet, Pixels, canvas, fitted
 
 IN_MEMORY = 1 << 30
 """Sets of no more bytes than this are decoded once and kept."""
-
-LUMA = np.array([0.299, 0.587, 0.114])
-"""How much red, green and blue make of a pixel's grey (ITU-R BT.601)."""
 
 
 class MaskBatches(BatchSource):
@@ -119,9 +116,6 @@ def recoloured(picture: Pixels, brightness: float, contrast: float, saturation: 
 
     All three are one linear map of a pixel's colour.
     """
-    from PIL.Image import fromarray
-
-    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * LUMA)
-    shift = brightness * (1 - contrast) * float(picture.mean((0, 1)) @ LUMA)
-    rows: npt.NDArray[np.float64] = np.column_stack([matrix, np.full(3, shift)])
-    return np.asarray(fromarray(picture).convert("RGB", tuple(rows.ravel().tolist())))
+    matrix = brightness * contrast * colours.saturated(saturation)
+    shift = brightness * (1 - contrast) * float(picture.mean((0, 1)) @ colours.LUMA)
+    return colours.changed(picture, np.column_stack([matrix, np.full(3, shift)]))
