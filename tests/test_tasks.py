@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bitbranch.cli import demo_scenes
 from bitbranch.cli.main import main
 from bitbranch.data.scenes import scenes
 from bitbranch.errors import InputError
@@ -218,3 +219,21 @@ def test_rows_of_a_table_know_their_task(finished: tuple[str, Path, Any]) -> Non
     checked = config.parse(spec.configured(row, 0, {}))
     task = tasks.read(checked.data)
     assert task.figure == FIGURES[kind] and task.arguments()["num_classes"] == 11
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_demos_on_scenes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_scenes, "QUICK", {"train_images": 32, "test_images": 6})
+    task = {"boxes": "detection", "masks": "segmentation"}[kind]
+    arguments = ["demo", "--task", task, "--quick", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "outputs differ on 0 of 12 images, 2 runs" in said and f"{FIGURES[kind]} %" in said
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("data:image/png") == 4 * tasks.SHOWN  # truth, float and two low-bit networks
+    reader = Detector if kind == "boxes" else Segmenter
+    assert reader(tmp_path / "net.bb").classes[-1] == "ankle boot"
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds another demo" in capsys.readouterr().err

@@ -17,12 +17,8 @@ from ..training.loop import to_stderr
 TABLES = Path(__file__).parent.parent / "table" / "demos"
 NETWORK = "two steps"
 """The row whose network is kept."""
-SIZES: dict[str, dict[str, Any]] = {
-    "standard": {},
-    "full": {"train_images": 0, "test_images": 0},
-    "quick": {"train_images": 400, "test_images": 60},
-}
-"""What changes in the data."""
+QUICK = {"train_images": 400, "test_images": 60}
+"""Of the data, in a quick demo."""
 
 
 def run(task: str, *, out: Path, size: str = "standard", seed: int = 0) -> dict[str, Any]:
@@ -31,7 +27,7 @@ def run(task: str, *, out: Path, size: str = "standard", seed: int = 0) -> dict[
     Args:
         task: ``"detection"`` or ``"segmentation"``.
         out: folder for the files, made where missing; what is done there is not run again.
-        size: ``"standard"``, ``"full"`` (all scenes, twice the epochs) or ``"quick"`` (few scenes, one epoch).
+        size: ``"standard"``, ``"full"`` (twice the epochs) or ``"quick"`` (few scenes, one epoch).
         seed: of everything random.
 
     Returns:
@@ -42,11 +38,10 @@ def run(task: str, *, out: Path, size: str = "standard", seed: int = 0) -> dict[
     """
     content = config.read(TABLES / f"{task}.toml")
     content["seeds"] = [seed]
-    content["common"]["data"] |= SIZES[size]
+    content["common"]["data"] |= QUICK if size == "quick" else {}
     for part in [content["common"], *content["row"]]:
         for settings in [part.get("train", {}), *part.get("phase", [])]:
-            if "epochs" in settings:
-                settings["epochs"] = {"standard": 1, "full": 2}[size] * settings["epochs"] if size != "quick" else 1
+            _resize(settings, size)
     file = out / "demo.json"
     text = json.dumps(content, indent=1).encode()
     try:
@@ -67,6 +62,14 @@ def run(task: str, *, out: Path, size: str = "standard", seed: int = 0) -> dict[
     differ = sum(run.get("differ", 0) for row in document["rows"] for run in row["runs"])
     lines = [document.pop("text"), f"report: {out / 'report.html'}"]
     return {**document, "failed": document["failed"] or differ > 0, "text": "\n".join(lines)}
+
+
+def _resize(settings: dict[str, Any], size: str) -> None:
+    """Change how long a phase takes."""
+    if "epochs" in settings:
+        settings["epochs"] = {"standard": settings["epochs"], "full": 2 * settings["epochs"], "quick": 1}[size]
+    if size == "quick" and "samples" in settings:
+        settings |= {"images": 100, "samples": 1000}
 
 
 def _gallery(content: dict[str, Any], document: dict[str, Any], out: Path, seed: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,12 @@ def _square(load: Callable[..., Images], usual: int) -> Callable[..., Images]:
 
 
 def _scenes(split: str, _: Path, *, size: int) -> Images:
-    return scenes.scenes(split, 6000 if split == "train" else 1000, size=size)
+    return _composed(split, size)
+
+
+@lru_cache(maxsize=4)
+def _composed(split: str, size: int) -> Images:
+    return scenes.scenes(split, {"train": 4000, "test": 500}[split], size=size)
 
 
 SETS = {
@@ -136,7 +141,7 @@ SETS = {
             _square(folders.load, 224), True, 0, lambda: root() / "folder", sized=True,
         ),
         _detection(
-            "scene-boxes", "scenes of Fashion-MNIST's garments, 6,000 + 1,000, with boxes", "comes with bitbranch",
+            "scene-boxes", "scenes of Fashion-MNIST's garments, 4,000 + 500, with boxes", "comes with bitbranch",
             _square(_scenes, 64), None,
         ),
         _detection(
@@ -153,7 +158,7 @@ SETS = {
             _boxes(coco_boxes.load, {"train": "train2017", "test": "val2017"}), None,
         ),
         _segmentation(
-            "scene-masks", "scenes of Fashion-MNIST's garments, 6,000 + 1,000, with masks", "comes with bitbranch",
+            "scene-masks", "scenes of Fashion-MNIST's garments, 4,000 + 500, with masks", "comes with bitbranch",
             _square(_scenes, 64), None,
         ),
         _segmentation(
