@@ -257,6 +257,7 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     assert "is quantized as tsq:wt-a2" in refused(capsys, *again, "--scheme", "tsq:w1-a2")
     step_1 = replace(RECIPE, scheme="tsq:wt-a2", codes=True)  # as a run that ends with it leaves it
     codes = step_1.build()
+    bb.calibrate(codes, [torch.from_numpy(np.load(folder / "images.npy"))])
     checkpoint.save(tmp_path / "codes.pt", step_1, codes)
     solving = ["solve", tmp_path / "codes.pt", "--images", folder / "images.npy", "--out", tmp_path / "four.pt"]
     assert main([str(a) for a in [*solving, "--samples", 100, "--json"]]) == 0

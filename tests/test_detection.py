@@ -138,6 +138,7 @@ def test_a_network_gives_the_numbers_of_its_default_boxes(options: dict[str, obj
 
 
 def test_a_new_network_says_background() -> None:
+    torch.manual_seed(0)
     network = models.ssd(num_classes=5, width=1 / 8, image_size=64).eval()
     with torch.no_grad():
         logits, offsets = Multibox(network.default_boxes).flattened(network(torch.randn(2, 3, 64, 64)))
