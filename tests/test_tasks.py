@@ -166,6 +166,7 @@ def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: l
     [
         ("boxes", {"network": {"model": "unet"}}, "UNet has no default boxes, so it detects nothing"),
         ("boxes", {"data": {"set": "scene-boxes", "augmentation": {"zoom": 2}}}, "data.augmentation.zoom: unknown key"),
+        ("boxes", {"data": {"set": "scene-boxes", "augmentation": {"flip": 2}}}, "augmentation.flip: expected true or"),
         ("masks", {"data": {"set": "scene-masks", "size": [64, 48]}}, "images are square"),
         ("masks", {"data": {"set": "scene-masks", "size": [64]}}, "data.size is height and width"),
         ("masks", {"data": {"set": "scene-masks", "balance": 1.5}}, "data.balance is 0..1"),

@@ -250,14 +250,14 @@ def parse(content: object, folder: Path = Path()) -> Config:
     expanded = [p for phase in phases for p in _expanded(_table(phase, "phase"), common)]
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
     rest = {key: value for key, value in content.items() if key != "train"}
-    config = _read(Config, {**rest, "phase": expanded}, "")
+    config = read_as(Config, {**rest, "phase": expanded}, "")
     absolute = {
         "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start")},
         "data": {"path": _absolute(config.data.path, folder)},
         "teacher": {"checkpoint": _absolute(config.teacher.checkpoint, folder)},
     }
     plain = config.as_dict()
-    config = _read(Config, {**plain, **{key: {**plain[key], **value} for key, value in absolute.items()}}, "")
+    config = read_as(Config, {**plain, **{key: {**plain[key], **value} for key, value in absolute.items()}}, "")
     _check(config)
     return config
 
@@ -324,8 +324,17 @@ def _absolute(path: str, folder: Path) -> str:
     return str((folder / Path(path).expanduser()).resolve()) if path else ""
 
 
-def _read(cls: type[T], content: object, where: str) -> T:
-    """A dataclass from a table, with every key and type checked."""
+def read_as(cls: type[T], content: object, where: str) -> T:
+    """A dataclass from a table, with every key and type checked.
+
+    Args:
+        cls: the dataclass.
+        content: the table.
+        where: what errors call it; may be empty.
+
+    Raises:
+        InputError: an unknown or missing key, or a wrong value; names it.
+    """
     table = _table(content, where or "configuration")
     assert is_dataclass(cls)
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
@@ -354,7 +363,7 @@ def _value(expected: Any, value: object, where: str) -> Any:
             _value(options[0], item, f"{where}[{i}]" if len(items) > 1 else where) for i, item in enumerate(items)
         )
     if is_dataclass(expected):
-        return _read(expected, value, where)  # type: ignore[arg-type]
+        return read_as(expected, value, where)  # type: ignore[arg-type]
     if origin is not None:  # a mapping
         return _table(value, where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,13 @@ from ..errors import InputError
 from ..tasks.boxes import DefaultBoxes
 from ..tasks.segmentation import median_frequency
 from . import gallery, multibox, pixels
-from .config import Data, Phase, Teacher
+from .config import Data, Phase, Teacher, read_as
 from .loop import score
 from .multibox import Multibox
 from .objectives import Classification, Objective
 from .pixels import Pixels
+
+T = TypeVar("T")
 
 EVALUATION_BATCH = 250
 PICTURES = 8
@@ -113,12 +115,26 @@ class Task:
         """Batches of images; the rest as for :class:`~bitbranch.data.batches.BatchSource`."""
         raise NotImplementedError
 
-    def _augmentation(self, known: Sequence[str]) -> dict[str, Any]:
-        """``[data.augmentation]`` and ``flip``, checked."""
-        for name in self.data.augmentation:
-            if name not in known:
-                raise InputError(f"data.augmentation.{name}: unknown key; {self.data.set} has {', '.join(known)}")
-        return {**({} if self.data.flip is None else {"flip": self.data.flip}), **self.data.augmentation}
+    def _augmentation(self, how: type[T]) -> T:
+        """``[data.augmentation]`` and ``flip``, checked, as a dataclass."""
+        flip = {} if self.data.flip is None else {"flip": self.data.flip}
+        return read_as(how, {**flip, **self.data.augmentation}, "data.augmentation")
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The augmentation of images of classes, beside ``shift``, and of scenes."""
+
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class MaskAugmentation:
+    """That of pictures with masks, see :class:`~bitbranch.data.mask_batches.MaskBatches`."""
+
+    scale: tuple[float, ...] = (0.5, 2.0)
+    flip: bool = True
+    colour: float = 0.3
 
 
 class ImageClassification(Task):
@@ -128,7 +144,7 @@ class ImageClassification(Task):
     figures = ("accuracy", "top5", "loss")
 
     def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
-        self._augmentation(())
+        self._augmentation(Mirror)
         usual = sets.find(self.data.set)
         shift = usual.shift if self.data.shift is None else self.data.shift
         flip = usual.flip if self.data.flip is None else self.data.flip
@@ -181,10 +197,8 @@ class ObjectDetection(Task):
 
     def _source(self, images: BoxSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
         if isinstance(images, SceneSet):
-            flip = self._augmentation(("flip",)) if augmented else {"flip": False}
-            return SceneBatches(images, boxes=True, **flip, **given)
-        names = [f.name for f in fields(Augmentation)]
-        chosen = Augmentation(**self._augmentation(names)) if augmented else Augmentation(False, 1.0, 1.0, False)
+            return SceneBatches(images, boxes=True, flip=augmented and self._augmentation(Mirror).flip, **given)
+        chosen = self._augmentation(Augmentation) if augmented else Augmentation(False, 1.0, 1.0, False)
         return BoxBatches(images, augmentation=chosen, **given)
 
     def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
@@ -223,10 +237,12 @@ class SemanticSegmentation(Task):
 
     def _source(self, images: MaskSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
         if isinstance(images, SceneSet):
-            flip = self._augmentation(("flip",)) if augmented else {"flip": False}
-            return SceneBatches(images, boxes=False, **flip, **given)
-        still = {"scale": (1.0, 1.0), "flip": False, "colour": 0.0}
-        return MaskBatches(images, **(self._augmentation(tuple(still)) if augmented else still), **given)
+            return SceneBatches(images, boxes=False, flip=augmented and self._augmentation(Mirror).flip, **given)
+        chosen = self._augmentation(MaskAugmentation) if augmented else MaskAugmentation((1.0, 1.0), False, 0.0)
+        if len(chosen.scale) != 2:
+            raise InputError(f"data.augmentation.scale: expected the least and the most, got {list(chosen.scale)}")
+        scale = (chosen.scale[0], chosen.scale[1])
+        return MaskBatches(images, scale=scale, flip=chosen.flip, colour=chosen.colour, **given)
 
     @cached_property
     def weights(self) -> npt.NDArray[np.float64] | None:
