@@ -144,7 +144,9 @@ def test_the_commands_draw_list_and_go_on(
             assert drawn.shape[0] > row["height"]  # the legend
     if kind == "boxes":
         assert any(row["objects"] for row in listed)
-    assert main([name, net, str(pictures[0]), "--out", str(tmp_path / "one")]) == 0
+    before = pictures[0].read_bytes()
+    assert main([name, net, str(pictures[0]), "--out", str(pictures[0].parent)]) == 0
+    assert pictures[0].read_bytes() == before and (pictures[0].parent / "scene0-2.png").is_file()
 
 
 def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path) -> None:
@@ -171,6 +173,11 @@ def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: l
         ("masks", {"data": {"set": "scene-masks", "size": [64]}}, "data.size is height and width"),
         ("masks", {"data": {"set": "scene-masks", "balance": 1.5}}, "data.balance is 0..1"),
         ("masks", {"data": {"set": "cifar10", "size": [64, 64]}}, "cifar10 has images of one size"),
+        (
+            "masks",
+            {"network": NETWORKS["masks"], "data": {"set": "fashion-mnist-sample", "augmentation": {"flip": False}}},
+            "data.augmentation: is for pictures with boxes or masks",
+        ),
         ("boxes", {"data": {"set": "bccd", "path": "nowhere"}}, "nowhere: has no Annotations"),
         ("masks", {"data": {"set": "camvid", "path": "nowhere"}}, "nowhere: no split 'train'"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def detect(
             for number, row in zip(numbers, found, strict=True)
         ]
         counts = {name: sum(o["class"] == name for o in objects) for name in detector.classes}
-        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"
+        said = ", ".join(f"{number} {name}" for name, number in counts.items() if number) or "nothing"
         return {"width": width, "height": height, "objects": objects}, said
 
     return _each(files, out, one, "detections.json", say)
@@ -99,7 +100,8 @@ def _each(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be the output folder ({error.strerror})") from None
-    rows, errors, taken = list[Result](), list[str](), set[str]()
+    rows, errors = list[Result](), list[str]()
+    taken = {file.resolve() for file in files}  # which stay as they are
     for file in files:
         target = _target(out, file, taken)
         try:
@@ -115,14 +117,15 @@ def _each(
     return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
 
 
-def _target(out: Path, file: Path, taken: set[str]) -> Path:
-    """A picture's own name in the folder, whatever else has its stem."""
-    name, number = file.stem, 1
-    while name in taken:
-        number += 1
-        name = f"{file.stem}-{number}"
-    taken.add(name)
-    return out / f"{name}.png"
+def _target(out: Path, file: Path, taken: set[Path]) -> Path:
+    """A picture's own name in the folder, where neither it nor its mask takes another's place."""
+    for number in count(1):
+        name = file.stem if number == 1 else f"{file.stem}-{number}"
+        wanted = {(out / f"{name}{end}").resolve() for end in (".png", "-mask.png")}
+        if not wanted & taken:
+            taken |= wanted
+            return out / f"{name}.png"
+    raise AssertionError
 
 
 def _bytes(file: Path) -> bytes:

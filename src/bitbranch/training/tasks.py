@@ -123,7 +123,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Mirror:
-    """The augmentation of images of classes, beside ``shift``, and of scenes."""
+    """The augmentation of scenes."""
 
     flip: bool = True
 
@@ -144,7 +144,8 @@ class ImageClassification(Task):
     figures = ("accuracy", "top5", "loss")
 
     def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
-        self._augmentation(Mirror)
+        if self.data.augmentation:
+            raise InputError(f"data.augmentation: is for pictures with boxes or masks; {self.data.set} has flip, shift")
         usual = sets.find(self.data.set)
         shift = usual.shift if self.data.shift is None else self.data.shift
         flip = usual.flip if self.data.flip is None else self.data.flip
