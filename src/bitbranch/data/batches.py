@@ -17,6 +17,7 @@ from .dataset import Dataset, normalize
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]
 Pair = tuple[Tensor, Tensor]
+"""Images ``[n, C, H, W]``, and their targets."""
 
 
 class Normalized(Protocol):
@@ -29,9 +30,6 @@ class Normalized(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
     def __len__(self) -> int: ...
-
-
-"""Normalised images ``[n, C, H, W]``, and their targets."""
 
 
 class BatchSource:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .dataset import evenly
 from .pictures import MEAN, STD, SUFFIXES, size_of
 
 OnError = Callable[[InputError], None] | None
@@ -56,8 +57,7 @@ class BoxSet:
 
     def spread(self, count: int) -> BoxSet:
         """At most ``count`` pictures at equal distances."""
-        step = max(1, len(self) // max(1, count))
-        kept = slice(0, step * count, step)
+        kept = evenly(len(self), count)
         return replace(
             self,
             paths=self.paths[kept],

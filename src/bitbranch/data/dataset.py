@@ -58,8 +58,7 @@ class Dataset:
 
     def spread(self, count: int) -> Dataset:
         """At most ``count`` images at equal distances, so that every class that is spread evenly takes part."""
-        step = max(1, len(self) // max(1, count))
-        return self.take(slice(0, step * count, step))
+        return self.take(evenly(len(self), count))
 
     def normalized(self) -> npt.NDArray[np.float32]:
         """All images as float32, ``(pixel / 255 - mean) / std``, ``[N, C, H, W]``."""
@@ -68,6 +67,12 @@ class Dataset:
     def normalize(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Images of this set, ``[n, C, H, W]``, as :meth:`normalized` gives them."""
         return normalize(images, mean=self.mean, std=self.std)
+
+
+def evenly(total: int, count: int) -> slice:
+    """At most ``count`` of ``total`` things, at equal distances."""
+    step = max(1, total // max(1, count))
+    return slice(0, step * count, step)
 
 
 def normalize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Arrays, BatchSource
+from .dataset import evenly
 from .pictures import MEAN, STD, SUFFIXES, open_rgb
 from .prepared import NAMES
 
@@ -53,9 +54,8 @@ class PictureSet:
 
     def spread(self, count: int) -> PictureSet:
         """At most ``count`` pictures at equal distances."""
-        kept = slice(0, None, max(1, len(self) // max(1, count)))
-        paths, labels = self.paths[kept][:count], self.labels[kept][:count]
-        return PictureSet(paths, labels, self.classes, self.size, self.source, self.mean, self.std)
+        kept = evenly(len(self), count)
+        return replace(self, paths=self.paths[kept], labels=self.labels[kept])
 
 
 def load(split: str, folder: Path, *, size: int = 224) -> PictureSet:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..tasks.segmentation import IGNORED, Palette, palette, resized
+from .dataset import evenly
 from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -60,7 +61,7 @@ class MaskSet:
 
     def spread(self, count: int) -> MaskSet:
         """At most ``count`` pairs at equal distances."""
-        return self.take(range(0, len(self), max(1, len(self) // max(1, count)))[:count])
+        return self.take(range(len(self))[evenly(len(self), count)])
 
     def pair(self, index: int) -> tuple[Pixels, Pixels]:
         """A picture, uint8 ``[H, W, 3]``, and the class of each of its pixels or :data:`IGNORED`, uint8 ``[H, W]``.

@@ -14,6 +14,7 @@ from ..tasks.segmentation import palette
 from . import fashion_mnist
 from .batches import Arrays, BatchSource
 from .box_set import BoxSet
+from .dataset import evenly
 
 CLASSES = ("background", *fashion_mnist.CLASSES)
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -86,8 +87,7 @@ class SceneSet:
 
     def spread(self, count: int) -> SceneSet:
         """At most ``count`` scenes at equal distances."""
-        step = max(1, len(self) // max(1, count))
-        kept = slice(0, step * count, step)
+        kept = evenly(len(self), count)
         return replace(self, images=self.images[kept], boxes=self.boxes[kept], masks=self.masks[kept])
 
 

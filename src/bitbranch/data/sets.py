@@ -75,10 +75,11 @@ class ImageSet:
 
 
 def _detection(
-    name: str, title: str, origin: str, load: Callable[..., Images], prepare: Callable[..., None] | None
+    name: str, title: str, origin: str, load: Callable[..., Images], prepare: Callable[..., None] | None = None
 ) -> ImageSet:
-    folder = None if origin.startswith("comes") else lambda: root() / name
-    return ImageSet(name, title, origin, load, True, 0, folder, prepare, task="detection", sized=True)
+    return ImageSet(
+        name, title, origin, load, True, 0, lambda: root() / name, prepare, task="detection", sized=True
+    )  # fmt: skip
 
 
 def _segmentation(*given: Any) -> ImageSet:
@@ -106,12 +107,8 @@ def _square(load: Callable[..., Images], usual: int) -> Callable[..., Images]:
     return read
 
 
-def _scenes(split: str, _: Path, *, size: int) -> Images:
-    return _composed(split, size)
-
-
 @lru_cache(maxsize=4)
-def _composed(split: str, size: int) -> Images:
+def _scenes(split: str, _: Path, *, size: int) -> Images:
     return scenes.scenes(split, {"train": 4000, "test": 500}[split], size=size)
 
 
@@ -140,9 +137,9 @@ SETS = {
             "folder", "any pictures in folders", "train|val/CLASS/PICTURE at the given path, read as for imagenet",
             _square(folders.load, 224), True, 0, lambda: root() / "folder", sized=True,
         ),
-        _detection(
+        ImageSet(
             "scene-boxes", "scenes of Fashion-MNIST's garments, 4,000 + 500, with boxes", "comes with bitbranch",
-            _square(_scenes, 64), None,
+            _square(_scenes, 64), True, 0, None, task="detection", sized=True,
         ),
         _detection(
             "bccd", "BCCD, 292 + 72 pictures of blood cells",
@@ -151,15 +148,15 @@ SETS = {
         ),
         _detection(
             "voc-boxes", "Pascal VOC, trainval of all years + test 2007", "VOC2007, VOC2012, as they are unpacked",
-            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}), None,
+            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}),
         ),
         _detection(
             "coco-boxes", "COCO 2017, 118,287 + 5,000 pictures", "annotations, train2017 and val2017, as unpacked",
-            _boxes(coco_boxes.load, {"train": "train2017", "test": "val2017"}), None,
+            _boxes(coco_boxes.load, {"train": "train2017", "test": "val2017"}),
         ),
-        _segmentation(
+        ImageSet(
             "scene-masks", "scenes of Fashion-MNIST's garments, 4,000 + 500, with masks", "comes with bitbranch",
-            _square(_scenes, 64), None,
+            _square(_scenes, 64), True, 0, None, task="segmentation", sized=True,
         ),
         _segmentation(
             "camvid", "CamVid, 367 + 233 road scenes",
@@ -168,16 +165,16 @@ SETS = {
         ),
         _segmentation(
             "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked",
-            _told(masks.voc), None,
+            _told(masks.voc),
         ),
         _segmentation(
             "cityscapes", "Cityscapes, 2,975 + 500 street scenes", "leftImg8bit and gtFine, as they are unpacked",
-            _told(masks.cityscapes), None,
+            _told(masks.cityscapes),
         ),
         _segmentation(
             "mask-folder", "any pictures with masks in folders",
             "train/images, train/masks, test/images, test/masks and classes.txt at the given path",
-            _told(masks.pairs), None,
+            _told(masks.pairs),
         ),
     )
 }  # fmt: skip

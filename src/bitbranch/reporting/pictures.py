@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..tasks.segmentation import IGNORED, coloured, resized
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -85,12 +87,10 @@ def with_mask(
     """
     from PIL import Image
 
-    shown = Image.fromarray(np.where((mask >= 0) & (mask < len(colours)), mask, 255).astype(np.uint8))
-    classes = np.asarray(shown.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.NEAREST))
-    table = np.zeros((256, 3))
-    table[: len(colours)] = colours
-    share = np.where((classes == 255) | (classes == background), 0.0, OPACITY)[..., None]
-    return Image.fromarray((pixels * (1 - share) + table[classes] * share + 0.5).astype(np.uint8))
+    known = (mask >= 0) & (mask < len(colours)) & (mask != background)
+    labels = resized(np.where(known, mask, IGNORED).astype(np.uint8), (pixels.shape[0], pixels.shape[1]))
+    share = np.where(labels == IGNORED, 0.0, OPACITY)[..., None]
+    return Image.fromarray((pixels * (1 - share) + coloured(labels, colours) * share + 0.5).astype(np.uint8))
 
 
 def with_legend(picture: Image, names: Sequence[str], colours: Sequence[Colour]) -> Image:

@@ -27,7 +27,7 @@ def _cells(document: Document) -> list[list[str]]:
             continue
         first = runs[0]
         scheme = row["scheme"] or first["scheme"]
-        size = first["bytes"] if "bytes" in first else 0 if scheme else first["parameters"] * 4
+        size = _size(row)
         latency = document["latency"].get(row["name"])
         rows.append(
             [
@@ -43,6 +43,12 @@ def _cells(document: Document) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _size(row: Mapping[str, Any]) -> float:
+    """Bytes of the file, or of a float network's parameters; 0 for what is neither."""
+    first = row["runs"][0]
+    return float(first.get("bytes", 0 if row["scheme"] or first["scheme"] else 4 * first["parameters"]))
 
 
 def _spread(value: float, spread: float | None, sign: str = "") -> str:
@@ -121,9 +127,9 @@ def plot(document: Document) -> str:
             single = [100 * judged(run) for run in row["runs"]]
             axis.plot(single, [y] * len(single), "o", ms=3.5, color=colour, alpha=0.45)
             axis.errorbar(x, y, xerr=100 * row.get("spread", 0.0), fmt="|", ms=12, color=colour, elinewidth=1.2)
-            size = row["runs"][0].get("bytes", 4 * row["runs"][0]["parameters"])
+            size = f", {_size(row) / 1e3:.0f} kB" if _size(row) else ""
             axis.annotate(
-                f"{x:.2f} %, {size / 1e3:.0f} kB", (1.01, y), xycoords=("axes fraction", "data"), va="center",
+                f"{x:.2f} %{size}", (1.01, y), xycoords=("axes fraction", "data"), va="center",
                 fontsize=8.5, color=colour,
             )  # fmt: skip
         if shown:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from ..reporting import page, pictures
 from ..tasks.boxes import DefaultBoxes, detections
 from ..tasks.segmentation import IGNORED, masks
+from .loop import evaluating
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,15 +34,6 @@ def shown(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> li
     return list(pixels.repeat(factor, 1).repeat(factor, 2))
 
 
-@torch.no_grad()
-def outputs(network: nn.Module, images: Tensor) -> Any:
-    """What a network says of images, in evaluation mode, on the CPU."""
-    was_training, device = network.training, next(network.parameters()).device
-    said = network.eval()(images.to(device))
-    network.train(was_training)
-    return said
-
-
 def boxes(
     networks: Mapping[str, nn.Module], images: Tensor, targets: Tensor, classes: tuple[str, ...], default: DefaultBoxes,
     mean: tuple[float, ...], std: tuple[float, ...],
@@ -51,7 +42,8 @@ def boxes(
     colours = pictures.palette(len(classes))
     columns = [("truth", [rows[rows[:, 4] > 0] for rows in targets.numpy()])]
     for title, network in networks.items():
-        heads = [[m.float().cpu().numpy() for m in part] for part in outputs(network, images)]
+        with evaluating(network) as device:
+            heads = [[m.float().cpu().numpy() for m in part] for part in network(images.to(device))]
         found = detections(heads[0], heads[1], default, threshold=SCORE)
         columns.append((title, [rows[:, [0, 1, 2, 3, 5]] for rows in found]))
 
@@ -72,7 +64,8 @@ def areas(
     truth = targets.numpy()
     columns = [("truth", np.where(truth == IGNORED, -1, truth))]
     for title, network in networks.items():
-        logits = outputs(network, images).float().cpu().numpy()
+        with evaluating(network) as device:
+            logits = network(images.to(device)).float().cpu().numpy()
         columns.append((title, masks(logits, (truth.shape[1], truth.shape[2])).astype(np.int64)))
 
     def drawn(pixels: Pixels, mask: npt.NDArray[np.int64]) -> Image:

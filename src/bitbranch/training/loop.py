@@ -296,14 +296,37 @@ def project(model: nn.Module) -> None:
                 layer.weight.copy_(layer.native_order(weight))
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, and afterwards the mode that was; gives the device of the parameters."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield next((p.device for p in network.parameters()), torch.device("cpu"))
+    finally:
+        network.train(was_training)
+
+
+class Answers(nn.Module):
+    """A function of arrays, such as an engine, as a network, so that both are scored by the same code."""
+
+    def __init__(self, run: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: Tensor) -> Any:
+        return _tensors(self.run(images.numpy()))
+
+
+def _tensors(said: Any) -> Any:
+    return [_tensors(part) for part in said] if isinstance(said, (tuple, list)) else torch.from_numpy(said)
+
+
 def predict(model: nn.Module, images: npt.NDArray[np.float32] | Tensor, *, batch_size: int = 256) -> Tensor:
     """Logits ``[N, classes]`` of normalised float32 images ``[N, C, H, W]``, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    parts = [model(part) for part in torch.as_tensor(images).split(batch_size)]
-    model.train(was_training)
-    return torch.cat(parts)
+    with evaluating(model):
+        return torch.cat([model(part) for part in torch.as_tensor(images).split(batch_size)])
 
 
 def evaluate(
@@ -318,7 +341,6 @@ def evaluate(
     return float(right.float().mean())
 
 
-@torch.no_grad()
 def score(model: nn.Module, batches: Batches) -> dict[str, float]:
     """Evaluate a classifier on batches, of which each process has its part; the result is that of all.
 
@@ -329,17 +351,15 @@ def score(model: nn.Module, batches: Batches) -> dict[str, float]:
     Raises:
         InputError: there are no images.
     """
-    was_training, device = model.training, next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for images, labels in batches:
-        if len(labels):
-            labels = labels.to(device)
-            logits = model(images.to(device)).float()
-            ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([loss, ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(labels), device=device)])
-    model.train(was_training)
+    with evaluating(model) as device:
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        for images, labels in batches:
+            if len(labels):
+                labels = labels.to(device)
+                logits = model(images.to(device)).float()
+                ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                sums += torch.stack([loss, ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(labels), device=device)])
     loss, first, five, seen = processes.total(sums).tolist()
     if not seen:
         raise InputError("there are no images to evaluate on")

@@ -18,6 +18,7 @@ from ..data.scenes import SceneBatches
 from ..errors import InputError
 from ..tasks.average_precision import average_precision, coco_average_precision, mean_average_precision
 from ..tasks.boxes import DefaultBoxes, detections
+from .loop import Answers, evaluating
 from .objectives import Objective
 
 Heads = tuple[Sequence[Tensor], Sequence[Tensor]]
@@ -185,7 +186,6 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     return shared / ((a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1]) + areas - shared)
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module | Callable[[Any], Any],
     batches: BoxBatches | SceneBatches,
@@ -221,17 +221,19 @@ def evaluate(
     """
     if batches.training or batches.part != (0, 1):
         raise InputError("evaluation: batches must be of the whole set, in its order")
-    pictures, run = batches.pictures, _runner(network)
+    module = network if isinstance(network, nn.Module) else Answers(network)
     found, losses = list[npt.NDArray[np.float32]](), 0.0
-    for images, targets in batches:
-        heads = run(images)
-        found += detections(*heads, boxes, threshold=threshold, most=most, top=top, keep=keep)
-        if objective is not None:
-            tensors = [[torch.from_numpy(m) for m in part] for part in heads]
-            losses += float(objective.loss((tensors[0], tensors[1]), targets)[0]) * len(images)
-        if progress is not None:
-            progress(len(found))
-    return _scores(found, pictures, coco) | ({} if objective is None else {"loss": losses / len(found)})
+    with evaluating(module) as device:
+        for images, targets in batches:
+            maps = [m.float().cpu() for m in _flat(module(images.to(device)))]
+            heads = maps[: len(maps) // 2], maps[len(maps) // 2 :]
+            classes, places = ([m.numpy() for m in part] for part in heads)
+            found += detections(classes, places, boxes, threshold=threshold, most=most, top=top, keep=keep)
+            if objective is not None:
+                losses += float(objective.loss(heads, targets)[0]) * len(images)
+            if progress is not None:
+                progress(len(found))
+    return _scores(found, batches.pictures, coco) | ({} if objective is None else {"loss": losses / len(found)})
 
 
 def _scores(found: list[npt.NDArray[np.float32]], pictures: BoxSet, coco: bool) -> dict[str, float]:
@@ -251,22 +253,6 @@ def _scores(found: list[npt.NDArray[np.float32]], pictures: BoxSet, coco: bool) 
             found, pictures.boxes, classes=count, sizes=pictures.sizes, crowd=pictures.difficult
         )
     return scores
-
-
-def _runner(network: nn.Module | Callable[[Any], Any]) -> Callable[[Tensor], tuple[list[Any], list[Any]]]:
-    """A function from a batch to class maps and box maps, float32 arrays."""
-
-    def run(images: Tensor) -> tuple[list[Any], list[Any]]:
-        if not isinstance(network, nn.Module):
-            heads = network(images.numpy())
-        else:
-            was_training = network.training
-            heads = network.eval()(images.to(next(network.parameters()).device))
-            network.train(was_training)
-        maps = [m.float().cpu().numpy() if isinstance(m, Tensor) else m for m in _flat(heads)]
-        return maps[: len(maps) // 2], maps[len(maps) // 2 :]
-
-    return run
 
 
 def _flat(heads: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from .. import processes
 from ..errors import InputError
 from ..tasks.segmentation import IGNORED, Confusion, masks
 from .distillation import soft_target_loss
+from .loop import Answers, evaluating
 from .objectives import Classification
 
 
@@ -75,7 +76,6 @@ class Pixels(Classification):
         return soft_target_loss(student, teacher, self.temperature)
 
 
-@torch.no_grad()
 def evaluate(
     network: Callable[[Any], Any],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -101,18 +101,12 @@ def evaluate(
     Raises:
         InputError: no labelled pixels, or logits or labels that do not fit the classes.
     """
-    module = network if isinstance(network, nn.Module) else None
-    was_training = module is not None and module.training
-    device = next((p.device for p in module.parameters()), torch.device("cpu")) if module else torch.device("cpu")
-    if module is not None:
-        module.eval()
+    module = network if isinstance(network, nn.Module) else Answers(network)
     confusion = Confusion(len(classes), ignored)
-    for images, labels in batches:
-        logits = network(images.to(device)) if module is not None else network(images.numpy())
-        found = masks(torch.as_tensor(logits).float().cpu().numpy(), (labels.shape[-2], labels.shape[-1]))
-        confusion.add(labels.numpy(), found)
-    if module is not None:
-        module.train(was_training)
+    with evaluating(module) as device:
+        for images, labels in batches:
+            logits = module(images.to(device)).float().cpu().numpy()
+            confusion.add(labels.numpy(), masks(logits, (labels.shape[-2], labels.shape[-1])))
     confusion.matrix = processes.total(torch.from_numpy(confusion.matrix).to(device)).cpu().numpy()
     if not confusion.matrix.any():
         raise InputError("there are no labelled pixels to evaluate on")

@@ -69,7 +69,7 @@ def run(
         What ``results.json`` holds: ``figure``, the name of what the network is judged by; on the test images
         ``accuracy``, ``top5`` and ``loss``, ``map`` and ``map_2007``, or ``miou`` and others; ``best_`` and the figure,
         ``scheme``, ``seconds`` of training, ``net`` and the other files' paths, and of each phase its ``name``,
-        ``kind``, ``seconds``, and ``accuracy`` at its end.
+        ``kind``, ``seconds``, and the figures at its end.
 
     Raises:
         InputError: a wrong configuration, missing data, or a folder that holds another run.
@@ -141,8 +141,11 @@ class _Run:
         if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
             try:
                 there = parse(json.loads(path.read_text())).as_dict()
-            except (OSError, ValueError, InputError):
-                raise InputError(f"{path}: damaged; train into another folder") from None
+            except (OSError, ValueError) as error:  # an InputError among them
+                text = " ".join(str(error).split())
+                raise InputError(
+                    f"{path}: damaged, or of another version ({text}); train into another folder"
+                ) from None
             for key in sorted({*plain, *there} - set(FREE)):
                 if there.get(key) != plain.get(key):
                     raise InputError(f"{self.folder}: holds a run of another configuration ({key} differs)")
@@ -455,7 +458,8 @@ class _Run:
             "phases": self.journal.phases,
         }
         if self.writes:
-            self.journal.show("finished", now=True, gallery=self.task.gallery(self._shown()))
+            gallery = self.task.gallery(self._shown()) if self.task.shows else ""
+            self.journal.show("finished", now=True, gallery=gallery)
             write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import processes
 from ..data import sets
@@ -28,16 +27,13 @@ from ..tasks.boxes import DefaultBoxes
 from ..tasks.segmentation import median_frequency
 from . import gallery, multibox, pixels
 from .config import Data, Phase, Teacher, read_as
-from .loop import score
+from .loop import Answers, score
 from .multibox import Multibox
 from .objectives import Classification, Objective
 from .pixels import Pixels
 
 T = TypeVar("T")
 
-EVALUATION_BATCH = 250
-PICTURES = 8
-"""Images of a batch where each gives maps, in evaluation."""
 SHOWN = 6
 """Test images in a run's report."""
 
@@ -55,10 +51,16 @@ class Task:
     Attributes:
         name: in files.
         figures: names of what :meth:`score` gives at least; a network is judged by the first, 0..1.
+        shows: whether a report has a :meth:`gallery`.
+        divided: whether several processes share the test images.
+        tested_at_once: images of a batch in evaluation.
     """
 
     name: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
+    shows: ClassVar[bool] = True
+    divided: ClassVar[bool] = True
+    tested_at_once: ClassVar[int] = 8
 
     def __init__(self, data: Data, train: Any, test: Any) -> None:
         self.data, self.train, self.test = data, train, test
@@ -103,13 +105,28 @@ class Task:
 
         Args:
             network: what is judged.
-            run: computes its outputs in its place; whole batches in this process.
+            run: computes its outputs in its place; only where there is one process.
         """
         raise NotImplementedError
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
-        """Some test images with the truth and what networks say of them, by their titles, as HTML; may be empty."""
-        return ""
+        """Some test images with the truth and what networks say of them, by their titles, as HTML.
+
+        Only where :attr:`shows`.
+        """
+        raise NotImplementedError
+
+    def _tested(self, run: Run | None) -> BatchSource:
+        """The test images: as pixels for a function, else normalised."""
+        self._test_source.pixels = run is not None
+        return self._test_source
+
+    @cached_property
+    def _test_source(self) -> BatchSource:
+        part = (processes.rank(), processes.count()) if self.divided else (0, 1)
+        return self._source(
+            self.test, size=self.tested_at_once * part[1], training=False, workers=self.data.workers, part=part
+        )
 
     def _source(self, images: Any, augmented: bool = False, **given: Any) -> BatchSource:
         """Batches of images; the rest as for :class:`~bitbranch.data.batches.BatchSource`."""
@@ -142,6 +159,8 @@ class ImageClassification(Task):
 
     name = "classification"
     figures = ("accuracy", "top5", "loss")
+    shows = False
+    tested_at_once = 250
 
     def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
         if self.data.augmentation:
@@ -158,24 +177,7 @@ class ImageClassification(Task):
         )  # fmt: skip
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
-        count = processes.count() if run is None else 1
-        part = (processes.rank() if run is None else 0, count)
-        tested = self._source(
-            self.test, size=EVALUATION_BATCH * count, training=False, workers=self.data.workers, part=part
-        )
-        tested.pixels = run is not None
-        return score(_Ran(run) if run is not None else network, tested)
-
-
-class _Ran(nn.Module):
-    """A function of arrays as a network."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.run(images.numpy()))
+        return score(network if run is None else Answers(run), self._tested(run))
 
 
 class ObjectDetection(Task):
@@ -183,6 +185,7 @@ class ObjectDetection(Task):
 
     name = "detection"
     figures = ("map", "map_2007")
+    divided = False  # precision is of the ranking of all
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,9 +212,7 @@ class ObjectDetection(Task):
         )  # fmt: skip
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
-        tested = self._source(self.test, size=PICTURES, training=False)
-        tested.pixels = run is not None
-        return multibox.evaluate(run or network, tested, _default_boxes(network))  # type: ignore[arg-type]
+        return multibox.evaluate(run or network, self._tested(run), _default_boxes(network))  # type: ignore[arg-type]
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
         images, targets = next(iter(self._source(self.test.spread(SHOWN), size=SHOWN, training=False)))
@@ -258,9 +259,7 @@ class SemanticSegmentation(Task):
         )  # fmt: skip
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
-        tested = self._source(self.test, size=PICTURES, training=False)
-        tested.pixels = run is not None
-        return pixels.evaluate(run or network, tested, self.train.classes)
+        return pixels.evaluate(run or network, self._tested(run), self.train.classes)
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
         images, targets = next(iter(self._source(self.test.spread(SHOWN), size=SHOWN, training=False)))
