@@ -313,7 +313,7 @@ void add_upsample_nearest(HeldPlan& p, const HeldView& source, const HeldView& t
 
 void add_upsample_bilinear(HeldPlan& p, const HeldView& source, std::optional<Form> form, const HeldView& target,
                            int channels, std::pair<int, int> factor) {
-  p.add(std::make_unique<UpsampleBilinear>(p.hold_view(source), form.has_value(), form.value_or(Form{}),
+  p.add(std::make_unique<UpsampleBilinear>(p.isa(), p.hold_view(source), form.has_value(), form.value_or(Form{}),
                                            p.hold_view(target), channels, factor.first, factor.second,
                                            p.plan_.machine().pool.threads()));
 }

@@ -140,6 +140,10 @@ struct InstructionSet {
   void (*max_bytes)(bool is_signed, const uint8_t* a, const uint8_t* b, uint8_t* out, int count);
   void (*max_row16)(const WindowRow&);  // padding never wins
   void (*max_row32)(const WindowRow&);
+  void (*sum_row32)(const WindowRow&);  // padding counts 0; modular
+  void (*values)(const uint8_t* pairs, bool is_signed, int multiplier, int add, int32_t* out, int count);  // even bytes
+  void (*enlarge_row)(const int32_t* x, int factor, int32_t* out, int count);  // see UpsampleBilinear; modular
+  void (*blend_rows)(const int32_t* a, int32_t weight_a, const int32_t* b, int32_t weight_b, int32_t* out, int count);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes
 

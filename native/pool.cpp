@@ -77,49 +77,38 @@ void MaxPoolCodes::run(const Run& run) const {
 }
 
 void PoolIntegers::reserve(int threads) {
-  if (kind == Kind::max) scratch_.resize(size_t{8} * padded_columns(window, source.width, target.width) * threads);
+  columns_ = padded_columns(window, source.width, target.width);
+  values_ = kind == Kind::sum_bytes ? int64_t{source.height} * source.width : 0;
+  scratch_.resize((2 * size_t(columns_) + size_t(values_)) * threads);
 }
 
-void PoolIntegers::largest(int64_t image, int64_t channel, uint8_t* scratch) const {
-  const auto* const first = reinterpret_cast<const int32_t*>(source.at(channel, source.pixel(image, 0, 0)));
+void PoolIntegers::pool(int64_t image, int64_t channel, int32_t* scratch) const {
+  const auto* first = reinterpret_cast<const int32_t*>(source.at(channel, source.pixel(image, 0, 0)));
+  int pitch = source.pitch;
+  if (kind == Kind::sum_bytes) {
+    int32_t* const values = scratch + 2 * columns_;
+    for (int y = 0; y < source.height; ++y)
+      isa->values(source.at(channel / 2, source.pixel(image, y, 0)) + channel % 2, form.is_signed, form.multiplier,
+                  form.add, values + int64_t{y} * source.width, source.width);
+    first = values;
+    pitch = source.width;
+  }
   for (int y = 0; y < target.height; ++y) {
-    WindowRow row = window_row(window, y, first, source.height, source.width, source.pitch);
+    WindowRow row = window_row(window, y, first, source.height, source.width, pitch);
     row.out = target.at(channel, target.pixel(image, y, 0));
     row.count = target.width;
-    row.columns = padded_columns(window, source.width, target.width);
+    row.columns = columns_;
     row.scratch = scratch;
-    isa->max_row32(row);
+    if (row.rows > 0) (kind == Kind::max ? isa->max_row32 : isa->sum_row32)(row);
+    else std::memset(row.out, 0, sizeof(int32_t) * static_cast<size_t>(target.width));  // a sum of nothing
   }
 }
 
 void PoolIntegers::run(const Run& run) const {
-  const Window& w = window;
-  const int64_t work = int64_t{target.height} * target.width * w.kernel_y * w.kernel_x;
+  const int64_t work = int64_t{target.height} * target.width * window.kernel_y * window.kernel_x;
   run.pool.parallel(int64_t{run.images} * channels, plain_grain(work), [&](int part, int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / channels, c = item % channels;
-      if (kind == Kind::max) {
-        largest(image, c, scratch_.data() + scratch_.size() / run.pool.threads() * part);
-        continue;
-      }
-      const auto value = [&](int64_t pixel) -> int32_t {
-        if (kind != Kind::sum_bytes) return *reinterpret_cast<const int32_t*>(source.at(c, pixel));
-        const uint8_t byte = source.at(c / 2, pixel)[c % 2];
-        return form.multiplier * (form.is_signed ? static_cast<int8_t>(byte) : byte) + form.add;
-      };
-      for (int y = 0; y < target.height; ++y)
-        for (int x = 0; x < target.width; ++x) {
-          const int64_t row = int64_t{y} * w.stride_y - w.top, column = int64_t{x} * w.stride_x - w.left;
-          const Range rows = inside(row, w.kernel_y, w.dilation_y, source.height);
-          const Range columns = inside(column, w.kernel_x, w.dilation_x, source.width);
-          int64_t total = 0;
-          for (int i = rows.begin; i < rows.end; ++i) {
-            const int64_t pixel = source.pixel(image, row + int64_t{i} * w.dilation_y, column);
-            for (int j = columns.begin; j < columns.end; ++j) total += value(pixel + int64_t{j} * w.dilation_x);
-          }
-          *reinterpret_cast<int32_t*>(target.at(c, target.pixel(image, y, x))) = static_cast<int32_t>(total);
-        }
-    }
+    int32_t* const scratch = scratch_.data() + (2 * columns_ + values_) * part;
+    for (int64_t item = begin; item < end; ++item) pool(item / channels, item % channels, scratch);
   });
 }
 

@@ -52,9 +52,11 @@ class PoolIntegers final : public Step {
   void run(const Run& run) const override;
 
  private:
-  void largest(int64_t image, int64_t channel, uint8_t* scratch) const;
+  void pool(int64_t image, int64_t channel, int32_t* scratch) const;
 
-  mutable std::vector<uint8_t> scratch_;
+  int columns_ = 0;     // of a padded row
+  int64_t values_ = 0;  // of a channel, where they are bytes
+  mutable std::vector<int32_t> scratch_;  // [parts]: two padded rows, values
 };
 
 }  // namespace bitbranch

@@ -19,16 +19,6 @@ void repeat_row(const uint8_t* from, uint8_t* to, int factor, int count) {
       for (int k = 0; k < factor; ++k) y[i * factor + k] = x[i];
 }
 
-// Where an enlarged pixel lies: `part` of 2 * factor from pixel `at` to the next.
-struct Position {
-  int at, part;
-};
-
-Position position(int pixel, int factor) {
-  const int twice = 2 * pixel + 1 - factor;  // >= -factor
-  return twice < 0 ? Position{-1, twice + 2 * factor} : Position{twice / (2 * factor), twice % (2 * factor)};
-}
-
 }  // namespace
 
 void UpsampleNearest::run(const Run& run) const {
@@ -49,37 +39,20 @@ void UpsampleNearest::run(const Run& run) const {
   });
 }
 
-UpsampleBilinear::UpsampleBilinear(View source, bool bytes, Form form, View target, int channels, int factor_y,
-                                   int factor_x, int threads)
-    : source_(source), target_(target), bytes_(bytes), form_(form), channels_(channels), factor_y_(factor_y),
-      factor_x_(factor_x), scratch_size_(static_cast<size_t>(source.width) + 2 + 2 * static_cast<size_t>(target.width)),
+UpsampleBilinear::UpsampleBilinear(const InstructionSet* isa, View source, bool bytes, Form form, View target,
+                                   int channels, int factor_y, int factor_x, int threads)
+    : isa_(isa), source_(source), target_(target), bytes_(bytes), form_(form), channels_(channels),
+      factor_y_(factor_y), factor_x_(factor_x), scratch_size_(static_cast<size_t>(source.width) + 2 + 2 * static_cast<size_t>(target.width)),
       scratch_(scratch_size_ * threads) {}
 
 // A row's values, and a copy of the first and last beyond its ends.
 void UpsampleBilinear::read_row(int64_t image, int64_t channel, int y, int32_t* out) const {
   const int width = source_.width;
   const uint8_t* const row = source_.at(bytes_ ? channel / 2 : channel, source_.pixel(image, y, 0));
-  if (!bytes_) {
-    std::memcpy(out + 1, row, static_cast<size_t>(width) * 4);
-  } else {
-    const uint8_t* const x = row + channel % 2;
-    const int multiplier = form_.multiplier, add = form_.add;
-    if (form_.is_signed)
-      for (int i = 0; i < width; ++i) out[1 + i] = multiplier * static_cast<int8_t>(x[2 * i]) + add;
-    else
-      for (int i = 0; i < width; ++i) out[1 + i] = multiplier * x[2 * i] + add;
-  }
+  if (bytes_) isa_->values(row + channel % 2, form_.is_signed, form_.multiplier, form_.add, out + 1, width);
+  else std::memcpy(out + 1, row, static_cast<size_t>(width) * 4);
   out[0] = out[1];
   out[width + 1] = out[width];
-}
-
-void UpsampleBilinear::enlarge_row(const int32_t* x, int32_t* out) const {
-  for (int k = 0; k < factor_x_; ++k) {
-    const auto [at, part] = position(k, factor_x_);
-    const int32_t* const before = x + 1 + at;
-    const int rest = 2 * factor_x_ - part, step = factor_x_;
-    for (int i = 0; i < source_.width; ++i) out[int64_t{i} * step + k] = before[i] * rest + before[i + 1] * part;
-  }
 }
 
 void UpsampleBilinear::run(const Run& run) const {
@@ -92,8 +65,9 @@ void UpsampleBilinear::run(const Run& run) const {
       const int64_t image = item / channels_, channel = item % channels_;
       int held[2] = {-1, -1};  // rows of the source that are there, enlarged
       for (int y = 0; y < target_.height; ++y) {
-        const auto [at, weight] = position(y, factor_y_);
-        const int wanted[2] = {std::max(at, 0), std::min(at + 1, source_.height - 1)};
+        const int twice = 2 * y + 1 + factor_y_;  // a pixel further than where it lies, so that it is not negative
+        const int at = twice / (2 * factor_y_), weight = twice % (2 * factor_y_);
+        const int wanted[2] = {std::max(at - 1, 0), std::min(at, source_.height - 1)};
         if (held[0] != wanted[0] && held[1] == wanted[0]) {
           std::swap(rows[0], rows[1]);
           std::swap(held[0], held[1]);
@@ -101,14 +75,11 @@ void UpsampleBilinear::run(const Run& run) const {
         for (int i = 0; i < 2; ++i)
           if (held[i] != wanted[i]) {
             read_row(image, channel, wanted[i], narrow);
-            enlarge_row(narrow, rows[i]);
+            isa_->enlarge_row(narrow + 1, factor_x_, rows[i], source_.width);
             held[i] = wanted[i];
           }
-        const int32_t *__restrict const below = rows[0], *__restrict const above = rows[1];
-        int32_t* __restrict const out =
-            reinterpret_cast<int32_t*>(target_.at(channel, target_.pixel(image, y, 0)));
-        const int rest = 2 * factor_y_ - weight;
-        for (int x = 0; x < target_.width; ++x) out[x] = below[x] * rest + above[x] * weight;
+        isa_->blend_rows(rows[0], 2 * factor_y_ - weight, rows[1], weight,
+                         reinterpret_cast<int32_t*>(target_.at(channel, target_.pixel(image, y, 0))), target_.width);
       }
     }
   });

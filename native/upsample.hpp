@@ -19,14 +19,14 @@ class UpsampleNearest final : public Step {
 // Interpolated integers or bytes' values, times 4 factor_y factor_x; pixel centres are aligned, edges repeat.
 class UpsampleBilinear final : public Step {
  public:
-  UpsampleBilinear(View source, bool bytes, Form form, View target, int channels, int factor_y, int factor_x,
-                   int threads);
+  UpsampleBilinear(const InstructionSet* isa, View source, bool bytes, Form form, View target, int channels,
+                   int factor_y, int factor_x, int threads);
   void run(const Run& run) const override;
 
  private:
   void read_row(int64_t image, int64_t channel, int y, int32_t* out) const;
-  void enlarge_row(const int32_t* x, int32_t* out) const;
 
+  const InstructionSet* isa_;
   View source_, target_;
   bool bytes_;
   Form form_;

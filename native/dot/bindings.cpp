@@ -170,6 +170,7 @@ void add_window(DotPlan& p, const DotWalk& walk, int channels, const std::vector
   s.bytes = bytes;
   s.zero = zero;
   set_window(s, kernel, stride, top_left, dilation, factor);
+  s.prepare();
 }
 
 // Makes one step of the last two, a convolution and the window over it.

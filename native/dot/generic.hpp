@@ -218,17 +218,18 @@ static void near_line(const DotRows& rows, const float* slope, const float* inte
 
 static void scale(const DotRows& rows, const float* factor, const float* bias, float* const* target,
                   int64_t channel_step) {
+  alignas(64) float out[kDotPixels][kDotOutputs];
   for (int i = 0; i < rows.count; ++i) {
     const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    alignas(64) float out[kDotOutputs];
     for (int c = 0; c < kDotOutputs; ++c) {
       const float product = static_cast<float>(v[c]) * factor[c];
-      out[c] = product + bias[c];
+      out[i][c] = product + bias[c];
     }
-    if (channel_step == 1) copy(target[i], out, rows.channels);
-    else
-      for (int c = 0; c < rows.channels; ++c) target[i][c * channel_step] = out[c];
+    if (channel_step == 1) copy(target[i], out[i], rows.channels);
   }
+  if (channel_step == 1) return;
+  for (int c = 0; c < rows.channels; ++c)  // pixels lie side by side, channels often a multiple of the cache's size apart
+    for (int i = 0; i < rows.count; ++i) target[i][c * channel_step] = out[i][c];
 }
 
 static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* out) {
@@ -280,6 +281,40 @@ static void sum_sums(const void* const* x, int count, bool narrow, int multiplie
     }
 }
 
+// Pixels of four bytes need products of 32 bits; narrower ones fit the multiply-add.
+template <int Size>
+static void blend_pixels(const DotBlend& b) {
+  const int parts = (b.channels + kLanes - 1) / kLanes;
+  for (int i = 0; i < b.count; ++i) {
+    const void* const* const x = b.x[i];
+    const int32_t* const weights = b.weights[i];
+    int32_t* __restrict const out = b.sums + b.row[i] * kDotOutputs;
+    if constexpr (Size == 4) {
+      const auto number = [&](int k, int c) {
+        return static_cast<uint32_t>(static_cast<const int32_t*>(x[k])[c]) * static_cast<uint32_t>(weights[k]);
+      };
+      for (int c = 0; c < parts * kLanes; ++c)
+        out[c] = static_cast<int32_t>(number(0, c) + number(1, c) + number(2, c) + number(3, c) + static_cast<uint32_t>(b.add));
+    } else {
+      for (int a = 0; a < parts; ++a) {
+        Vector sum = splat(b.add);
+        UNROLL for (int k = 0; k < 4; ++k) {
+          const Vector number = Size == 1 ? widen(static_cast<const uint8_t*>(x[k]) + a * kLanes)
+                                          : widen16(static_cast<const int16_t*>(x[k]) + a * kLanes);
+          sum = multiply_add(sum, number, splat(weights[k]));
+        }
+        store(out + a * kLanes, sum);
+      }
+    }
+  }
+}
+
+static void blend(const DotBlend& b) {
+  if (b.size == 1) blend_pixels<1>(b);
+  else if (b.size == 2) blend_pixels<2>(b);
+  else blend_pixels<4>(b);
+}
+
 static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int count) {
   const uint8_t *__restrict a = rows[0], *__restrict b = rows[1], *__restrict c = rows[2], *__restrict d = rows[3];
   uint32_t* const words = reinterpret_cast<uint32_t*>(out);
@@ -291,5 +326,5 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
   {                                                                                                                 \
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
-        space::sum_bytes, space::sum_sums, space::interleave4                                                       \
+        space::sum_bytes, space::sum_sums, space::blend, space::interleave4                                                       \
   }

@@ -52,6 +52,18 @@ struct DotGather {
   uint8_t* out;
 };
 
+// The weighted sum of four pixels' channels, for each pixel of a tile.
+struct DotBlend {
+  const void* const (*x)[4];   // [count]
+  const int32_t (*weights)[4]; // [count], 0 .. 2^15 - 1
+  const uint8_t* row;          // [count] which of the 32 rows of sums each is
+  int count;
+  int channels;                // that are wanted; the other sums may become anything
+  int size;                    // bytes of a number: 1, of codes; 2 or 4, of integers
+  int32_t add;                 // to each sum
+  int32_t* sums;               // [32][32]
+};
+
 // The rows of a tile that are pixels of the image.
 struct DotRows {
   int32_t* sums;       // [32][32]
@@ -100,6 +112,7 @@ struct DotSet {
   void (*max_sums)(const void* const* x, int count, bool narrow, int32_t* sums);
   void (*sum_bytes)(const uint8_t* const* x, int count, int multiplier, int32_t* sums);  // adds; |multiplier| < 2^15
   void (*sum_sums)(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums);  // adds
+  void (*blend)(const DotBlend&);
   void (*interleave4)(const uint8_t* const* rows, uint8_t* out, int count);
 };
 

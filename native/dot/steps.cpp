@@ -286,9 +286,48 @@ void DotWindow::add(const void* const* from, int count, int multiplier, int32_t*
   else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
+std::vector<DotWindow::Between> DotWindow::between(int count, int factor, int size) {
+  std::vector<Between> all;
+  for (int i = 0; i < count; ++i) {
+    const int twice = 2 * i + 1 + factor;  // a pixel further than where it lies, so that it is not negative
+    const int at = twice / (2 * factor), part = twice % (2 * factor);
+    all.push_back({{std::max(at - 1, 0), std::min(at, size - 1)}, {2 * factor - part, part}});
+  }
+  return all;
+}
+
+void DotWindow::prepare() {
+  if (kind != Kind::bilinear) return;
+  down_ = between(source.height * factor_y, factor_y, source.height);
+  across_ = between(source.width * factor_x, factor_x, source.width);
+}
+
+void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) const {
+  const int size = bytes ? 1 : source.narrow ? 2 : 4, first = block * kDotOutputs * size;
+  const void* x[kDotPixels][4];
+  int32_t weights[kDotPixels][4];
+  int n = 0;
+  for (int k = 0; k < pixels.segments; ++k) {
+    const DotBlock::Segment& s = pixels.segment[k];
+    const Between& down = down_[s.y];
+    const uint8_t* rows[2];
+    for (int a = 0; a < 2; ++a) rows[a] = band.at(source, s.image, down.at[a], 0) + first;
+    for (int i = 0; i < s.count; ++i, ++n) {
+      const Between& across = across_[s.x + i];
+      for (int a = 0; a < 2; ++a)
+        for (int b = 0; b < 2; ++b) {
+          x[n][2 * a + b] = rows[a] + across.at[b] * source.step;
+          weights[n][2 * a + b] = down.weight[a] * across.weight[b];
+        }
+    }
+  }
+  set->blend({x, weights, pixels.row, n, std::min(kDotOutputs, channels - block * kDotOutputs), size, -4 * factor_y * factor_x * zero, pixels.sums});
+}
+
 void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&, DotBlock& pixels) const {
   constexpr int together = 64;
   const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
+  if (kind == Kind::bilinear) return interpolate(block, band, pixels);
   const void* from[together];
   for (int i = 0, n = 0, done = 0; i < pixels.count; ++i) {
     while (i - done == pixels.segment[n].count) done += pixels.segment[n++].count;
@@ -301,27 +340,6 @@ void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&
       continue;
     }
     std::memset(sums, 0, sizeof(int32_t) * kDotOutputs);
-    if (kind == Kind::bilinear) {
-      const auto between = [](int at, int factor, int size, int where[2], int weight[2]) {
-        const int twice = 2 * at + 1 - factor + 2 * factor;  // one pixel further, so that it is not negative
-        where[0] = std::clamp(twice / (2 * factor) - 1, 0, size - 1);
-        where[1] = std::clamp(twice / (2 * factor), 0, size - 1);
-        weight[1] = twice % (2 * factor);
-        weight[0] = 2 * factor - weight[1];
-      };
-      int y[2], x[2], weight_y[2], weight_x[2];
-      between(p.y, factor_y, source.height, y, weight_y);
-      between(at_x, factor_x, source.width, x, weight_x);
-      for (int a = 0; a < 2; ++a)
-        for (int b = 0; b < 2; ++b) {
-          from[0] = band.at(source, p.image, y[a], x[b]) + first;
-          add(from, 1, weight_y[a] * weight_x[b], sums);
-        }
-      const int all = 4 * factor_y * factor_x * zero;
-      if (all != 0)
-        for (int c = 0; c < kDotOutputs; ++c) sums[c] -= all;
-      continue;
-    }
     int count = 0, seen = 0;
     const auto flush = [&] {
       if (count == 0) return;

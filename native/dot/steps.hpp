@@ -196,12 +196,23 @@ class DotWindow : public DotStep {
   int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
   int factor_y = 1, factor_x = 1;  // of upsampling
 
+  void prepare();  // when all of the above is there
+
  protected:
   bool is_window() const override { return true; }
   void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 
  private:
+  // Of an interpolated row or column: the two of the source that it lies between.
+  struct Between {
+    int at[2], weight[2];
+  };
+  static std::vector<Between> between(int count, int factor, int size);
+
   void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
+  void interpolate(int block, const DotBand& band, DotBlock& pixels) const;
+
+  std::vector<Between> down_, across_;
 };
 
 // A convolution and the window over its sums, band by band: the sums stay in the cache.

@@ -217,44 +217,90 @@ static void pick(const void* from, void* to, int step, int count) {
     for (int i = 0; i < count; ++i) y[i] = x[static_cast<int64_t>(i) * step];
 }
 
-template <class Sum>
-static void max_row(const WindowRow& row) {
+// Each window's numbers taken together, of which `none` changes nothing.
+template <class Sum, class Both>
+static void combine_row(const WindowRow& row, Sum none, const Both& both) {
   const WindowRow w = row;  // what is written could overlap the caller's, which would forbid vectors
   Sum* __restrict const column = static_cast<Sum*>(w.scratch);
-  Sum* __restrict const best = column + w.columns;
-  constexpr Sum least = static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1));
-  for (int i = 0; i < w.left; ++i) column[i] = least;
-  for (int i = w.left + w.width; i < w.columns; ++i) column[i] = least;
+  Sum* __restrict const all = column + w.columns;
+  for (int i = 0; i < w.left; ++i) column[i] = none;
+  for (int i = w.left + w.width; i < w.columns; ++i) column[i] = none;
   Sum* __restrict const inner = column + w.left;
   const Sum *__restrict const x = static_cast<const Sum*>(w.x), *const x1 = x + w.row_stride,
             *const x2 = x1 + w.row_stride;
-  const auto most = [](Sum a, Sum b) { return a > b ? a : b; };
   if (w.rows == 1)
     for (int i = 0; i < w.width; ++i) inner[i] = x[i];
   else if (w.rows == 2)
-    for (int i = 0; i < w.width; ++i) inner[i] = most(x[i], x1[i]);
+    for (int i = 0; i < w.width; ++i) inner[i] = both(x[i], x1[i]);
   else
-    for (int i = 0; i < w.width; ++i) inner[i] = most(most(x[i], x1[i]), x2[i]);
+    for (int i = 0; i < w.width; ++i) inner[i] = both(both(x[i], x1[i]), x2[i]);
   for (int r = 3; r < w.rows; ++r) {
     const Sum* __restrict const below = x + r * w.row_stride;
-    for (int i = 0; i < w.width; ++i) inner[i] = most(inner[i], below[i]);
+    for (int i = 0; i < w.width; ++i) inner[i] = both(inner[i], below[i]);
   }
   Sum* __restrict const out = static_cast<Sum*>(w.out);
   if (w.stride == 2 && w.dilation == 1 && (w.kernel == 2 || w.kernel == 3)) {
     if (w.kernel == 2)
-      for (int i = 0; i < w.count; ++i) out[i] = most(column[2 * i], column[2 * i + 1]);
+      for (int i = 0; i < w.count; ++i) out[i] = both(column[2 * i], column[2 * i + 1]);
     else
-      for (int i = 0; i < w.count; ++i) out[i] = most(most(column[2 * i], column[2 * i + 1]), column[2 * i + 2]);
+      for (int i = 0; i < w.count; ++i) out[i] = both(both(column[2 * i], column[2 * i + 1]), column[2 * i + 2]);
     return;
   }
   const int last = (w.count - 1) * w.stride + 1;
-  for (int i = 0; i < last; ++i) best[i] = column[i];
+  for (int i = 0; i < last; ++i) all[i] = column[i];
   for (int k = 1; k < w.kernel; ++k) {
     const Sum* __restrict const right = column + k * w.dilation;
-    for (int i = 0; i < last; ++i) best[i] = most(best[i], right[i]);
+    for (int i = 0; i < last; ++i) all[i] = both(all[i], right[i]);
   }
   if (w.stride == 2)
-    for (int i = 0; i < w.count; ++i) out[i] = best[2 * i];
+    for (int i = 0; i < w.count; ++i) out[i] = all[2 * i];
   else
-    for (int i = 0; i < w.count; ++i) out[i] = best[static_cast<int64_t>(i) * w.stride];
+    for (int i = 0; i < w.count; ++i) out[i] = all[static_cast<int64_t>(i) * w.stride];
+}
+
+template <class Sum>
+static void max_row(const WindowRow& row) {
+  combine_row<Sum>(row, static_cast<Sum>(Sum{1} << (8 * sizeof(Sum) - 1)), [](Sum a, Sum b) { return a > b ? a : b; });
+}
+
+static void sum_row(const WindowRow& row) {
+  combine_row<uint32_t>(row, 0, [](uint32_t a, uint32_t b) { return a + b; });
+}
+
+template <class Byte>
+static void values_of(const uint8_t* __restrict pairs, int multiplier, int add, int32_t* __restrict out, int count) {
+  for (int i = 0; i < count; ++i) out[i] = multiplier * static_cast<Byte>(pairs[2 * i]) + add;
+}
+
+static void values(const uint8_t* pairs, bool is_signed, int multiplier, int add, int32_t* out, int count) {
+  (is_signed ? values_of<int8_t> : values_of<uint8_t>)(pairs, multiplier, add, out, count);
+}
+
+static void blend_rows(const int32_t* a, int32_t weight_a, const int32_t* b, int32_t weight_b, int32_t* __restrict out,
+                       int count) {
+  const uint32_t first = static_cast<uint32_t>(weight_a), second = static_cast<uint32_t>(weight_b);
+  for (int i = 0; i < count; ++i)
+    out[i] = static_cast<int32_t>(static_cast<uint32_t>(a[i]) * first + static_cast<uint32_t>(b[i]) * second);
+}
+
+// The k-th of `factor` new pixels lies 2k + 1 - factor of 2 * factor parts behind the old one.
+static inline int32_t between_pixels(const int32_t* x, int factor, int k) {
+  const int twice = 2 * k + 1 - factor, behind = twice < 0 ? 0 : 1;
+  const uint32_t part = static_cast<uint32_t>(twice < 0 ? twice + 2 * factor : twice);
+  const uint32_t before = static_cast<uint32_t>(x[behind - 1]), after = static_cast<uint32_t>(x[behind]);
+  return static_cast<int32_t>(before * (2 * static_cast<uint32_t>(factor) - part) + after * part);
+}
+
+template <int Factor>
+static void enlarge_by(const int32_t* __restrict x, int32_t* __restrict out, int count) {
+  for (int i = 0; i < count; ++i)
+    UNROLL for (int k = 0; k < Factor; ++k) out[Factor * i + k] = between_pixels(x + i, Factor, k);
+}
+
+static void enlarge_row(const int32_t* x, int factor, int32_t* out, int count) {
+  if (factor == 2) return enlarge_by<2>(x, out, count);
+  if (factor == 4) return enlarge_by<4>(x, out, count);
+  if (factor == 8) return enlarge_by<8>(x, out, count);
+  for (int i = 0; i < count; ++i)
+    for (int k = 0; k < factor; ++k) out[static_cast<int64_t>(factor) * i + k] = between_pixels(x + i, factor, k);
 }

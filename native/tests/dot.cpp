@@ -13,7 +13,7 @@ extern const DotSet kDotScalar;
 namespace bitbranch::testing {
 
 namespace {
-static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 18,
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 19,
               "every function of DotSet needs a case in this file");
 
 constexpr int kTile = kDotPixels * kDotOutputs;
@@ -351,6 +351,33 @@ Bytes sum_sums(const DotSet& set, Random& random) {
   return out;
 }
 
+Bytes blend(const DotSet& set, Random& random) {
+  const int size = 1 << random.between(0, 2), count = small(random, kDotPixels), channels = small(random, kDotOutputs);
+  Places p(random, 4 * count, size * kDotOutputs);
+  if (size == 4)
+    for (const uint8_t* at : p.at)
+      for (int i = 0; i < kDotOutputs; ++i) {
+        const auto number = static_cast<int32_t>(random.between(-(1 << 20), 1 << 20));
+        std::memcpy(const_cast<uint8_t*>(at) + 4 * i, &number, 4);
+      }
+  const void* x[kDotPixels][4];
+  int32_t weights[kDotPixels][4];
+  uint8_t row[kDotPixels];
+  for (int i = 0; i < count; ++i) {
+    row[i] = static_cast<uint8_t>(kDotPixels - 1 - i);
+    for (int k = 0; k < 4; ++k) {
+      x[i][k] = p.at[4 * i + k];
+      weights[i][k] = static_cast<int32_t>(random.between(0, 256));
+    }
+  }
+  const auto add = static_cast<int32_t>(random.between(-100000, 100000));
+  Lines<int32_t> sums(kDotPixels * kDotOutputs);
+  set.blend({x, weights, row, count, channels, size, add, sums.data()});
+  Bytes out;
+  for (int i = 0; i < count; ++i) append(out, sums.data() + row[i] * kDotOutputs, channels);
+  return out;
+}
+
 Bytes interleave4(const DotSet& set, Random& random) {
   const int count = small(random, 300);
   Places p(random, 4, count);
@@ -383,7 +410,7 @@ void test_dot(const InstructionSet& set) {
   const std::pair<const char*, Like> like[] = {
       {"add", add},           {"add, wide", add_wide}, {"store", store},         {"scale", scale},
       {"max_bytes", max_bytes}, {"max_sums", max_sums}, {"sum_bytes", sum_bytes}, {"sum_sums", sum_sums},
-      {"interleave4", interleave4},
+      {"interleave4", interleave4}, {"blend", blend},
       {"line", [](const DotSet& s, Random& r) { return lines(s, r, false); }},
       {"near", [](const DotSet& s, Random& r) { return lines(s, r, true); }}};
   for (const auto& [name, run] : like) {

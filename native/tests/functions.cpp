@@ -15,7 +15,7 @@ namespace bitbranch::testing {
 
 namespace {
 // A function more, and a case is missing below.
-static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 22,
+static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 26,
               "every function of InstructionSet needs a case in this file");
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max(), kLeast32 = std::numeric_limits<int32_t>::min();
@@ -409,6 +409,74 @@ Bytes max_row(const InstructionSet* set, Random& random) {
   return bytes_of(out);
 }
 
+Bytes sum_row(const InstructionSet* set, Random& random) {
+  WindowRow w{};
+  w.rows = static_cast<int>(random.between(1, 4));
+  w.width = some(random);
+  w.left = static_cast<int>(random.between(0, 3));
+  w.kernel = static_cast<int>(random.between(1, w.left + 3));
+  w.dilation = static_cast<int>(random.between(1, 2));
+  w.stride = static_cast<int>(random.between(1, 3));
+  w.row_stride = w.width + 7;
+  const int reach = (w.kernel - 1) * w.dilation + 1, right = static_cast<int>(random.between(0, 2));
+  w.columns = std::max(w.left + w.width + right, reach);
+  w.count = (w.columns - reach) / w.stride + 1;
+  const auto x = numbers<int32_t>(random, w.rows * w.row_stride, -1000000, 1000000);
+  std::vector<int32_t> out(w.count), scratch(2 * w.columns);
+  w.x = x.data();
+  w.out = out.data();
+  w.scratch = scratch.data();
+  if (set) set->sum_row32(w);
+  else
+    for (int i = 0; i < w.count; ++i)
+      for (int row = 0; row < w.rows; ++row)
+        for (int k = 0; k < w.kernel; ++k) {
+          const int column = i * w.stride + k * w.dilation - w.left;
+          if (column >= 0 && column < w.width) out[i] += x[row * w.row_stride + column];
+        }
+  return bytes_of(out);
+}
+
+Bytes values(const InstructionSet* set, Random& random) {
+  const int count = some(random), multiplier = static_cast<int>(random.between(1, 2));
+  const int summand = static_cast<int>(random.between(-128, 128));
+  const bool is_signed = random.between(0, 1);
+  const auto pairs = numbers<uint8_t>(random, 2 * count, 0, 255);
+  std::vector<int32_t> out(count);
+  if (set) set->values(pairs.data(), is_signed, multiplier, summand, out.data(), count);
+  else
+    for (int i = 0; i < count; ++i)
+      out[i] = multiplier * (is_signed ? static_cast<int8_t>(pairs[2 * i]) : int{pairs[2 * i]}) + summand;
+  return bytes_of(out);
+}
+
+// A new pixel's centre lies (2 j + 1) / (2 factor) old pixels from the first one's left edge.
+Bytes enlarge_row(const InstructionSet* set, Random& random) {
+  const int count = some(random), factor = static_cast<int>(random.between(1, 9));
+  const auto x = numbers<int32_t>(random, count + 2, -100000, 100000);
+  std::vector<int32_t> out(size_t{1} * count * factor);
+  if (set) set->enlarge_row(x.data() + 1, factor, out.data(), count);
+  else
+    for (int j = 0; j < count * factor; ++j) {
+      const double centre = (2 * j + 1) / (2.0 * factor) - 0.5, before = std::floor(centre);
+      const double far = centre - before;
+      const int32_t *const at = x.data() + 1 + static_cast<int>(before);
+      out[j] = static_cast<int32_t>(std::lround(2 * factor * ((1 - far) * at[0] + far * at[1])));
+    }
+  return bytes_of(out);
+}
+
+Bytes blend_rows(const InstructionSet* set, Random& random) {
+  const int count = some(random);
+  const auto a = numbers<int32_t>(random, count, -100000, 100000), b = numbers<int32_t>(random, count, -100000, 100000);
+  const auto first = static_cast<int32_t>(random.between(0, 64)), second = static_cast<int32_t>(random.between(0, 64));
+  std::vector<int32_t> out(count);
+  if (set) set->blend_rows(a.data(), first, b.data(), second, out.data(), count);
+  else
+    for (int i = 0; i < count; ++i) out[i] = a[i] * first + b[i] * second;
+  return bytes_of(out);
+}
+
 template <class Pixel>
 Bytes pick(const InstructionSet* set, Random& random) {
   const int count = some(random), step = static_cast<int>(random.between(1, 5));
@@ -455,7 +523,8 @@ void test_functions(const InstructionSet& set) {
       {"rescale16", rescale<int16_t>}, {"rescale32", rescale<int32_t>}, {"add", add},
       {"scale", scale},           {"pack_ranks", pack_ranks},      {"to_ranks", to_ranks},
       {"max_planes", max_planes}, {"max_bytes", max_bytes},        {"max_row16", max_row<int16_t>},
-      {"max_row32", max_row<int32_t>}, {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
+      {"max_row32", max_row<int32_t>}, {"sum_row32", sum_row},       {"values", values},
+      {"enlarge_row", enlarge_row}, {"blend_rows", blend_rows},   {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
       {"add_changes32", add_changes<int32_t>}, {"add_changes_double", add_changes<double>},
   };
   for (const int packing : {0, 1, 2, 3, 4, 9, 10}) {

@@ -37,7 +37,7 @@ class Options:
     nets: Sequence[str]
     schemes: Sequence[str] = ()
     model_arguments: Mapping[str, Any] | None = None
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
     float_checkpoint: Path | None = None
     data: Path | None = None
     peers: Sequence[str] = ("all",)

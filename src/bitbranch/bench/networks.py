@@ -125,7 +125,7 @@ def by_name(
     model: str,
     arguments: Mapping[str, Any],
     schemes: Sequence[str],
-    size: int | None,
+    size: tuple[int, int] | None,
     work: Path,
     say: Callable[[str], None],
 ) -> Network:
@@ -142,8 +142,8 @@ def by_name(
 
     for scheme in schemes:
         parse_scheme(scheme)
-    side = size or IMAGE_SIZES.get(model, 224)
-    recipe = Recipe(model, dict(arguments), (int(arguments.get("in_channels", 3)), side, side))
+    height, width = size or [IMAGE_SIZES.get(model, 224)] * 2
+    recipe = Recipe(model, dict(arguments), (int(arguments.get("in_channels", 3)), height, width))
     torch.manual_seed(0)
     network = models.build(model, recipe.arguments)
     settle(network, torch.randn(STATISTICS, *recipe.input_shape))

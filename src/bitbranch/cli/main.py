@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("net", nargs="+", metavar="NET", help=".bb files, or the name of a model (random weights)")
     bench.add_argument("--scheme", nargs="+", default=[], metavar="S", help="of a model: tsq:wt-a2 (default) ..")
     bench.add_argument("--model-arguments", type=json.loads, default={}, metavar="JSON", help="of a model's function")
-    bench.add_argument("--image-size", type=_positive, metavar="N", help="of a model; default: its usual one")
+    bench.add_argument("--image-size", type=_size, metavar="N|HxW", help="of a model; default: its usual one")
     bench.add_argument("--float", type=Path, metavar="CHECKPOINT", help="the float network of the .bb files, for peers")
     bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images and labels, for accuracy")
     bench.add_argument(
@@ -189,6 +189,13 @@ def _register(files: Sequence[Path]) -> None:
 
         for file in files:
             models.register_file(file)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [_positive(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    return sides[0], sides[-1]
 
 
 def _positive(text: str) -> int:

@@ -30,12 +30,12 @@ def stages_of(stages: Sequence[Sequence[int]], in_channels: int) -> OrderedDict[
 def vgg(
     *,
     stages: Sequence[Sequence[int]],
-    hidden: int | None,
-    num_classes: int,
+    hidden: int | None = None,
+    num_classes: int = 10,
     in_channels: int = 3,
     image_size: int = 32,
 ) -> nn.Sequential:
-    """Stages of (3x3 convolution -> BatchNorm -> ReLU), each ended by 2x2 max-pooling, then two linear layers.
+    """Stages of (3x3 convolution -> BatchNorm -> ReLU), each ended by 2x2 max-pooling, then one linear layer or two.
 
     Convolutions and the hidden layer have no bias: BatchNorm has one. In the last convolution of a stage max-pooling
     comes between BatchNorm and ReLU, which gives the same numbers and four times fewer of them to activate.
