@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 import bitbranch as bb
 from bitbranch import models
-from bitbranch.cli.main import main
+from bitbranch.cli.main import _plain_warnings, main
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 
@@ -266,7 +267,24 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     assert not solved.codes and network.get_submodule("conv2").weight_quantizer is not None
     assert main(["verify", str(tmp_path / "four.pt"), "--images", str(folder / "images.npy")]) == 0
     capsys.readouterr()
+    mixed = [*arguments, "--out", tmp_path / "mixed.pt", "--layer", "conv2=tsq:w4-a4", "--json"]
+    assert main([str(a) for a in mixed]) == 0
+    assert [layer["name"] for layer in json.loads(capsys.readouterr().out)["layers"]] == ["conv2", "linear1"]
+    schemes = {each.name: each.scheme for each in bb.coverage(checkpoint.load(tmp_path / "mixed.pt")[1])}
+    assert schemes["conv2"] == "tsq:w4-a4" and schemes["linear1"] == "tsq:wt-a2"
+    assert "no layer" in refused(capsys, *mixed[:-2], "nothing=w8a8")
+    assert "expected NAME=SCHEME" in refused(capsys, *mixed[:-2], "conv2")
     np.save(tmp_path / "wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
     assert "expected float32 or uint8 [N, 1, 8, 8]" in refused(
         capsys, *arguments[:3], tmp_path / "wrong.npy", "--out", tmp_path / "x.pt"
     )
+
+
+def test_warnings_are_lines_without_code() -> None:
+    usual = warnings.formatwarning
+    with _plain_warnings():
+        assert warnings.formatwarning(UserWarning("a box is empty"), UserWarning, "box_set.py", 103) == (
+            "bitbranch: warning: a box is empty\n"
+        )
+        assert "DeprecationWarning" in warnings.formatwarning(DeprecationWarning("old"), DeprecationWarning, "x.py", 1)
+    assert warnings.formatwarning is usual

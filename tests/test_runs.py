@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitbranch import models
+from bitbranch import coverage, models
 from bitbranch.cli.main import main
 from bitbranch.cli.training import RECIPES
 from bitbranch.errors import BitbranchError, InputError
@@ -258,6 +258,26 @@ def test_a_network_of_ones_own_starts_from_another_by_names(
     quantized = {**network, "start": str(folder / "net.pt")}
     with pytest.raises(InputError, match="holds a quantized vgg, not a mine"):
         runner.run(config.parse({**BASE, "network": quantized}, tmp_path), tmp_path / "not", progress=None)
+
+
+def test_layers_have_schemes_of_their_own_through_all_phases(tmp_path: Path) -> None:
+    run = {**BASE, "phase": [{"epochs": 0}]}
+    runner.run(config.parse(run), tmp_path / "float", progress=None)
+    network = {
+        **BASE["network"],
+        "start": str(tmp_path / "float" / "net.pt"),
+        "first": "w4a8",
+        "layers": {"conv2": "lsq:w8-a8", "linear1": "none"},
+    }
+    phases = [{"scheme": "mbn:w4-a4", "epochs": 0}, {"scheme": "mbn:w2-a2", "epochs": 0}]
+    runner.run(config.parse({**run, "network": network, "phase": phases}), tmp_path / "mixed", progress=None)
+    recipe, found = checkpoint.load(tmp_path / "mixed" / "net.pt")
+    schemes = {each.name: each.scheme for each in coverage(found)}
+    expected = {"conv1": "uniform:w4-a8", "conv2": "lsq:w8-a8", "linear1": None, "linear2": "uniform:w8-a8"}
+    assert {name: schemes[name] for name in expected} == expected
+    assert (recipe.scheme, recipe.layers) == ("mbn:w2-a2", {"conv2": "lsq:w8-a8", "linear1": None})
+    with pytest.raises(InputError, match="w9x"):
+        config.parse({**run, "network": {**network, "layers": {"conv2": "w9x"}}})
 
 
 def test_bfloat16_learns(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         _register(options.models)
-        result = options.command(options)
+        with _plain_warnings():
+            result = options.command(options)
     except (BitbranchError, OSError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"bitbranch: error: {text}", file=sys.stderr)
@@ -56,6 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text, status = result.pop("text", None), result.pop("status", int(bool(result.get("failed", False))))
     print(json.dumps(result, indent=2) if options.json else text if text is not None else json.dumps(result, indent=2))
     return int(status)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our warnings are for users: what they say, without the line of code that says it."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning:
+            return f"bitbranch: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--scheme", metavar="S", help="of a float network: tsq:wt-a2 (default) ..")
     solve.add_argument("--first", default="w8a8", metavar="S", help="of its first layer (default w8a8)")
     solve.add_argument("--last", default="w8a8", metavar="S", help="of its last layer (default w8a8)")
+    solve.add_argument(
+        "--layer",
+        type=_layer,
+        action="append",
+        default=[],
+        metavar="NAME=S",
+        help="of others of its layers: head.*=w8a8",
+    )
     solve.add_argument("--per-channel", action="store_true", help="of a float network: a step for every channel")
     solve.add_argument("--method", choices=("tsq", "linear", "start"), default="tsq")
     solve.add_argument("--z-update", choices=("clipped", "staircase"), default="clipped")
@@ -198,6 +228,13 @@ def _size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def _layer(text: str) -> tuple[str, str]:
+    name, _, scheme = text.partition("=")
+    if not (name and scheme):
+        raise argparse.ArgumentTypeError(f"expected NAME=SCHEME, got {text!r}")
+    return name, scheme
+
+
 def _positive(text: str) -> int:
     try:
         number = int(text)
@@ -250,6 +287,7 @@ def _solve(options: argparse.Namespace) -> Result:
         scheme=options.scheme,
         first=options.first,
         last=options.last,
+        layers=dict(options.layer),
         recipe=recipe,
         state=options.state,
         per_channel=options.per_channel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def run(
     scheme: str | None,
     first: str,
     last: str,
+    layers: Mapping[str, str],
     recipe: twostep.Recipe,
     state: Path | None,
     per_channel: bool,
@@ -58,7 +59,7 @@ def run(
             found; so has any other quantized one, whose codes are taken as learned.
         images: a ``.npy`` file ``[N, C, H, W]`` of float32, or of uint8, which is normalised as the checkpoint says.
         out: the checkpoint to write.
-        scheme, first, last: of a float network; default ``tsq:wt-a2``.
+        scheme, first, last, layers: of a float network; default ``tsq:wt-a2``.
         recipe, state, per_channel: see :func:`bitbranch.twostep.convert`.
         batch: images at once.
         threads: of PyTorch and the solver; default: PyTorch's.
@@ -73,13 +74,14 @@ def run(
     loader = Images(_read(images, built), batch)
     reports: list[twostep.LayerReport] = []
     if built.scheme is None:
-        built = replace(built, scheme=scheme or "tsq:wt-a2", first=first, last=last)
+        built = replace(built, scheme=scheme or "tsq:wt-a2", first=first, last=last, layers=layers)
         solved = twostep.convert(
             network,
             loader,
             built.scheme or "",
             first=first,
             last=last,
+            layers=layers,
             per_channel=per_channel,
             recipe=recipe,
             state=state,

@@ -28,7 +28,7 @@ class Recipe:
         model: name in :data:`bitbranch.models`' registry.
         arguments: of that model.
         scheme: of :func:`bitbranch.quantize`; ``None`` for a float network.
-        first, last: schemes of the first and last layer.
+        first, last, layers: schemes of the first and last layer, and of others by name or pattern.
         input_shape: (C, H, W) of one image.
         mean, std: of the normalisation of uint8 images, one number a channel; empty when there is none.
         info: free text that goes into the compiled file.
@@ -43,6 +43,7 @@ class Recipe:
     scheme: str | None = None
     first: str | None = "w8a8"
     last: str | None = "w8a8"
+    layers: Mapping[str, str | None] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     info: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Recipe:
         network = models.build(self.model, self.arguments)
         if self.scheme is None:
             return network
-        network = quantize(network, self.scheme, first=self.first, last=self.last)
+        network = quantize(network, self.scheme, first=self.first, last=self.last, layers=self.layers)
         if not self.codes:
             return network
         from ..twostep.codes import codes_network  # which trains

@@ -44,6 +44,7 @@ class Network:
             model, the parameters are taken by their names.
         scheme: what it is quantized by before the first phase; none leaves it as it starts.
         first, last: schemes of the first and the last layer; ``"none"`` leaves one float.
+        layers: schemes of other layers, by name or pattern such as ``"class_heads.*"``; ``"none"`` leaves them float.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Network:
     scheme: str = ""
     first: str = "w8a8"
     last: str = "w8a8"
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,8 @@ def _check(config: Config) -> None:
         raise InputError(f"data.balance is 0..1, got {config.data.balance}")
     if len(config.teacher.share) not in (1, 2):
         raise InputError("teacher.share is one number or two")
-    for scheme in (config.network.scheme, config.network.first, config.network.last):
+    network = config.network
+    for scheme in (network.scheme, network.first, network.last, *network.layers.values()):
         if scheme not in ("", "none"):
             parse_scheme(scheme)
     codes = bool(config.network.start)  # which may be a network of step 1

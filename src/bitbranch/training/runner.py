@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 FORMAT = "bitbranch run 1"
 FREE = ("save_every", "log_every")
 """What may be changed between the parts of an interrupted run."""
+
+QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine")
+"""What a run takes over from the recipe of a quantized network that it starts from."""
 
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
@@ -176,8 +179,9 @@ class _Run:
             arguments = {name: value for name, value in self.task.arguments().items() if name in known} | arguments
         self.recipe = Recipe(
             wanted.model, arguments, train.shape,
-            first=None if wanted.first == "none" else wanted.first,
-            last=None if wanted.last == "none" else wanted.last,
+            first=_scheme(wanted.first),
+            last=_scheme(wanted.last),
+            layers={name: _scheme(scheme) for name, scheme in wanted.layers.items()},
             mean=train.mean, std=train.std,
             info={"name": self.config.name or wanted.model},
         )  # fmt: skip
@@ -196,9 +200,8 @@ class _Run:
         if content.get("format") == checkpoint.FORMAT:
             recipe, network = checkpoint.load(path)
             if recipe.model == self.recipe.model:
-                kept = {"model", "input_shape", "mean", "std", "info"}
-                taken = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if f.name not in kept}
-                self.recipe = replace(self.recipe, **taken)
+                taken = {"arguments"} if recipe.scheme is None else QUANTIZED
+                self.recipe = replace(self.recipe, **{name: getattr(recipe, name) for name in taken})
                 return network
             if recipe.scheme is not None:
                 raise InputError(f"network.start: {path} holds a quantized {recipe.model}, not a {self.recipe.model}")
@@ -217,9 +220,11 @@ class _Run:
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
-        first, last = (self.recipe.first, self.recipe.last) if fresh else (None, None)
+        first, last, layers = self.recipe.first, self.recipe.last, self.recipe.layers
+        if not fresh:  # these have their quantizers, and keep them
+            first, last, layers = None, None, dict.fromkeys(layers)
         self.recipe = replace(self.recipe, scheme=scheme)
-        return quantize(network, scheme, first=first, last=last).to(self.device)
+        return quantize(network, scheme, first=first, last=last, layers=layers).to(self.device)
 
     def _choose_threads(self, state: Mapping[str, Any] | None) -> None:
         """As configured, as before an interruption (sums in another order round otherwise), or the fastest now."""
@@ -463,3 +468,7 @@ class _Run:
             write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}
+
+
+def _scheme(spelling: str) -> str | None:
+    return None if spelling == "none" else spelling
