@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bitbranch import models
 from bitbranch.cli import demo_scenes
 from bitbranch.cli.main import main
 from bitbranch.data.scenes import scenes
@@ -186,6 +187,25 @@ def test_wrong_configurations(kind: str, change: dict[str, Any], said: str, tmp_
     with pytest.raises(InputError) as caught:
         runner.run(config.parse(configuration(kind, **change), tmp_path), tmp_path / "run", progress=None)
     assert said in str(caught.value)
+
+
+def test_a_trunk_starts_from_a_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = models.build("mobilenet_v2", {"width": 0.25, "num_classes": 5})
+    network = {"model": "trunk_unet", "arguments": {"trunk": "mobilenet_v2", "width": 0.25}, "trunk": "classifier.pth"}
+    run = configuration("masks", network=network, phase=[{"epochs": 0}])
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    runner.run(config.parse(run, tmp_path), tmp_path / "run", progress=None)
+    found = checkpoint.load(tmp_path / "run" / "net.pt")[1].get_submodule("trunk").state_dict()
+    assert found and all(torch.equal(value, classifier.state_dict()[name]) for name, value in found.items())
+    torch.save({"features.0.0.weight": torch.zeros(1)}, tmp_path / "classifier.pth")
+    with pytest.raises(
+        InputError, match=r"classifier.pth: expected 'features.0.0.weight' of shape \[8, 3, 3, 3\], it is"
+    ):
+        runner.run(config.parse(run, tmp_path), tmp_path / "other", progress=None)
+    without = {**NETWORKS["masks"], "trunk": "classifier.pth"}
+    with pytest.raises(InputError, match="unet has no trunk"):
+        runner.run(config.parse({**run, "network": without}, tmp_path), tmp_path / "none", progress=None)
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks"])

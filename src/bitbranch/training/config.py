@@ -42,6 +42,8 @@ class Network:
         start: a file to take parameters from: a checkpoint of bitbranch (``net.pt`` of another run), quantized or not,
             or a ``state_dict`` saved by torch; none starts from random parameters. Of a float checkpoint of another
             model, the parameters are taken by their names.
+        trunk: a file to take the parameters of the network's trunk from, by torchvision's names: a ``state_dict`` saved
+            by torch, or a float checkpoint of bitbranch. What else is in it, such as a classifier, is left.
         scheme: what it is quantized by before the first phase; none leaves it as it starts.
         first, last: schemes of the first and the last layer; ``"none"`` leaves one float.
         layers: schemes of other layers, by name or pattern such as ``"class_heads.*"``; ``"none"`` leaves them float.
@@ -51,6 +53,7 @@ class Network:
     file: str = ""
     arguments: Mapping[str, object] = field(default_factory=dict)
     start: str = ""
+    trunk: str = ""
     scheme: str = ""
     first: str = "w8a8"
     last: str = "w8a8"
@@ -254,7 +257,7 @@ def parse(content: object, folder: Path = Path()) -> Config:
     rest = {key: value for key, value in content.items() if key != "train"}
     config = read_as(Config, {**rest, "phase": expanded}, "")
     absolute = {
-        "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start")},
+        "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start", "trunk")},
         "data": {"path": _absolute(config.data.path, folder)},
         "teacher": {"checkpoint": _absolute(config.teacher.checkpoint, folder)},
     }

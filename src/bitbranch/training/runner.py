@@ -187,6 +187,8 @@ class _Run:
         )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
+        if wanted.trunk:
+            self._load_trunk(network, Path(wanted.trunk))
         self.recipe = replace(self.recipe, info={**self.recipe.info, **self.task.info(network)})
         if wanted.scheme:
             network = self._quantize(network, wanted.scheme)
@@ -213,6 +215,20 @@ class _Run:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"network.start: {path} does not fit {self.recipe.model} ({text})") from None
         return network
+
+    def _load_trunk(self, network: nn.Module, path: Path) -> None:
+        trunk = getattr(network, "trunk", None)
+        if trunk is None:
+            raise InputError(f"network.trunk: {self.recipe.model} has no trunk")
+        content = checkpoint.read_tensors(path)
+        if content.get("format") == checkpoint.FORMAT:
+            content = checkpoint.load(path)[1].state_dict()
+        wanted = trunk.state_dict()
+        for name, own in wanted.items():
+            if not isinstance(given := content.get(name), Tensor) or given.shape != own.shape:
+                there = f"it is {list(given.shape)}" if isinstance(given, Tensor) else "it is not there"
+                raise InputError(f"network.trunk: {path}: expected {name!r} of shape {list(own.shape)}, {there}")
+        trunk.load_state_dict({name: content[name] for name in wanted})
 
     def _teacher(self) -> nn.Module | None:
         path = self.config.teacher.checkpoint
