@@ -273,6 +273,10 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     schemes = {each.name: each.scheme for each in bb.coverage(checkpoint.load(tmp_path / "mixed.pt")[1])}
     assert schemes["conv2"] == "tsq:w4-a4" and schemes["linear1"] == "tsq:wt-a2"
     assert "no layer" in refused(capsys, *mixed[:-2], "nothing=w8a8")
+    assert "--layer and --per-channel are for float" in refused(capsys, *again, "--layer", "conv2=w8a8")
+    for wrong in (tmp_path / "float.pt", tmp_path, tmp_path / "nowhere" / "x.pt"):
+        assert f"--out {wrong}" in refused(capsys, *arguments, "--out", wrong)
+    assert "is what is read" in refused(capsys, "compile", tmp_path / "one.pt", "--out", tmp_path / "one.pt")
     assert "expected NAME=SCHEME" in refused(capsys, *mixed[:-2], "conv2")
     np.save(tmp_path / "wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
     assert "expected float32 or uint8 [N, 1, 8, 8]" in refused(

@@ -114,6 +114,18 @@ BAD_PICTURES: dict[str, tuple[Change, str]] = {
     "missing annotation": (lambda r: (r / "Annotations/bad.xml").unlink(), r"bad\.xml: cannot be read \(No such file"),
     "empty annotation": (write("Annotations/bad.xml", " \n"), r"bad\.xml: the annotation is empty"),
     "cut off": (write("Annotations/bad.xml", GOOD[:-20]), r"bad\.xml: not an XML file \(.*line 1, column"),
+    "unknown encoding": (
+        write("Annotations/bad.xml", '<?xml version="1.0" encoding="martian"?>' + GOOD),
+        r"bad\.xml: not an XML file \(unknown encoding",
+    ),
+    "encoding of several bytes": (
+        write("Annotations/bad.xml", '<?xml version="1.0" encoding="GBK"?>' + GOOD),
+        r"bad\.xml: not an XML file \(multi-byte encodings",
+    ),
+    "size not finite": (
+        write("Annotations/bad.xml", GOOD.replace(">40<", ">inf<")),
+        r"bad\.xml: size inf x 30.0 is not finite",
+    ),
     "size not a number": (
         write("Annotations/bad.xml", GOOD.replace(">40<", ">x<")),
         r"size/width is not a number: 'x'",
@@ -156,6 +168,14 @@ def test_what_is_wrong_with_voc_is_named_and_the_rest_goes_on(case: str, tmp_pat
     assert [str(e) for e in errors] == [str(caught.value)]
     assert [len(b) for b in rest.boxes] == ([1, 2, 1] if case in BAD_BOXES else [1, 1])
     assert [len(d) for d in rest.difficult] == [len(b) for b in rest.boxes] and len(rest.sizes) == len(rest)
+
+
+def test_names_with_spaces_and_endings_in_capitals(tmp_path: Path) -> None:
+    voc(tmp_path, {"a dog": GOOD, "b": GOOD, "c": GOOD})
+    (tmp_path / "JPEGImages/b.jpg").rename(tmp_path / "JPEGImages/b.JPG")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a dog\nb -1\nc  1\n")
+    found = voc_boxes.load("train", tmp_path)
+    assert [Path(p).name for p in found.paths] == ["a dog.jpg", "b.JPG", "c.jpg"]
 
 
 def test_annotations_without_a_size_take_the_pictures(tmp_path: Path) -> None:

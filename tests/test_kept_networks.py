@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ FILES = sorted(NETWORKS.glob("*.bb"))
 
 
 def test_every_network_has_a_card() -> None:
-    assert {file.name.split("-")[0] for file in FILES} >= {"bccd", "camvid", "garments"}
+    assert {file.name.split("-")[0] for file in FILES} >= {"bccd", "garments"}
     assert {file.stem for file in NETWORKS.glob("*.md")} - {"README"} == {file.stem for file in FILES}
 
 
@@ -43,6 +44,6 @@ def test_every_engine_is_the_reference(file: Path) -> None:
         assert [a.tobytes() for a in outputs(got)] == [b.tobytes() for b in outputs(expected)], isa
 
 
-def outputs(given: Output) -> tuple[Floats, ...]:
+def outputs(given: Any) -> tuple[Any, ...]:
     """Several outputs are a tuple, one is itself."""
     return given if isinstance(given, tuple) else (given,)

@@ -276,6 +276,9 @@ def test_layers_have_schemes_of_their_own_through_all_phases(tmp_path: Path) -> 
     expected = {"conv1": "uniform:w4-a8", "conv2": "lsq:w8-a8", "linear1": None, "linear2": "uniform:w8-a8"}
     assert {name: schemes[name] for name in expected} == expected
     assert (recipe.scheme, recipe.layers) == ("mbn:w2-a2", {"conv2": "lsq:w8-a8", "linear1": None})
+    other = {**network, "arguments": {**BASE["network"]["arguments"], "hidden": 32}}
+    with pytest.raises(InputError, match="holds a vgg of hidden 16, not 32"):
+        runner.run(config.parse({**run, "network": other, "phase": phases}), tmp_path / "other", progress=None)
     with pytest.raises(InputError, match="w9x"):
         config.parse({**run, "network": {**network, "layers": {"conv2": "w9x"}}})
 

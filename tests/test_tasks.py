@@ -30,6 +30,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "boxes": {"model": "ssd", "arguments": {"trunk": "vgg_small", "width": 0.125, "extras": 1}},
     "masks": {"model": "unet", "arguments": {"base": 8, "depth": 2}},
 }
+CLASSIFIER = {"model": "vgg", "arguments": {"stages": [[4], [4]]}}
 FIGURES = {"boxes": "map", "masks": "miou"}
 
 
@@ -150,6 +151,70 @@ def test_the_commands_draw_list_and_go_on(
     assert pictures[0].read_bytes() == before and (pictures[0].parent / "scene0-2.png").is_file()
 
 
+def test_the_commands_overwrite_nothing_but_their_own(
+    finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, folder, _ = finished
+    name = "detect" if kind == "boxes" else "segment"
+    net = str(folder / "runs" / "two-steps-0" / "net.bb")
+    Image.new("RGB", (8, 8)).save(tmp_path / "scene1.png")
+    before = (tmp_path / "scene1.png").read_bytes()
+    for _ in range(2):
+        assert main([name, net, str(pictures[1]), "--out", str(tmp_path)]) == 0
+        assert (tmp_path / "scene1.png").read_bytes() == before
+    masks = {"scene1-2-mask.png"} if kind == "masks" else set()
+    listing = "detections.json" if kind == "boxes" else "segments.json"
+    assert {p.name for p in tmp_path.iterdir()} == {"scene1.png", "scene1-2.png", listing, *masks}
+    long = tmp_path / f"{'n' * 251}.png"
+    long.write_bytes(pictures[1].read_bytes())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scene0.png").mkdir()
+    arguments = [name, net, *map(str, [long, *pictures[:2]]), "--out", str(tmp_path / "out")]
+    assert main(arguments) == (0 if kind == "boxes" else 2)  # a mask's name is still longer
+    assert (tmp_path / "out" / "scene0-2.png").is_file() and (tmp_path / "out" / "scene1.png").is_file()
+    if kind == "boxes":
+        capsys.readouterr()
+        kept = (tmp_path / listing).read_bytes()
+        assert main([*arguments[:-1], str(tmp_path), "--threshold", "2"]) == 2
+        assert capsys.readouterr().err.count("threshold and overlap are 0..1") == 1
+        assert (tmp_path / listing).read_bytes() == kept
+        np.save(tmp_path / "x.npy", np.zeros((2, 3, 64, 64), np.uint8))
+        assert main(["run", net, str(tmp_path / "x.npy"), "--out", str(tmp_path / "y.npy")]) == 2
+        assert "4 outputs; write them with --out FILE.npz" in capsys.readouterr().err
+        assert main(["run", net, str(tmp_path / "x.npy"), "--out", str(tmp_path / "y.npz")]) == 0
+        with np.load(tmp_path / "y.npz") as several:
+            assert len(several.files) == 4 and all(len(several[name]) == 2 for name in several.files)
+
+
+def test_pictures_come_upright_and_of_sixteen_bits(
+    finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, folder, _ = finished
+    net = folder / "runs" / "two-steps-0" / "net.bb"
+    plain = Image.open(pictures[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    plain.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    grey = np.asarray(plain.convert("L"))
+    Image.fromarray(grey).save(tmp_path / "eight.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    if kind == "boxes":
+        detector = Detector(net)
+        found = [detector(p, threshold=0.02) for p in (pictures[0], tmp_path / "turned.png")]
+        found += [detector(tmp_path / f"{name}.png", threshold=0.02) for name in ("eight", "sixteen")]
+        np.testing.assert_array_equal(found[0], found[1])
+        np.testing.assert_array_equal(found[2], found[3])
+        return
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    files = [pictures[0], *(tmp_path / n for n in ("turned.png", "eight.png", "sixteen.png", "float.tiff"))]
+    out = tmp_path / "out"
+    assert main(["segment", str(net), *map(str, files), "--out", str(out)]) == 2
+    assert "bitbranch: error:" in (said := capsys.readouterr().err) and "float.tiff: a picture of 32 bits" in said
+    masks = [np.asarray(Image.open(out / f"{p.stem}-mask.png")) for p in files[:-1]]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[2], masks[3])
+
+
 def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path) -> None:
     kind, folder, _ = finished
     arguments = ["detect" if kind == "boxes" else "segment", str(folder / "runs" / "two-steps-0" / "net.bb")]
@@ -176,10 +241,38 @@ def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: l
         ("masks", {"data": {"set": "cifar10", "size": [64, 64]}}, "cifar10 has images of one size"),
         (
             "masks",
-            {"network": NETWORKS["masks"], "data": {"set": "fashion-mnist-sample", "augmentation": {"flip": False}}},
+            {"network": CLASSIFIER, "data": {"set": "fashion-mnist-sample", "augmentation": {"flip": False}}},
             "data.augmentation: is for pictures with boxes or masks",
         ),
         ("boxes", {"data": {"set": "bccd", "path": "nowhere"}}, "nowhere: has no Annotations"),
+        (
+            "boxes",
+            {"data": {"set": "fashion-mnist-sample"}},
+            "SSD gives 2 outputs for an image of fashion-mnist-sample",
+        ),
+        ("boxes", {"data": {"set": "scene-masks"}}, "SSD gives 2 outputs for an image of scene-masks"),
+        ("masks", {"data": {"set": "fashion-mnist-sample"}}, "UNet gives logits [10, 28, 28] for an image"),
+        (
+            "masks",
+            {"network": {"model": "unet", "arguments": {"base": 8, "depth": 7}}},
+            "does not take the images (3, 64",
+        ),
+        (
+            "masks",
+            {"network": {"model": "unet", "arguments": {"base": 8, "depth": 2, "num_classes": 3}}},
+            "UNet gives logits [3, 64, 64] for an image of scene-masks; segmentation needs logits [11, 64, 64]",
+        ),
+        ("masks", {"network": {**NETWORKS["masks"], "layers": {"nothing.*": "w8a8"}}}, "'nothing.*' matches no layer"),
+        ("masks", {"seed": -1}, "seed must be at least 0"),
+        ("masks", {"threads": -1}, "threads must be at least 0"),
+        ("masks", {"data": {"set": "scene-masks", "workers": -1}}, "data.workers must be at least 0"),
+        ("masks", {"train": {"portions": 0.5}}, "portions is a list"),
+        (
+            "masks",
+            {"network": {"model": "unet", "start": "~nobody-here/x"}},
+            "~nobody-here/x: Could not determine home",
+        ),
+        ("boxes", {"network": {"model": "ssd", "arguments": {"width": "a"}}}, "model 'ssd': "),
         ("masks", {"data": {"set": "camvid", "path": "nowhere"}}, "nowhere: no split 'train'"),
     ],
 )

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--float", type=Path, required=True, metavar="RUN", help="the float network beside it")
     parser.add_argument("--about", required=True, help="a sentence: what it does")
     parser.add_argument("--licence", required=True, help="of the network, and what it follows from")
+    parser.add_argument("--command", help="that made it; default: of the table")
     options = parser.parse_args()
     if (options.run / "net.bb").stat().st_size > MOST_BYTES:
         parser.error(f"{options.run / 'net.bb'} has more than {MOST_BYTES:,} bytes")
@@ -51,6 +52,7 @@ def card(options: argparse.Namespace) -> str:
     figure = row.get("figure", "accuracy")
     table = tomllib.loads(options.table.read_text())
     (name,) = (r["name"] for r in table["row"] if f"{folder_name(r['name'])}-{row['seed']}" == options.run.name)
+    made = options.command or f'bitbranch table {options.table} --rows "{name}" --seeds {row["seed"]}'
     network = config["network"]
     others = {"first": network["first"], "last": network["last"], **network.get("layers", {})}
     facts = {
@@ -61,10 +63,12 @@ def card(options: argparse.Namespace) -> str:
         "Data": f"{config['data']['set']}; tested on {row['source']}",
         "Trained": _history(options.run),
         "Seed": str(row["seed"]),
-        FIGURES[figure][1]: f"{100 * row[figure]:.2f} %; float, as long: {100 * beside[figure]:.2f} %",
+        FIGURES[figure][
+            1
+        ]: f"{100 * row[figure]:.2f} %; float: {100 * beside[figure]:.2f} % ({_history(options.float)})",
         "Engine and reference": f"outputs differ on {row['differ']} of {row['images']} images",
         "Licence": options.licence,
-        "Made by": f'`bitbranch table {options.table} --rows "{name}" --seeds {row["seed"]}`',
+        "Made by": f"`{made}`",
     }
     lines = [f"# {options.name}", "", options.about, "", "| | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {fact} | {text} |" for fact, text in facts.items())]) + "\n"

@@ -174,6 +174,11 @@ def _traps(network: nn.Module) -> dict[str, list[str]]:
     return found
 
 
+def check_layers(network: nn.Module, layers: Iterable[str]) -> None:
+    """Raise :class:`InputError` where a name or pattern of ``layers`` matches no layer; see :func:`quantize`."""
+    _exceptions(dict.fromkeys(layers), [name for name, _ in _parametric(network)], [])
+
+
 def _exceptions(
     layers: Mapping[str, str | Scheme | None], parametric: list[str], quantizable: list[str]
 ) -> dict[str, str | Scheme | None]:

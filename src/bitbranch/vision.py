@@ -51,9 +51,8 @@ class Detector:
         Raises:
             InputError: not a readable picture, or a number that is not 0..1.
         """
-        if not 0 <= threshold <= 1 or not 0 <= most <= 1:
-            raise InputError(f"detect: threshold and overlap are 0..1, got {threshold} and {most}")
-        image = decode_resized(Path(picture), self.boxes.image_size).transpose(2, 0, 1)[None]
+        check_shares(threshold, most)
+        image = decode_resized(Path(picture), self.boxes.image_size, upright=True).transpose(2, 0, 1)[None]
         outputs = self.engine(np.ascontiguousarray(image))
         half = len(outputs) // 2
         (found,) = detections(outputs[:half], outputs[half:], self.boxes, threshold=threshold, most=most)
@@ -89,11 +88,17 @@ class Segmenter:
         return restored(masks(logits, (height, width)), inner, (pixels.shape[0], pixels.shape[1]))[0]
 
 
+def check_shares(threshold: float, most: float) -> None:
+    """Raise :class:`InputError` where a score's threshold or an overlap is not 0..1."""
+    if not 0 <= threshold <= 1 or not 0 <= most <= 1:
+        raise InputError(f"detect: threshold and overlap are 0..1, got {threshold} and {most}")
+
+
 def _engine(file: str | os.PathLike[str], task: str, needed: str, threads: int) -> tuple[Engine, dict[str, str]]:
     program = read(file)
     info = dict(program.info)
-    if info.get("task", "classification") != task:
-        raise InputError(f"{file}: a network for {info.get('task', 'classification')}, not for {task}")
+    if info.get("task", task) != task:
+        raise InputError(f"{file}: a network for {info['task']}, not for {task}")
     if not {"classes", needed} <= info.keys():
-        raise InputError(f"{file}: does not say its classes and {needed}; compile what `bitbranch train` made")
+        raise InputError(f"{file}: does not say its task, classes and {needed}; compile what `bitbranch train` made")
     return Engine(program, threads=threads), info

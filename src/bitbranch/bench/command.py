@@ -106,8 +106,10 @@ def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, 
 def _network(options: Options, data: networks.Data | None, work: Path, say: Callable[[str], None]) -> networks.Network:
     paths = [Path(net) for net in options.nets]
     if all(path.suffix == ".bb" or path.exists() for path in paths):
-        if options.schemes:
-            raise InputError("bench: --scheme is for a model's name; a .bb file has its scheme")
+        if options.schemes or options.image_size or options.model_arguments:
+            raise InputError(
+                "bench: --scheme, --image-size and --model-arguments are for a model's name; a .bb file has its own"
+            )
         return networks.from_files(paths, options.float_checkpoint, data, work, say)
     if len(paths) != 1:
         raise InputError(f"bench: expected .bb files or one model's name, got {' '.join(options.nets)}")

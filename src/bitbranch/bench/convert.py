@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -64,8 +66,12 @@ def settle(network: nn.Module, x: Tensor) -> None:
     before = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 1.0
-    with torch.no_grad():
-        network.train()(x)
+    try:
+        with torch.no_grad():
+            network.train()(x)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"the network does not take images {tuple(x.shape[1:])} ({said})") from None
     for m, momentum in zip(norms, before, strict=True):
         m.momentum = momentum
 

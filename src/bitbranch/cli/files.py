@@ -50,8 +50,17 @@ def random_images(program: Program, count: int, seed: int) -> Array:
     return rng.uniform(-1.1 * edge, 1.1 * edge, (count, *program.input.shape)).astype(np.float32)
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """Raise :class:`InputError` where a result would be written over what it is made of, or into no folder."""
+    if out.resolve() == source.resolve():
+        raise InputError(f"--out {out}: is what is read; give another file")
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise InputError(f"--out {out}: " + ("is a folder" if out.is_dir() else "its folder is not there"))
+
+
 def compile_checkpoint(checkpoint: Path, out: Path) -> Result:
     """Compile a quantized network's checkpoint and save it."""
+    check_apart(out, checkpoint)
     program = _compiled(checkpoint)[1]
     size = program.save(out)
     return {
@@ -81,6 +90,8 @@ def verify(net: Path, images: Path | None, *, checkpoint: Path | None, count: in
         if checkpoint is not None:
             network = _checkpoint_network(checkpoint)
     (batch,) = program.check_input(random_images(program, count, seed) if images is None else load_array(images))
+    if not len(batch):
+        raise InputError(f"{images}: holds no image")
     expected = dict(reference.trace(program, batch))
     rows, total = [], 0
     for isa in instruction_sets():
@@ -190,6 +201,8 @@ def run(net: Path, path: Path, *, out: Path | None, threads: int, isa: str | Non
     """Run the engine on a file of images; write the outputs, or print the largest output's number of each image."""
     program: Program = read(net)
     outputs = Engine(program, threads=threads, isa=isa)(load_array(path))
+    if isinstance(outputs, tuple):
+        return _save_all(net, out, dict(zip(program.output_names, outputs, strict=True)))
     if out is not None:
         save_array(out, outputs)
         return {"file": str(out), "shape": list(outputs.shape), "text": f"{out}: float32 {outputs.shape}"}
@@ -197,3 +210,14 @@ def run(net: Path, path: Path, *, out: Path | None, threads: int, isa: str | Non
         raise InputError(f"{net}: its output is {outputs.shape[1:]} an image, not class scores; write it with --out")
     guesses = outputs.argmax(1).tolist()
     return {"images": len(guesses), "classes": guesses, "text": "\n".join(map(str, guesses))}
+
+
+def _save_all(net: Path, out: Path | None, outputs: dict[str, Array]) -> Result:
+    """Write several outputs, by their names."""
+    if out is None or out.suffix != ".npz":
+        raise InputError(f"{net}: has {len(outputs)} outputs; write them with --out FILE.npz")
+    buffer = io.BytesIO()
+    np.savez(buffer, **outputs)  # type: ignore[arg-type]  # names are any, its stubs know better
+    write_bytes(out, buffer.getvalue())
+    shapes = {name: list(array.shape) for name, array in outputs.items()}
+    return {"file": str(out), "shapes": shapes, "text": f"{out}: " + ", ".join(f"{n} {s}" for n, s in shapes.items())}

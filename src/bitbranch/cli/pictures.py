@@ -13,9 +13,9 @@ import numpy as np
 
 from ..data.pictures import decode
 from ..disk import write_bytes
-from ..errors import InputError
+from ..errors import BitbranchError, InputError
 from ..reporting import pictures as drawn
-from ..vision import Detector, Segmenter
+from ..vision import Detector, Segmenter, check_shares
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -34,11 +34,12 @@ def detect(
         threads: of the engine.
         say: takes a line for each picture.
     """
+    check_shares(threshold, most)
     detector = Detector(net, threads=threads)
     colours = drawn.palette(len(detector.classes))
 
     def one(file: Path, target: Path) -> tuple[Result, str]:
-        found, pixels = detector(file, threshold=threshold, most=most), decode(_bytes(file), str(file))
+        found, pixels = detector(file, threshold=threshold, most=most), decode(_bytes(file), str(file), upright=True)
         numbers = found[:, 5].astype(int) - 1
         labels = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(numbers, found[:, 4], strict=True)]
         _save(target, drawn.with_boxes(pixels, found[:, :4], labels, [colours[n] for n in numbers]))
@@ -75,7 +76,7 @@ def segment(net: Path, files: Sequence[Path], out: Path, *, threads: int, say: S
     def one(file: Path, target: Path) -> tuple[Result, str]:
         from PIL import Image
 
-        pixels = decode(_bytes(file), str(file))
+        pixels = decode(_bytes(file), str(file), upright=True)
         mask = segmenter(pixels)
         background = 0 if segmenter.classes[0] == "background" else -1
         over = drawn.with_mask(pixels, mask, segmenter.colours, background=background)
@@ -100,21 +101,34 @@ def _each(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be the output folder ({error.strerror})") from None
+    if (out / name).is_dir():
+        raise InputError(f"{out / name}: cannot be written: it is a folder")
     rows, errors = list[Result](), list[str]()
-    taken = {file.resolve() for file in files}  # which stay as they are
+    ours = _written_before(out / name)
+    taken = {file.resolve() for file in files}  # which stay as they are, as does what is not ours
+    taken |= {path.resolve() for path in out.iterdir() if path.name not in ours}
     for file in files:
         target = _target(out, file, taken)
         try:
             row, said = one(file, target)
-        except InputError as error:
+        except BitbranchError as error:
             errors.append(str(error))
-            say(f"error: {error}")
+            say(f"bitbranch: error: {error}")
             continue
         rows.append({"file": str(file), "picture": target.name, **row})
         say(f"{file}: {said}")
     write_bytes(out / name, (json.dumps(rows, indent=1) + "\n").encode())
     text = f"{len(rows)} of {len(files)} pictures; written to {out}: {name} and pictures"
     return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
+
+
+def _written_before(listing: Path) -> set[str]:
+    """Names of the pictures and masks that a call before this one has written into the folder."""
+    try:
+        names = [Path(row["picture"]).stem for row in json.loads(listing.read_text())]
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+    return {f"{name}{end}" for name in names for end in (".png", "-mask.png")}
 
 
 def _target(out: Path, file: Path, taken: set[Path]) -> Path:

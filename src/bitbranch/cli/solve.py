@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..training import checkpoint
 from ..twostep.codes import has_low_bit_weight
-from .files import Array, Result, load_array
+from .files import Array, Result, check_apart, load_array
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def run(
     Raises:
         InputError: files that do not fit each other, or a scheme for a network that has one.
     """
+    check_apart(out, net)
     if threads is not None:
         torch.set_num_threads(threads)
     built, network = checkpoint.load(net)
@@ -88,8 +89,10 @@ def run(
             progress=progress,
             on_layer=reports.append,
         )
-    elif scheme is not None or per_channel:
-        raise InputError(f"{net}: is quantized as {built.scheme}; --scheme and --per-channel are for float networks")
+    elif scheme is not None or per_channel or layers:
+        raise InputError(
+            f"{net}: is quantized as {built.scheme}; --scheme, --layer and --per-channel are for float networks"
+        )
     else:
         teacher = network
         if built.codes:

@@ -166,4 +166,5 @@ def _shares(thing: Object, size: tuple[int, int]) -> list[float]:
 
 def picture_file(stem: Path) -> Path | None:
     """The picture with this path but for its ending, if there is one."""
-    return next((p for suffix in SUFFIXES for p in (stem.with_name(stem.name + suffix),) if p.is_file()), None)
+    endings = [ending for suffix in SUFFIXES for ending in (suffix, suffix.upper())]
+    return next((p for ending in endings for p in (stem.with_name(stem.name + ending),) if p.is_file()), None)

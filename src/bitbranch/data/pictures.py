@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
         picture = Image.open(io.BytesIO(data))
         if at_least:
             picture.draft("RGB", (at_least, at_least))
-        return picture.convert("RGB")
+        return _rgb(picture, name)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -55,23 +56,28 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def decode_resized(path: Path, size: tuple[int, int], *, enlarge: bool = True) -> npt.NDArray[np.uint8]:
+def decode_resized(
+    path: Path, size: tuple[int, int], *, enlarge: bool = True, upright: bool = False
+) -> npt.NDArray[np.uint8]:
     """The pixels, uint8 ``[H, W, 3]``, of a picture file, resized without regard to its proportions.
 
     Args:
         path: the file.
         size: height and width.
         enlarge: else a side that is shorter is left as it is.
+        upright: turn it as its EXIF data say.
 
     Raises:
         InputError: missing, not a picture, or a damaged one.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     height, width = size
     with _readable(str(path)), Image.open(path) as file:
         file.draft("RGB", (2 * width, 2 * height))  # large JPEG files are decoded at a part of their size
-        picture = file.convert("RGB")
+        picture = _rgb(file, str(path))
+        if upright:
+            picture = ImageOps.exif_transpose(picture)
         if not enlarge:
             height, width = min(height, picture.height), min(width, picture.width)
         if picture.size != (width, height):
@@ -82,17 +88,41 @@ def decode_resized(path: Path, size: tuple[int, int], *, enlarge: bool = True) -
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
     """Turn what Pillow raises into one line that names the picture."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        yield
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable picture ({' '.join(str(error).split())})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large to decode is an error
+            yield
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not a readable picture (of no known format)") from None
+    except Exception as error:  # damaged bytes make decoders raise nearly anything
+        said = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise InputError(f"{name}: not a readable picture ({said or type(error).__name__})") from None
 
 
-def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """The pixels, uint8 ``[H, W, 3]``, of a picture; arguments and errors as for :func:`open_rgb`."""
-    return np.array(open_rgb(data, name), dtype=np.uint8)
+def _rgb(picture: Image, name: str) -> Image:
+    """A picture in red, green and blue of 8 bits; of 16 bits, the upper ones."""
+    from PIL.Image import fromarray
+
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        return fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise InputError(f"{name}: a picture of 32 bits a pixel and channel; 8 or 16 are read")
+    return picture.convert("RGB")
+
+
+def decode(data: bytes, name: str, *, upright: bool = False) -> npt.NDArray[np.uint8]:
+    """The pixels, uint8 ``[H, W, 3]``, of a picture, turned as its EXIF data say if it is to be ``upright``.
+
+    Other arguments, and errors, as for :func:`open_rgb`.
+    """
+    from PIL import ImageOps
+
+    picture = open_rgb(data, name)
+    return np.array(ImageOps.exif_transpose(picture) if upright else picture, dtype=np.uint8)
 
 
 def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +46,7 @@ def load(
     for root in roots:
         for line in _list(root, split).read_text(errors="replace").splitlines():
             if line.strip():
-                _add(found, root, line.split()[0])
+                _add(found, root, re.sub(r"\s+-?[01]$", "", line.strip()))  # lists of a class say whether it is there
     return found.finish(f"{folder.name} {split}", size)
 
 
@@ -89,8 +91,10 @@ def _size(tree: ET.Element, path: Path) -> tuple[int, int] | None:
     """Height and width that an annotation states; some tools leave them out, or 0."""
     if tree.find("size") is None:
         return None
-    height, width = (int(_number(tree, f"size/{side}", str(path))) for side in ("height", "width"))
-    return (height, width) if height and width else None
+    height, width = (_number(tree, f"size/{side}", str(path)) for side in ("height", "width"))
+    if not math.isfinite(height + width):
+        raise InputError(f"{path}: size {width} x {height} is not finite")
+    return (int(height), int(width)) if height and width else None
 
 
 def _objects(found: Collector, tree: ET.Element, path: Path) -> Iterator[Object]:
@@ -119,7 +123,7 @@ def _parsed(path: Path) -> ET.Element:
         raise InputError(f"{path}: the annotation is empty")
     try:
         return ET.fromstring(data)
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for encodings
         raise InputError(f"{path}: not an XML file ({error})") from None
 
 

@@ -104,7 +104,10 @@ def build(name: str, arguments: Mapping[str, object] = MappingProxyType({})) -> 
         inspect.signature(MODELS[name]).bind(**arguments)
     except TypeError as error:
         raise InputError(f"model {name!r}: {error}") from None
-    return MODELS[name](**arguments)
+    try:
+        return MODELS[name](**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {name!r}: {' '.join(str(error).split())}") from None
 
 
 __all__ = [

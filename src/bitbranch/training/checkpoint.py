@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -106,10 +107,16 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not data.startswith((b"PK", b"\x80")):  # an archive, or a pickle as torch once wrote them
+        raise InputError(f"{path}: {'damaged, or not a checkpoint' if data else 'is empty'}")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        raise InputError(f"{path}: damaged, or not a checkpoint ({' '.join(str(error).split())[:100]})") from None
+    except UnpicklingError as error:
+        if "weights_only" in str(error):
+            raise InputError(f"{path}: not a checkpoint: it holds more than tensors and plain values") from None
+        raise InputError(f"{path}: damaged, or not a checkpoint") from None
+    except Exception:  # damaged bytes make the unpickler raise nearly anything
+        raise InputError(f"{path}: damaged, or not a checkpoint") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a bitbranch checkpoint")
     return content

@@ -279,6 +279,13 @@ def _check(config: Config) -> None:
         raise InputError(f"data.size is height and width, got {list(config.data.size)}")
     if not 0 <= config.data.balance <= 1:
         raise InputError(f"data.balance is 0..1, got {config.data.balance}")
+    for name, number in (
+        ("seed", config.seed), ("threads", config.threads), ("data.workers", config.data.workers),
+        ("data.shift", config.data.shift or 0), ("data.train_images", config.data.train_images),
+        ("data.test_images", config.data.test_images),
+    ):  # fmt: skip
+        if not 0 <= number < 2**31:
+            raise InputError(f"{name} must be at least 0 and less than 2^31, got {number}")
     if len(config.teacher.share) not in (1, 2):
         raise InputError("teacher.share is one number or two")
     network = config.network
@@ -316,6 +323,8 @@ def _expanded(phase: dict[str, Any], common: Mapping[str, Any]) -> list[dict[str
             {**merged, "scheme": merged["scheme"].replace("{bits}", str(b)), "name": f"{name}, {b} bits"} for b in bits
         ]
     if portions:
+        if portions != "paper" and not isinstance(portions, list):
+            raise InputError(f'phase: portions is a list, or "paper", got {portions!r}')
         portions = list(PORTIONS) if portions == "paper" else list(portions)
         if portions != sorted(set(portions)) or not portions[0] > 0 or portions[-1] != 1:
             raise InputError(f"phase: portions must rise above 0 and end with 1, got {portions}")
@@ -327,7 +336,10 @@ def _expanded(phase: dict[str, Any], common: Mapping[str, Any]) -> list[dict[str
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).resolve()) if path else ""
+    try:
+        return str((folder / Path(path).expanduser()).resolve()) if path else ""
+    except RuntimeError as error:  # of a user who is not there
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_as(cls: type[T], content: object, where: str) -> T:

@@ -22,7 +22,7 @@ from ..disk import remove_leftovers, write_bytes
 from ..errors import InputError
 from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
-from ..swap import calibrate, quantize
+from ..swap import calibrate, check_layers, quantize
 from . import checkpoint, tasks
 from .checkpoint import Recipe
 from .config import Config, Phase, load, parse
@@ -187,6 +187,8 @@ class _Run:
         )  # fmt: skip
         torch.manual_seed(self.config.seed)
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
+        check_layers(network, self.recipe.layers)
+        self.task.check(network)
         if wanted.trunk:
             self._load_trunk(network, Path(wanted.trunk))
         self.recipe = replace(self.recipe, info={**self.recipe.info, **self.task.info(network)})
@@ -202,6 +204,11 @@ class _Run:
         if content.get("format") == checkpoint.FORMAT:
             recipe, network = checkpoint.load(path)
             if recipe.model == self.recipe.model:
+                wanted = checkpoint.plain(self.config.network.arguments)
+                assert isinstance(wanted, dict)
+                for name, value in wanted.items():
+                    if (there := recipe.arguments.get(name, value)) != value:
+                        raise InputError(f"network.start: {path} holds a {recipe.model} of {name} {there}, not {value}")
                 taken = {"arguments"} if recipe.scheme is None else QUANTIZED
                 self.recipe = replace(self.recipe, **{name: getattr(recipe, name) for name in taken})
                 return network

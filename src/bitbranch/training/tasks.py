@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .. import processes
 from ..data import sets
@@ -82,7 +83,33 @@ class Task:
         Raises:
             InputError: the network is for another task.
         """
-        return {"task": self.name, "classes": ",".join(self.train.classes)}
+        return {"task": self.name, "classes": listed(self.train.classes)}
+
+    def check(self, network: nn.Module) -> None:
+        """Answer one image in evaluation mode.
+
+        Raises:
+            InputError: the network does not take such images, or its outputs are not those of the task.
+        """
+        name, shape = type(network).__name__, tuple(self.train.shape)
+        mode = network.training
+        try:
+            with torch.no_grad():
+                output = network.eval()(torch.zeros(1, *shape))
+        except (RuntimeError, ValueError, TypeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"network: {name} does not take the images {shape} of {self.data.set} ({said})") from None
+        finally:
+            network.train(mode)
+        wanted, found = self._outputs(network, output)
+        if wanted != found:
+            raise InputError(
+                f"network: {name} gives {found} for an image of {self.data.set}; {self.name} needs {wanted}"
+            )
+
+    def _outputs(self, network: nn.Module, output: Any) -> tuple[str, str]:
+        """What the outputs of one image should be, and are."""
+        raise NotImplementedError
 
     def batches(self, seed: int) -> BatchSource:
         """This process's part of the training batches, augmented."""
@@ -162,6 +189,9 @@ class ImageClassification(Task):
     shows = False
     tested_at_once = 250
 
+    def _outputs(self, network: nn.Module, output: Any) -> tuple[str, str]:
+        return f"logits [{len(self.train.classes)}]", _described(output)
+
     def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
         if self.data.augmentation:
             raise InputError(f"data.augmentation: is for pictures with boxes or masks; {self.data.set} has flip, shift")
@@ -196,8 +226,12 @@ class ObjectDetection(Task):
     def arguments(self) -> dict[str, object]:
         return {**super().arguments(), "num_classes": 1 + len(self.names)}
 
+    def _outputs(self, network: nn.Module, output: Any) -> tuple[str, str]:
+        logits, _ = Multibox(_default_boxes(network)).flattened(output)
+        return f"{1 + len(self.names)} classes for each box", f"{logits.shape[-1]} classes for each box"
+
     def info(self, network: nn.Module) -> dict[str, str]:
-        return {"task": self.name, "classes": ",".join(self.names), "boxes": _default_boxes(network).to_json()}
+        return {"task": self.name, "classes": listed(self.names), "boxes": _default_boxes(network).to_json()}
 
     def _source(self, images: BoxSet | SceneSet, augmented: bool = False, **given: Any) -> BatchSource:
         if isinstance(images, SceneSet):
@@ -232,6 +266,10 @@ class SemanticSegmentation(Task):
 
     name = "segmentation"
     figures = ("miou", "pixel_accuracy", "class_accuracy")
+
+    def _outputs(self, network: nn.Module, output: Any) -> tuple[str, str]:
+        size = f", {', '.join(map(str, output.shape[2:]))}" if isinstance(output, Tensor) else ""
+        return f"logits [{len(self.train.classes)}{size or ', H, W'}]", _described(output)
 
     def info(self, network: nn.Module) -> dict[str, str]:
         colours = ["".join(f"{part:02x}" for part in colour) for colour in self.train.palette]
@@ -286,3 +324,21 @@ def read(data: Data) -> Task:
     if data.test_images:
         test = test.spread(data.test_images)
     return TASKS[source.task](data, train, test)
+
+
+def _described(output: Any) -> str:
+    if not isinstance(output, Tensor):
+        return f"{len(output)} outputs" if isinstance(output, (tuple, list)) else type(output).__name__
+    return f"logits [{', '.join(map(str, output.shape[1:]))}]"
+
+
+def listed(classes: Sequence[str]) -> str:
+    """Names of classes as compiled files hold them.
+
+    Raises:
+        InputError: one with a comma.
+    """
+    for name in classes:
+        if "," in name:
+            raise InputError(f"class {name!r}: a name may have no comma")
+    return ",".join(classes)
