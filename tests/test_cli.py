@@ -16,7 +16,7 @@ from torch import nn
 
 import bitbranch as bb
 from bitbranch import models
-from bitbranch.cli.main import _plain_warnings, main
+from bitbranch.cli.main import _plain_warnings, _size, main
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 
@@ -281,6 +281,15 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     np.save(tmp_path / "wrong.npy", np.zeros((2, 3, 8, 8), np.float32))
     assert "expected float32 or uint8 [N, 1, 8, 8]" in refused(
         capsys, *arguments[:3], tmp_path / "wrong.npy", "--out", tmp_path / "x.pt"
+    )
+
+
+def test_image_sizes(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert (_size("32"), _size("180x240")) == ((32, 32), (180, 240))
+    for text in ("32x", "x32", "32X48", "0", "1x2x3", "-1"):
+        assert "HEIGHTxWIDTH" in refused(capsys, "bench", "vgg_small", f"--image-size={text}")
+    assert "--image-size and --model-arguments are for a model's name" in refused(
+        capsys, "bench", folder / "net.bb", "--image-size", "8"
     )
 
 

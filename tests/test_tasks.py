@@ -263,6 +263,7 @@ def test_the_commands_need_no_torch(finished: tuple[str, Path, Any], pictures: l
             "UNet gives logits [3, 64, 64] for an image of scene-masks; segmentation needs logits [11, 64, 64]",
         ),
         ("masks", {"network": {**NETWORKS["masks"], "layers": {"nothing.*": "w8a8"}}}, "'nothing.*' matches no layer"),
+        ("boxes", {"data": {"set": "scene-boxes", "balance": 0.5}}, "data.balance: is for pictures with masks"),
         ("masks", {"seed": -1}, "seed must be at least 0"),
         ("masks", {"threads": -1}, "threads must be at least 0"),
         ("masks", {"data": {"set": "scene-masks", "workers": -1}}, "data.workers must be at least 0"),

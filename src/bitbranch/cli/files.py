@@ -45,6 +45,8 @@ def save_array(path: Path, array: Array) -> None:
 
 def random_images(program: Program, count: int, seed: int) -> Array:
     """Float images ``[count, C, H, W]`` that reach every input code of a program."""
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, got {seed}")
     edge = float(np.abs(program.input.thresholds).max(initial=1.0))
     rng = np.random.default_rng(seed)
     return rng.uniform(-1.1 * edge, 1.1 * edge, (count, *program.input.shape)).astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -222,10 +223,10 @@ def _register(files: Sequence[Path]) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    sides = [_positive(side) for side in text.split("x")]
-    if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
-    return sides[0], sides[-1]
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels or HEIGHTxWIDTH, got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _layer(text: str) -> tuple[str, str]:

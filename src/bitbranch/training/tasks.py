@@ -317,6 +317,8 @@ def read(data: Data) -> Task:
         InputError: no such set, or it is not there or damaged.
     """
     source = sets.find(data.set)
+    if data.balance and source.task != SemanticSegmentation.name:
+        raise InputError(f"data.balance: is for pictures with masks, and {data.set} has none")
     folder = Path(data.path) if data.path else source.place()
     train, test = (source.read(split, folder, data.size) for split in ("train", "test"))
     if data.train_images:
