@@ -37,6 +37,7 @@ from bitbranch.twostep.chains import Graph, Reader
 from bitbranch.twostep.descent import Descent, Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.histogram import Histogram, equalize
+from bitbranch.twostep.layer import holds_any_weights, write_weight
 from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
@@ -703,6 +704,37 @@ def test_a_float_network_is_converted_without_training(float_net, scheme, per_ch
     assert verify(q, compile(q, test[0][:2]), [test[0][:50]]).mismatches == 0
     if isinstance(net[4], Block):
         assert [("an addition reads it" in r.target) for r in reports] == [False, True] * 2
+
+
+@pytest.mark.parametrize("scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2"])
+def test_layers_hold_whatever_is_solved(scheme: str) -> None:
+    """Any integers and scales, also where a channel's largest is not the largest there is; saved and loaded, too."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    q = quantize(network, scheme)
+    assert holds_any_weights(q[2])
+    kind = q[2].weight_quantizer.code_type
+    step = kind.step
+    for top in range(kind.hi, 0, -step):
+        levels = torch.arange(-top, top + 1, step, dtype=torch.float64)
+        values = levels[torch.randint(len(levels), q[2].weight.shape)]
+        values[:, 0, 0, 0] = top  # no channel is empty
+        scale = torch.rand(5, dtype=torch.float64) + 0.1
+        with torch.no_grad():
+            kept = write_weight(q[2], values, scale)
+        torch.testing.assert_close(kept, scale, rtol=1e-6, atol=0)
+        again = quantize(network, scheme)
+        again.load_state_dict(q.state_dict())
+        read, scales, _ = again[2].integer_weight()
+        assert torch.equal(read.double(), values) and torch.equal(scales.double(), kept)
+    old = {name: value for name, value in quantize(network, scheme).state_dict().items() if "held" not in name}
+    quantize(network, scheme).load_state_dict(old)
+
+
+@pytest.mark.parametrize("scheme", ["w4a4", "dorefa:w2-a2", "mbn(clip=learned):w2-a2", "lsq:w4-a4"])
+def test_quantizers_that_cannot_hold_what_is_solved_are_refused_at_once(float_net, scheme: str) -> None:
+    net, loader, _ = float_net
+    with pytest.raises(InputError, match="cannot hold what step 2 finds; take tsq's weights"):
+        convert(net, loader, scheme, progress=lambda line: pytest.fail(f"began: {line}"))
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -130,6 +130,9 @@ class WeightQuantizer(nn.Module):
         """Type of the codes."""
         raise NotImplementedError
 
+    def hold(self, scale: Tensor) -> None:
+        """Take the scales ``[O]`` that a solver has found; quantizers that follow the weights keep their own."""
+
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integer values ``[O, ...]`` (in the dtype of ``weight``) and scales ``[O]``, without gradient."""
         raise NotImplementedError

@@ -22,9 +22,10 @@ from ..quantizers.tsq import SparseActivation
 from ..swap import quantize
 from ..training.loop import Batches, to_stderr
 from .batchnorm import evaluation
-from .codes import has_low_bit_weight
+from .codes import LOW_BITS, has_low_bit_weight
 from .driver import LayerReport, Recipe, solve
 from .histogram import Histogram, equalize
+from .layer import holds_any_weights
 
 
 @torch.no_grad()
@@ -139,7 +140,8 @@ def check_codes(network: nn.Module, names: set[str]) -> None:
     """Whether step 2 can serve these layers as they are.
 
     Raises:
-        InputError: one has float inputs, or codes whose levels only training could place; names it.
+        InputError: one has float inputs, codes whose levels only training could place, or a weight quantizer that reads
+            other integers than the solver's; names it.
     """
     for name, layer in network.named_modules():
         if name not in names or not isinstance(layer, QuantizedLayer):
@@ -150,3 +152,9 @@ def check_codes(network: nn.Module, names: set[str]) -> None:
             raise InputError(f"layer {name}: Lloyd's levels are for normalised inputs, as learn_codes() makes them")
         if layer.obstacle:
             raise InputError(f"layer {name}: {layer.obstacle}")
+        if not holds_any_weights(layer):
+            raise InputError(
+                f"layer {name}: {type(layer.weight_quantizer).__name__} takes its scale from the weights, and cannot "
+                "hold what step 2 finds; take tsq's weights of as many bits, or more than "
+                f"{LOW_BITS}, which are rounded"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -128,12 +129,32 @@ def write_weight(layer: QuantizedLayer, values: Tensor, scale: Tensor) -> Tensor
         The scales that the quantizer reads, ``[O]`` float64; some quantizers derive their own. None if it reads other
         integers.
     """
+    assert layer.weight_quantizer is not None
+    layer.weight_quantizer.hold(scale)
     for latent in (values * per_output(scale, values), values / values.abs().max()):
         layer.weight.copy_(layer.native_order(latent.to(layer.weight.dtype)))
         read, kept, _ = layer.integer_weight()
         if torch.equal(read.double(), values):
             return kept.double()
     return None
+
+
+@torch.no_grad()
+def holds_any_weights(layer: QuantizedLayer) -> bool:
+    """Whether a layer's quantizer reads what :func:`write_weight` writes: tried with random integers and scales.
+
+    Of more than three levels the integers leave the outer ones out, as solved ones may.
+    """
+    assert layer.weight_quantizer is not None
+    allowed = Levels.of(layer.weight_quantizer.code_type)
+    levels = torch.arange(-allowed.top, allowed.top + 1, allowed.step, dtype=torch.float64)
+    if len(levels) > 3:
+        levels = levels[1:-1]
+    random = torch.Generator().manual_seed(0)
+    shape = layer.outputs_first(layer.weight).shape
+    values = levels[torch.randint(len(levels), shape, generator=random)]
+    scale = torch.rand(shape[0], generator=random, dtype=torch.float64) + 0.5
+    return write_weight(copy.deepcopy(layer), values, scale) is not None
 
 
 class _Captured(Exception):
