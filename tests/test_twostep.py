@@ -706,7 +706,7 @@ def test_a_float_network_is_converted_without_training(float_net, scheme, per_ch
         assert [("an addition reads it" in r.target) for r in reports] == [False, True] * 2
 
 
-@pytest.mark.parametrize("scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2"])
+@pytest.mark.parametrize("scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2", "w4a4"])
 def test_layers_hold_whatever_is_solved(scheme: str) -> None:
     """Any integers and scales, also where a channel's largest is not the largest there is; saved and loaded, too."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
@@ -730,7 +730,7 @@ def test_layers_hold_whatever_is_solved(scheme: str) -> None:
     quantize(network, scheme).load_state_dict(old)
 
 
-@pytest.mark.parametrize("scheme", ["w4a4", "dorefa:w2-a2", "mbn(clip=learned):w2-a2", "lsq:w4-a4"])
+@pytest.mark.parametrize("scheme", ["dorefa:w2-a2", "mbn(clip=learned):w2-a2", "lsq:w4-a4"])
 def test_quantizers_that_cannot_hold_what_is_solved_are_refused_at_once(float_net, scheme: str) -> None:
     net, loader, _ = float_net
     with pytest.raises(InputError, match="cannot hold what step 2 finds; take tsq's weights"):

@@ -30,7 +30,7 @@ from .inq import PowerOfTwoWeight
 from .lloyd import LloydActivation
 from .lsq import LearnedStepActivation, LearnedStepWeight
 from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
-from .tsq import SolvedWeight, SparseActivation, TernaryWeight
+from .tsq import SparseActivation, TernaryWeight
 from .ttq import THRESHOLD, TrainedTernaryWeight
 from .twn import ThresholdTernaryWeight
 from .uniform import UniformActivation, UniformWeight
@@ -93,7 +93,6 @@ _TERNARY: dict[str, WeightFactory] = {"t": TernaryWeight}
 _BINARY: dict[str, WeightFactory] = {"1": BinaryWeight}
 _LEARNED_STEPS = _activation_bits(LearnedStepActivation)
 _UNIFORM: dict[str, WeightFactory] = {**_BINARY, **_TERNARY, **_bits(UniformWeight, range(2, 9))}
-_SOLVED: dict[str, WeightFactory] = {**_BINARY, **_TERNARY, **_bits(SolvedWeight, range(2, 9))}
 
 
 def mbn(*, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste", fixed_range: bool = False) -> Method:
@@ -113,9 +112,9 @@ def mbn(*, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste"
 def tsq(*, sparsity: float = 0.625, lloyd: bool = False) -> Method:
     """Two-step quantization with any share of codes 0 in [0.5, 1), levels evenly spaced or Lloyd's (2 and 3 bits)."""
     if not lloyd:
-        return Method(_SOLVED, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+        return Method(_UNIFORM, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
     activations: dict[str, ActivationFactory] = {str(b): partial(LloydActivation, b, sparsity=sparsity) for b in (2, 3)}
-    return Method(_SOLVED, activations)
+    return Method(_UNIFORM, activations)
 
 
 def binaryconnect(*, magnitude: float = 1.0, stochastic: bool = False) -> Method:

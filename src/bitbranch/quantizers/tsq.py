@@ -22,7 +22,6 @@ from .base import (
     straight_through_within,
 )
 from .gaussian import optimal_step
-from .uniform import UniformWeight
 
 
 def dead_zone(sparsity: float) -> float:
@@ -204,34 +203,3 @@ class TernaryWeight(WeightQuantizer):
     def quantize(self, weight: Tensor) -> Tensor:
         t, alpha = self.integers(weight)
         return straight_through(weight, t * per_output(alpha, weight))
-
-
-class SolvedWeight(UniformWeight):
-    """Symmetric weights of 2 to 8 bits whose scales, one per output channel, a solver may set.
-
-    Until :meth:`hold` sets them they follow the largest magnitudes, as :class:`UniformWeight`'s do; that alone would
-    not do for solved integers, whose largest need not be the largest there is. The gradient passes straight through.
-
-    Source: Wang et al., CVPR 2018, section 3.2, for more than the paper's two bits.
-    """
-
-    held: Tensor
-    """The scales, ``[O]`` float32, or nothing."""
-
-    def __init__(self, bits: int = 4) -> None:
-        super().__init__(bits)
-        self.register_buffer("held", torch.zeros(0))
-
-    def hold(self, scale: Tensor) -> None:
-        self.held = scale.detach().float().clamp_min(torch.finfo(torch.float32).tiny)
-
-    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if not len(self.held):
-            return super().integers(weight)
-        top = (1 << (self.bits - 1)) - 1
-        values = torch.floor(weight.detach().double() / per_output(self.held.double(), weight) + 0.5)
-        return values.clamp_(-top, top).to(weight.dtype), self.held.to(weight.dtype)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        self.held = torch.zeros_like(state_dict.setdefault(f"{prefix}held", torch.zeros(0)))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
