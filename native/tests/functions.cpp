@@ -373,20 +373,26 @@ Bytes max_bytes(const InstructionSet* set, Random& random) {
   return out;
 }
 
-template <class Sum>
-Bytes max_row(const InstructionSet* set, Random& random) {
-  constexpr Sum least = std::numeric_limits<Sum>::min();
+// Windows over rows with padding; `seen`: none holds padding only.
+WindowRow window_row(Random& random, bool seen) {
   WindowRow w{};
   w.rows = static_cast<int>(random.between(1, 4));
   w.width = some(random);
   w.left = static_cast<int>(random.between(0, 3));
-  w.kernel = static_cast<int>(random.between(w.left + 1, w.left + 3));
+  w.kernel = static_cast<int>(random.between(seen ? w.left + 1 : 1, w.left + 3));
   w.dilation = static_cast<int>(random.between(1, 2));
   w.stride = static_cast<int>(random.between(1, 3));
   w.row_stride = w.width + 7;
   const int reach = (w.kernel - 1) * w.dilation + 1, right = static_cast<int>(random.between(0, 2));
   w.columns = std::max(w.left + w.width + right, reach);
   w.count = (w.columns - reach) / w.stride + 1;
+  return w;
+}
+
+template <class Sum>
+Bytes max_row(const InstructionSet* set, Random& random) {
+  constexpr Sum least = std::numeric_limits<Sum>::min();
+  WindowRow w = window_row(random, true);
   const auto x = numbers<Sum>(random, w.rows * w.row_stride, least, std::numeric_limits<Sum>::max());
   std::vector<Sum> out(w.count), scratch(2 * w.columns);
   w.x = x.data();
@@ -410,17 +416,7 @@ Bytes max_row(const InstructionSet* set, Random& random) {
 }
 
 Bytes sum_row(const InstructionSet* set, Random& random) {
-  WindowRow w{};
-  w.rows = static_cast<int>(random.between(1, 4));
-  w.width = some(random);
-  w.left = static_cast<int>(random.between(0, 3));
-  w.kernel = static_cast<int>(random.between(1, w.left + 3));
-  w.dilation = static_cast<int>(random.between(1, 2));
-  w.stride = static_cast<int>(random.between(1, 3));
-  w.row_stride = w.width + 7;
-  const int reach = (w.kernel - 1) * w.dilation + 1, right = static_cast<int>(random.between(0, 2));
-  w.columns = std::max(w.left + w.width + right, reach);
-  w.count = (w.columns - reach) / w.stride + 1;
+  WindowRow w = window_row(random, false);
   const auto x = numbers<int32_t>(random, w.rows * w.row_stride, -1000000, 1000000);
   std::vector<int32_t> out(w.count), scratch(2 * w.columns);
   w.x = x.data();

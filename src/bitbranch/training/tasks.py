@@ -28,7 +28,7 @@ from ..tasks.boxes import DefaultBoxes
 from ..tasks.segmentation import median_frequency
 from . import gallery, multibox, pixels
 from .config import Data, Phase, Teacher, read_as
-from .loop import Answers, score
+from .loop import Answers, evaluating, score
 from .multibox import Multibox
 from .objectives import Classification, Objective
 from .pixels import Pixels
@@ -92,15 +92,12 @@ class Task:
             InputError: the network does not take such images, or its outputs are not those of the task.
         """
         name, shape = type(network).__name__, tuple(self.train.shape)
-        mode = network.training
         try:
-            with torch.no_grad():
-                output = network.eval()(torch.zeros(1, *shape))
+            with evaluating(network) as device:
+                output = network(torch.zeros(1, *shape, device=device))
         except (RuntimeError, ValueError, TypeError) as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(f"network: {name} does not take the images {shape} of {self.data.set} ({said})") from None
-        finally:
-            network.train(mode)
         wanted, found = self._outputs(network, output)
         if wanted != found:
             raise InputError(
