@@ -61,7 +61,7 @@ def test_pairs_in_folders(tmp_path: Path, images: str, masks: str) -> None:
         (tmp_path / "train.txt").write_text("p2\np0\n")
         names = ["p2", "p0"]
     found = pairs("train", tmp_path, size=(8, 8))
-    assert [p.stem for p in found.pictures] == [p.stem for p in found.masks] == names
+    assert [p.stem for p in found.paths] == [p.stem for p in found.masks] == names
     assert found.classes == ("sea", "land", "ice") and found.palette[1] == (128, 0, 0) and found.shape == (3, 8, 8)
     pixels, labels = found.pair(1)
     assert np.array_equal(pixels, picture(int(names[1][1]))) and np.array_equal(labels, mask(int(names[1][1])))
@@ -71,6 +71,26 @@ def test_pairs_in_folders(tmp_path: Path, images: str, masks: str) -> None:
         pairs("train", tmp_path, classes=())
     with pytest.raises(InputError, match="split 'valid': expected 'train', 'val', 'test'"):
         pairs("valid", tmp_path)
+
+
+def test_several_splits_are_joined_in_every_layout(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 5)):
+        for n in (first, first + 1):
+            save(tmp_path / f"{split}/p{n}.png", picture(n))
+            save(tmp_path / f"{split}annot/p{n}.png", mask(n))
+            save(tmp_path / f"JPEGImages/p{n}.jpg", picture(n))
+            save(tmp_path / f"SegmentationClass/p{n}.png", mask(n), colours=True)
+            save(tmp_path / f"leftImg8bit/{split}/ulm/p{n}_leftImg8bit.png", picture(n))
+            save(tmp_path / f"gtFine/{split}/ulm/p{n}_gtFine_labelIds.png", np.full((12, 16), 7, np.uint8))
+        lists = tmp_path / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{split}.txt").write_text(f"p{first + 1}\np{first}\n")
+    for read in (camvid, voc, cityscapes):
+        one, other, both = (read(split, tmp_path) for split in ("val", "train", "val+train"))
+        assert len(one) == len(other) == 2 and "val+train, 4 pictures" in both.source
+        assert both.paths == one.paths + other.paths and both.masks == one.masks + other.masks
+    with pytest.raises(InputError, match="no split 'test'|split 'trial'"):
+        camvid("train+trial", tmp_path)
 
 
 def test_camvid_has_eleven_classes_and_void(tmp_path: Path) -> None:
@@ -114,7 +134,7 @@ def test_cityscapes_has_nineteen_of_34_labels(tmp_path: Path) -> None:
 
 def test_spread_and_take(tmp_path: Path) -> None:
     found = camvid("train", folder_of(tmp_path, 7))
-    assert [p.stem for p in found.spread(3).pictures] == ["p0", "p2", "p4"]
+    assert [p.stem for p in found.spread(3).paths] == ["p0", "p2", "p4"]
     assert len(found.spread(99)) == len(found) == 7 and len(found.spread(0)) == 0
     assert [p.stem for p in found.take([5, 1]).masks] == ["p5", "p1"]
 
@@ -161,7 +181,7 @@ def test_what_is_not_sound_is_named_or_left_out(tmp_path: Path, how: str) -> Non
         MaskBatches(camvid("train", tmp_path), size=2)
     errors: list[InputError] = []
     found = camvid("train", tmp_path, on_error=errors.append)
-    assert [p.stem for p in found.pictures] == ["p0", "p2", "p3"] and "3 pictures" in found.source
+    assert [p.stem for p in found.paths] == ["p0", "p2", "p3"] and "3 pictures" in found.source
     assert len(errors) == 1 and str(path) in str(errors[0])
 
 

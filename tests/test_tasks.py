@@ -283,6 +283,29 @@ def test_wrong_configurations(kind: str, change: dict[str, Any], said: str, tmp_
     assert said in str(caught.value)
 
 
+def test_splits_are_chosen_and_kept_apart(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val", "test")):
+        for folder, pixels in (("", (64, 64, 3)), ("annot", (64, 64))):
+            (tmp_path / f"{split}{folder}").mkdir()
+            for n in range(number + 1):
+                content = np.full(pixels, n % 11, np.uint8)
+                Image.fromarray(content).save(tmp_path / f"{split}{folder}" / f"{split}{n}.png")
+
+    def lengths(**chosen: str) -> tuple[int, int]:
+        data = {"set": "camvid", "path": str(tmp_path), "size": [64, 64], **chosen}
+        task = tasks.read(config.parse(configuration("masks", data=data)).data)
+        return len(task.train), len(task.test)
+
+    assert lengths() == (1, 3) and lengths(train_split="train+val") == (3, 3)
+    assert lengths(test_split="val") == (1, 2) and lengths(train_split="val+test", test_split="train") == (5, 1)
+    with pytest.raises(InputError, match=r"data.test_split: 2 pictures of 'val' are in 'train\+val', too"):
+        lengths(train_split="train+val", test_split="val")
+    with pytest.raises(InputError, match=r"camvid: split 'valid': expected one of train, val, test, or several, as in"):
+        lengths(test_split="valid")
+    with pytest.raises(InputError, match=r"cifar10: split 'train\+test': expected one of train, test$"):
+        tasks.read(config.parse(configuration("masks", data={"set": "cifar10", "train_split": "train+test"})).data)
+
+
 def test_a_trunk_starts_from_a_classifier(tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifier = models.build("mobilenet_v2", {"width": 0.25, "num_classes": 5})

@@ -77,7 +77,7 @@ def data(name: str | None, source: Path | None, say: Callable[[str], None]) -> R
         folder = None if each.folder is None else each.place()
         found = list[str]()
         try:
-            found += [each.load(split, folder or Path()).source for split in ("train", "test")]
+            found += [each.read(split, folder or Path()).source for split in (each.splits[0], each.splits[-1])]
         except InputError:
             found.clear()
         rows.append({"name": each.name, "title": each.title, "folder": folder and str(folder), "found": found})

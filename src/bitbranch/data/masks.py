@@ -16,6 +16,7 @@ from .dataset import evenly
 from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Pair: TypeAlias = tuple[Path, Path]
 OnError: TypeAlias = Callable[[InputError], None] | None
 UNKNOWN = 254
 """In :attr:`MaskSet.meanings`: no mask may have this label."""
@@ -26,7 +27,7 @@ class MaskSet:
     """Picture files, and for each the file of its mask.
 
     Attributes:
-        pictures, masks: the files, in the order of the pictures' names.
+        paths, masks: the files, in the order of the pictures' names.
         classes: their names; a pixel's class is the place here.
         palette: red, green and blue of each class, 0..255.
         meanings: 256 bytes, what each value in a mask file means: a class, :data:`IGNORED` or :data:`UNKNOWN`.
@@ -35,7 +36,7 @@ class MaskSet:
         mean, std: per channel, of pixels scaled to 0..1.
     """
 
-    pictures: tuple[Path, ...]
+    paths: tuple[Path, ...]
     masks: tuple[Path, ...]
     classes: tuple[str, ...]
     palette: Palette
@@ -46,7 +47,7 @@ class MaskSet:
     std: tuple[float, ...] = STD
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.paths)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,8 +57,8 @@ class MaskSet:
     def take(self, indices: Iterable[int]) -> MaskSet:
         """The pairs with these indices."""
         indices = list(indices)
-        pictures, masks = (tuple(files[i] for i in indices) for files in (self.pictures, self.masks))
-        return replace(self, pictures=pictures, masks=masks)
+        paths, masks = (tuple(files[i] for i in indices) for files in (self.paths, self.masks))
+        return replace(self, paths=paths, masks=masks)
 
     def spread(self, count: int) -> MaskSet:
         """At most ``count`` pairs at equal distances."""
@@ -70,7 +71,7 @@ class MaskSet:
             InputError: an unreadable file, a mask of another size or with a label that is none; names it.
         """
         path = self.masks[index]
-        picture = decode(_bytes(self.pictures[index]), str(self.pictures[index]))
+        picture = decode(_bytes(self.paths[index]), str(self.paths[index]))
         stored = decode_labels(_bytes(path), str(path))
         if stored.shape != picture.shape[:2]:
             (h, w), (height, width) = stored.shape, picture.shape[:2]
@@ -171,7 +172,8 @@ def pairs(
     names, one in each line.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``; ``val`` serves as ``"test"`` where there is none.
+        split: ``"train"``, ``"val"`` or ``"test"``, or several: ``"train+val"``; ``val`` serves as ``"test"`` where
+            there is none.
         folder: that holds them.
         classes: their names in the order of the labels; None reads them from the file ``classes.txt``, one a line.
         colours: of the classes; None takes Pascal VOC's.
@@ -186,9 +188,16 @@ def pairs(
     """
     if classes is None:
         classes = _lines(folder / "classes.txt")
+    found = [pair for names in _splits(split) for pair in _listed_pairs(names, folder)]
+    meanings = _meanings({i: i for i in range(len(classes))}, ignored)
+    return _set(found, classes, colours, meanings, size, f"{folder.name} {split}", on_error)
+
+
+def _listed_pairs(splits: tuple[str, ...], folder: Path) -> list[Pair]:
+    """The pairs of the first of these splits that is there, in the layouts of :func:`pairs`."""
     layouts = [
         layout
-        for name in _names(split)
+        for name in splits
         for layout in (
             (folder / name, folder / f"{name}annot", None),
             (folder / name / "images", folder / name / "masks", None),
@@ -201,14 +210,12 @@ def pairs(
             break
     else:
         raise InputError(
-            f"{folder}: no split {split!r}: expected SPLIT and SPLITannot, SPLIT/images and SPLIT/masks, images/SPLIT "
-            "and masks/SPLIT, or images, masks and SPLIT.txt"
+            f"{folder}: no split {splits[0]!r}: expected SPLIT and SPLITannot, SPLIT/images and SPLIT/masks, "
+            "images/SPLIT and masks/SPLIT, or images, masks and SPLIT.txt"
         )
     pictures, labels = _by_stem(images), _by_stem(masks)
     names = sorted({**pictures, **labels}) if listed is None else _lines(listed)
-    found = [(pictures.get(n, images / f"{n}.png"), labels.get(n, masks / f"{n}.png")) for n in names]
-    meanings = _meanings({i: i for i in range(len(classes))}, ignored)
-    return _set(found, classes, colours, meanings, size, f"{folder.name} {split}", on_error)
+    return [(pictures.get(n, images / f"{n}.png"), labels.get(n, masks / f"{n}.png")) for n in names]
 
 
 def voc(split: str, folder: Path, *, size: tuple[int, int] = (512, 512), on_error: OnError = None) -> MaskSet:
@@ -216,8 +223,9 @@ def voc(split: str, folder: Path, *, size: tuple[int, int] = (512, 512), on_erro
 
     The test set has no masks, so ``"test"`` is ``val``; arguments and errors as for :func:`pairs`.
     """
-    listed = folder / "ImageSets" / "Segmentation" / f"{_names(split)[-1]}.txt"
-    found = [(folder / "JPEGImages" / f"{n}.jpg", folder / "SegmentationClass" / f"{n}.png") for n in _lines(listed)]
+    lists = [folder / "ImageSets" / "Segmentation" / f"{names[-1]}.txt" for names in _splits(split)]
+    names = [name for listed in lists for name in _lines(listed)]
+    found = [(folder / "JPEGImages" / f"{n}.jpg", folder / "SegmentationClass" / f"{n}.png") for n in names]
     meanings = _meanings({i: i for i in range(len(VOC))}, (IGNORED,))
     return _set(found, VOC, None, meanings, size, f"{folder.name} {split}", on_error)
 
@@ -227,21 +235,24 @@ def cityscapes(split: str, folder: Path, *, size: tuple[int, int] = (512, 1024),
 
     The test set's masks are not public, so ``"test"`` is ``val``; arguments and errors as for :func:`pairs`.
     """
-    name = _names(split)[-1]
     end = "_leftImg8bit.png"
-    files = sorted((folder / "leftImg8bit" / name).glob(f"*/*{end}"))
-    truth = folder / "gtFine" / name
-    found = [(f, truth / f.parent.name / f.name.replace(end, "_gtFine_labelIds.png")) for f in files]
+    found = list[Pair]()
+    for *_, name in _splits(split):
+        truth = folder / "gtFine" / name
+        for file in sorted((folder / "leftImg8bit" / name).glob(f"*/*{end}")):
+            found.append((file, truth / file.parent.name / file.name.replace(end, "_gtFine_labelIds.png")))
     classes = {label: i for i, (label, _, _) in enumerate(CITYSCAPES)}
     meanings = _meanings(classes, [i for i in (*range(34), IGNORED) if i not in classes])
     _, names, colours = zip(*CITYSCAPES, strict=True)
     return _set(found, names, colours, meanings, size, f"{folder.name} {split}", on_error)
 
 
-def _names(split: str) -> tuple[str, ...]:
-    if split not in SPLITS:
-        raise InputError(f"split {split!r}: expected {', '.join(map(repr, SPLITS))}")
-    return SPLITS[split]
+def _splits(given: str) -> list[tuple[str, ...]]:
+    """For each of the splits with ``+`` between them: the names that folders may have for it."""
+    for split in given.split("+"):
+        if split not in SPLITS:
+            raise InputError(f"split {split!r}: expected {', '.join(map(repr, SPLITS))}")
+    return [SPLITS[split] for split in given.split("+")]
 
 
 def _meanings(classes: dict[int, int], ignored: Iterable[int]) -> bytes:
@@ -250,7 +261,7 @@ def _meanings(classes: dict[int, int], ignored: Iterable[int]) -> bytes:
 
 
 def _set(
-    found: Sequence[tuple[Path, Path]],
+    found: Sequence[Pair],
     classes: Sequence[str],
     colours: Palette | None,
     meanings: bytes,

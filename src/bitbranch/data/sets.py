@@ -30,12 +30,14 @@ class ImageSet:
         name: there.
         title: for people.
         origin: where it comes from, and in what form it is read.
-        load: reads a split, ``"train"`` or ``"test"``, from a folder; sets of pictures take ``size``, too.
+        load: reads one of the splits from a folder; sets of pictures take ``size``, too.
         flip, shift: the usual augmentation, see :class:`~bitbranch.data.batches.Batches`.
         folder: where it is looked for if not told; None if it needs no folder.
         prepare: brings it there from an archive or folder, if it needs preparation.
         task: what is learned from it: ``"classification"``, ``"detection"`` or ``"segmentation"``.
         sized: whether networks may get its pictures at any size.
+        splits: those it has; the first is what is usually learned from, the last what is measured on. Where there are
+            more than two, ``load`` takes several with ``+`` between them, too.
     """
 
     name: str
@@ -48,18 +50,23 @@ class ImageSet:
     prepare: Callable[[Path, Path, Callable[[str], None] | None], None] | None = None
     task: str = "classification"
     sized: bool = False
+    splits: tuple[str, ...] = ("train", "test")
 
     def read(self, split: str, folder: Path, size: Sequence[int] = ()) -> Images:
         """Read a split from a folder.
 
         Args:
-            split: ``"train"`` or ``"test"``.
+            split: one of :attr:`splits`, or several of more than two: ``"train+val"``.
             folder: of the set.
             size: height and width that networks get; none is what is usual for the set.
 
         Raises:
-            InputError: missing or damaged data, or a size for images that have one.
+            InputError: missing or damaged data, no such split, or a size for images that have one.
         """
+        parts = split.split("+") if len(self.splits) > 2 else [split]
+        if not set(parts) <= set(self.splits) or len(set(parts)) < len(parts):
+            joined = ", or several, as in 'train+val'" if len(self.splits) > 2 else ""
+            raise InputError(f"{self.name}: split {split!r}: expected one of {', '.join(self.splits)}{joined}")
         if not size:
             return self.load(split, folder)
         if not self.sized:
@@ -75,25 +82,22 @@ class ImageSet:
 
 
 def _detection(
-    name: str, title: str, origin: str, load: Callable[..., Images], prepare: Callable[..., None] | None = None
-) -> ImageSet:
+    name: str, title: str, origin: str, load: Callable[..., Images], splits: tuple[str, ...],
+    prepare: Callable[..., None] | None = None,
+) -> ImageSet:  # fmt: skip
     return ImageSet(
-        name, title, origin, load, True, 0, lambda: root() / name, prepare, task="detection", sized=True
+        name, title, origin, _told(load), True, 0, lambda: root() / name, prepare, "detection", True, splits
     )  # fmt: skip
 
 
-def _segmentation(*given: Any) -> ImageSet:
-    return replace(_detection(*given), task="segmentation")
+def _segmentation(name: str, title: str, origin: str, load: Callable[..., Images], *prepare: Any) -> ImageSet:
+    made = _detection(name, title, origin, load, ("train", "val", "test"), *prepare)
+    return replace(made, task="segmentation")
 
 
 def _told(load: Callable[..., Images]) -> Callable[..., Images]:
     """A reader that warns of what is wrong with a picture, and leaves it out."""
     return partial(load, on_error=lambda error: warnings.warn(str(error), stacklevel=2))
-
-
-def _boxes(load: Callable[..., Images], splits: dict[str, str]) -> Callable[..., Images]:
-    told = _told(load)
-    return lambda split, folder, **size: told(splits[split], folder, **size)
 
 
 def _square(load: Callable[..., Images], usual: int) -> Callable[..., Images]:
@@ -112,6 +116,7 @@ def _scenes(split: str, _: Path, *, size: int) -> Images:
     return scenes.scenes(split, {"train": 4000, "test": 500}[split], size=size)
 
 
+VOC_SPLITS = ("trainval", "train", "val", "test")
 SETS = {
     s.name: s
     for s in (
@@ -144,15 +149,15 @@ SETS = {
         _detection(
             "bccd", "BCCD, 292 + 72 pictures of blood cells",
             "a folder in Pascal VOC's form: `bitbranch data bccd --prepare ARCHIVE`",
-            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}), unpack,
+            voc_boxes.load, VOC_SPLITS, unpack,
         ),
         _detection(
             "voc-boxes", "Pascal VOC, trainval of all years + test 2007", "VOC2007, VOC2012, as they are unpacked",
-            _boxes(voc_boxes.load, {"train": "trainval", "test": "test"}),
+            voc_boxes.load, VOC_SPLITS,
         ),
         _detection(
             "coco-boxes", "COCO 2017, 118,287 + 5,000 pictures", "annotations, train2017 and val2017, as unpacked",
-            _boxes(coco_boxes.load, {"train": "train2017", "test": "val2017"}),
+            coco_boxes.load, ("train2017", "val2017"),
         ),
         ImageSet(
             "scene-masks", "scenes of Fashion-MNIST's garments, 4,000 + 500, with masks", "comes with bitbranch",
@@ -161,20 +166,20 @@ SETS = {
         _segmentation(
             "camvid", "CamVid, 367 + 233 road scenes",
             "train, trainannot, test, testannot: `bitbranch data camvid --prepare ARCHIVE`",
-            _told(masks.camvid), unpack,
+            masks.camvid, unpack,
         ),
         _segmentation(
             "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked",
-            _told(masks.voc),
+            masks.voc,
         ),
         _segmentation(
             "cityscapes", "Cityscapes, 2,975 + 500 street scenes", "leftImg8bit and gtFine, as they are unpacked",
-            _told(masks.cityscapes),
+            masks.cityscapes,
         ),
         _segmentation(
             "mask-folder", "any pictures with masks in folders",
             "train/images, train/masks, test/images, test/masks and classes.txt at the given path",
-            _told(masks.pairs),
+            masks.pairs,
         ),
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ def load(
     picture by a pixel at most, that pixel is cut. A picture without objects is kept.
 
     Args:
-        split: name of the list: ``"train"``, ``"val"``, ``"trainval"``, ``"test"``.
+        split: name of the list: ``"train"``, ``"val"``, ``"trainval"``, ``"test"``; or of several: ``"train+val"``.
         folder: one with the three folders, or one around several of those, whose lists are joined: VOC2007 and VOC2012
             in ``VOCdevkit`` give VOC07+12 for ``"trainval"``.
         size: height and width that networks get.
@@ -39,14 +39,15 @@ def load(
         InputError: no such folders or list, nothing readable in them; and what ``on_error`` is not there to take.
     """
     around = _roots(folder)
-    roots = [root for root in around if _list(root, split).is_file()]
-    if not roots:
-        raise InputError(f"{folder}: has no Annotations, JPEGImages and ImageSets/Main/{split}.txt")
     found = Collector(tuple(classes) if classes is not None else _names(around), on_error)
-    for root in roots:
-        for line in _list(root, split).read_text(errors="replace").splitlines():
-            if line.strip():
-                _add(found, root, re.sub(r"\s+-?[01]$", "", line.strip()))  # lists of a class say whether it is there
+    for name in split.split("+"):
+        roots = [root for root in around if _list(root, name).is_file()]
+        if not roots:
+            raise InputError(f"{folder}: has no Annotations, JPEGImages and ImageSets/Main/{name}.txt")
+        for root in roots:
+            for line in _list(root, name).read_text(errors="replace").splitlines():
+                if line.strip():
+                    _add(found, root, re.sub(r"\s+-?[01]$", "", line.strip()))  # a class's list says if it is there
     return found.finish(f"{folder.name} {split}", size)
 
 

@@ -71,6 +71,9 @@ class Data:
         flip, shift: mirror half of the images; move each by up to so many pixels. Not given: what is usual for the set.
         workers: processes that load and augment, for each training process.
         train_images, test_images: at most so many, spread over the set; 0 takes all.
+        train_split, test_split: what is learned from and measured on; not given: what is usual for the set, see
+            :attr:`~bitbranch.data.sets.ImageSet.splits`. ``test_split = "val"`` keeps the test images unseen while
+            settings are chosen, ``train_split = "train+val"`` uses all images for the last training.
         size: height and width that networks get, of sets of pictures; not given: what is usual for the set.
         augmentation: of pictures with boxes, see :class:`~bitbranch.data.box_batches.Augmentation`, or masks: ``scale``
             and ``colour``, see :class:`~bitbranch.data.mask_batches.MaskBatches`.
@@ -86,6 +89,8 @@ class Data:
     workers: int = 0
     train_images: int = 0
     test_images: int = 0
+    train_split: str = ""
+    test_split: str = ""
     size: tuple[int, ...] = ()
     augmentation: Mapping[str, object] = field(default_factory=dict)
     balance: float = 0.0

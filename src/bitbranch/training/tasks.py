@@ -317,7 +317,11 @@ def read(data: Data) -> Task:
     if data.balance and source.task != SemanticSegmentation.name:
         raise InputError(f"data.balance: is for pictures with masks, and {data.set} has none")
     folder = Path(data.path) if data.path else source.place()
-    train, test = (source.read(split, folder, data.size) for split in ("train", "test"))
+    names = data.train_split or source.splits[0], data.test_split or source.splits[-1]
+    train, test = (source.read(name, folder, data.size) for name in names)
+    shared = set(getattr(train, "paths", ())) & set(getattr(test, "paths", ()))
+    if shared:
+        raise InputError(f"data.test_split: {len(shared):,} pictures of {names[1]!r} are in {names[0]!r}, too")
     if data.train_images:
         train = train.spread(data.train_images)
     if data.test_images:
