@@ -25,6 +25,7 @@
 #include "repack.hpp"
 #include "run_binding.hpp"
 #include "stream.hpp"
+#include "training.hpp"
 #include "upsample.hpp"
 
 namespace nb = nanobind;
@@ -353,6 +354,78 @@ void bind_descent(nb::module_& m) {
         "One cycle of coordinate descent, in place; how many weights changed.");
 }
 
+// bfloat16 arrays come as their bits: NumPy has no such type.
+template <class T>
+struct Stored {
+  using Bits = T;
+};
+template <>
+struct Stored<Brain> {
+  using Bits = int16_t;
+};
+template <class Real>
+using Reals = nb::ndarray<const typename Stored<Real>::Bits, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class Real>
+using OutReals = nb::ndarray<typename Stored<Real>::Bits, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class Real>
+const Real* reals(const Reals<Real>& array, size_t count) {
+  if (array.size() != count) throw std::invalid_argument("training: the arrays do not fit each other");
+  return reinterpret_cast<const Real*>(array.data());
+}
+template <class Real>
+Real* reals(const OutReals<Real>& array, size_t count) {
+  if (array.size() != count) throw std::invalid_argument("training: the arrays do not fit each other");
+  return reinterpret_cast<Real*>(array.data());
+}
+
+Grid grid_of(const std::string& kind, float lo, float hi, float step) {
+  constexpr const char* names[] = {"uniform", "sparse", "bipolar", "affine"};
+  for (const Grid::Kind k : {Grid::uniform, Grid::sparse, Grid::bipolar, Grid::affine})
+    if (kind == names[k]) return {k, lo, hi, step};
+  throw std::invalid_argument("training: no grid '" + kind + "'");
+}
+
+// These keep the interpreter's lock: calls of one machine may not overlap, and they are short.
+template <class Real>
+void bind_training(nb::module_& m) {
+  m.def(
+      "levels",
+      [](Machine& machine, const std::string& kind, float lo, float hi, float step, Reals<Real> x, OutReals<Real> out) {
+        const size_t n = x.size();
+        run_levels(*machine.isa, machine.pool, grid_of(kind, lo, hi, step), reals<Real>(x, n), reals<Real>(out, n),
+                   static_cast<int64_t>(n));
+      },
+      "machine"_a, "kind"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "out"_a.noconvert(),
+      "The levels of a training grid, float32 or the bits of bfloat16.");
+  m.def(
+      "window",
+      [](Machine& machine, float lo, float hi, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
+        const size_t n = x.size();
+        run_window(*machine.isa, machine.pool, lo, hi, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n),
+                   static_cast<int64_t>(n));
+      },
+      "machine"_a, "lo"_a, "hi"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
+      "The gradient where lo < x < hi, else 0.");
+  m.def(
+      "step_gradient",
+      [](Machine& machine, float lo, float hi, float step, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
+        const size_t n = x.size();
+        return run_step_gradient(*machine.isa, machine.pool, {Grid::uniform, lo, hi, step}, reals<Real>(x, n),
+                                 reals<Real>(gradient, n), reals<Real>(out, n), static_cast<int64_t>(n));
+      },
+      "machine"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
+      "The gradient where lo < x / step < hi, else 0; returns that to the step.");
+  m.def(
+      "extremes",
+      [](Machine& machine, Reals<Real> x) {
+        const Extremes found =
+            run_extremes(*machine.isa, machine.pool, reals<Real>(x, x.size()), static_cast<int64_t>(x.size()));
+        return std::pair(found.least, found.most);
+      },
+      "machine"_a, "x"_a.noconvert(), "The least and the greatest number.");
+}
+
 }  // namespace
 }  // namespace bitbranch
 
@@ -548,6 +621,8 @@ NB_MODULE(_core, m) {
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_descent<int32_t>(m);
   bind_descent<double>(m);
+  bind_training<float>(m);
+  bind_training<Brain>(m);
   bind_dot(m);
 
 #ifdef BITBRANCH_COUNT_ALLOCATIONS

@@ -111,6 +111,21 @@ struct WeightChange {
   int32_t weight, by;
 };
 
+// A bfloat16 number: the upper half of a float32.
+struct Brain {
+  uint16_t bits;
+};
+
+// The levels of a quantizer in training.
+//   uniform   step * clamp(floor(x / step + 1/2), lo, hi)
+//   sparse    0 where x <= lo, else step * ceil(clamp(x / step - 1/2, 1/2, hi))
+//   bipolar   step * (2 floor(clamp(x, lo, 1) * hi / 2) + 1)
+//   affine    step * floor(clamp(x, lo, 1) * hi + 1/2)
+struct Grid {
+  enum Kind { uniform, sparse, bipolar, affine } kind;
+  float lo, hi, step;
+};
+
 struct DotSet;  // dot/kernels.hpp
 
 // Everything the engine needs from one instruction set.
@@ -150,6 +165,17 @@ struct InstructionSet {
   // sums[r] += by * panel[weight][r] for every change and r < kPanel; integers, in int32 or in double.
   void (*add_changes32)(int32_t* sums, const int32_t* panel, const WeightChange* changes, int64_t count);
   void (*add_changes_double)(double* sums, const double* panel, const WeightChange* changes, int64_t count);
+
+  // Training, float32 and bfloat16: see Grid; the gradient where lo < x < hi, else 0; the same for lo < x / step < hi,
+  // and the sum of gradient times slope to the step of a uniform grid; {least, greatest} of x and of what is there.
+  void (*levels32)(const Grid& g, const float* x, float* y, int64_t count);
+  void (*levels16)(const Grid& g, const Brain* x, Brain* y, int64_t count);
+  void (*window32)(float lo, float hi, const float* x, const float* gradient, float* out, int64_t count);
+  void (*window16)(float lo, float hi, const Brain* x, const Brain* gradient, Brain* out, int64_t count);
+  double (*step_gradient32)(const Grid& g, const float* x, const float* gradient, float* out, int64_t count);
+  double (*step_gradient16)(const Grid& g, const Brain* x, const Brain* gradient, Brain* out, int64_t count);
+  void (*extremes32)(const float* x, int64_t count, float* ends);
+  void (*extremes16)(const Brain* x, int64_t count, float* ends);
 
   const DotSet* dot;  // what it has for the dot-product path, or null
 };

@@ -88,7 +88,7 @@ def test_voc07_and_12_are_joined_and_keep_their_classes(tmp_path: Path) -> None:
     assert test.boxes[0][0, 4] == voc_boxes.load("test", kit / "VOC2007").boxes[0][0, 4] + 1  # there is no cat in 2007
     joined = voc_boxes.load("test+trainval", kit)
     assert joined.paths == test.paths + both.paths and joined.source.endswith("test+trainval, 4 pictures")
-    with pytest.raises(InputError, match="ImageSets/Main/val.txt"):
+    with pytest.raises(InputError, match=r"ImageSets/Main/val\.txt"):
         voc_boxes.load("test+val", kit)
     named = voc_boxes.load("test", kit, classes=("bird", "cat", "dog"))
     assert named.boxes[0][0, 4] == 3 and named.classes == ("bird", "cat", "dog")

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -15,7 +16,7 @@ namespace bitbranch::testing {
 
 namespace {
 // A function more, and a case is missing below.
-static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 26,
+static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 34,
               "every function of InstructionSet needs a case in this file");
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max(), kLeast32 = std::numeric_limits<int32_t>::min();
@@ -505,6 +506,148 @@ Bytes add_changes(const InstructionSet* set, Random& random) {
   }
   return bytes_of(sums);
 }
+
+// Reals of training: on thresholds of a quarter's multiples, between them, huge, infinite, of both zeros; no NaN.
+template <class Real>
+std::vector<Real> reals(Random& random, int64_t count) {
+  std::vector<Real> x(count);
+  for (Real& v : x) {
+    const int64_t kind = random.between(0, 9);
+    float value = static_cast<float>(random.between(-40, 40)) * 0.25f;
+    if (kind > 4) value = static_cast<float>(random.between(-1000000, 1000000)) * 3e-6f;
+    if (kind == 1) value = random.between(0, 1) ? std::numeric_limits<float>::infinity() : -std::numeric_limits<float>::infinity();
+    if (kind == 2) value = random.between(0, 1) ? 3e38f : -0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if constexpr (sizeof(Real) == 2) v = {static_cast<uint16_t>(bits >> 16)};
+    else v = value;
+  }
+  return x;
+}
+
+float real(float x) { return x; }
+float real(Brain x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The nearest bfloat16 number, found among the two around.
+template <class Real>
+Real nearest(float value) {
+  if constexpr (sizeof(Real) == 4) {
+    return value;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const Brain below{static_cast<uint16_t>(bits >> 16)};
+    if (real(below) == value || std::isinf(value)) return below;
+    const Brain above{static_cast<uint16_t>(below.bits + 1)};
+    const double far = std::fabs(double{value} - real(below));
+    const double near = std::isinf(real(above)) ? std::ldexp(1.0, 120) - far : std::fabs(real(above) - double{value});
+    return far < near || (far == near && below.bits % 2 == 0) ? below : above;
+  }
+}
+
+Grid grid(Random& random, Grid::Kind kind) {
+  const float step = random.between(0, 1) ? 0.25f : static_cast<float>(random.between(1, 1000)) * 1e-3f;
+  const int bits = static_cast<int>(random.between(1, 8)), most = (1 << bits) - 1;
+  switch (kind) {
+    case Grid::uniform: return {kind, -static_cast<float>(random.between(0, 1) * most), static_cast<float>(most), step};
+    case Grid::sparse: return {kind, static_cast<float>(random.between(0, 1000)) * 1e-3f, static_cast<float>(most), step};
+    default: return {kind, -static_cast<float>(random.between(0, 1)), static_cast<float>(most), 1 / static_cast<float>(most)};
+  }
+}
+
+template <class Real>
+Bytes levels(const InstructionSet* set, Random& random) {
+  const int count = some(random);
+  const auto kind = static_cast<Grid::Kind>(random.between(0, 3));
+  const Grid g = grid(random, kind);
+  const auto x = reals<Real>(random, count);
+  std::vector<Real> y(count);
+  if (!set) {
+    for (int i = 0; i < count; ++i) {
+      const float v = real(x[i]), clipped = std::min(std::max(v, g.lo), 1.0f);
+      float level = 0;
+      if (kind == Grid::uniform) level = std::min(std::max(std::floor(v / g.step + 0.5f), g.lo), g.hi) * g.step;
+      else if (kind == Grid::sparse)
+        level = v <= g.lo ? 0 : std::min(std::max(std::ceil(v / g.step - 0.5f), 1.0f), g.hi) * g.step;
+      else if (kind == Grid::bipolar) level = (2 * std::floor(clipped * g.hi / 2) + 1) * g.step;
+      else level = std::floor(clipped * g.hi + 0.5f) * g.step;
+      y[i] = nearest<Real>(level);
+    }
+  } else if constexpr (sizeof(Real) == 4) {
+    set->levels32(g, x.data(), y.data(), count);
+  } else {
+    set->levels16(g, x.data(), y.data(), count);
+  }
+  return bytes_of(y);
+}
+
+template <class Real>
+Bytes window(const InstructionSet* set, Random& random) {
+  const int count = some(random);
+  const auto x = reals<Real>(random, count), gradient = reals<Real>(random, count);
+  const float lo = static_cast<float>(random.between(-8, 0)) * 0.25f, hi = static_cast<float>(random.between(0, 8)) * 0.25f;
+  std::vector<Real> out(count);
+  if (!set) {
+    for (int i = 0; i < count; ++i)
+      if (real(x[i]) > lo && real(x[i]) < hi) out[i] = gradient[i];
+  } else if constexpr (sizeof(Real) == 4) {
+    set->window32(lo, hi, x.data(), gradient.data(), out.data(), count);
+  } else {
+    set->window16(lo, hi, x.data(), gradient.data(), out.data(), count);
+  }
+  return bytes_of(out);
+}
+
+// Gradients are small multiples of a half and steps powers of two, so that the sum is exact in any order.
+template <class Real>
+Bytes step_gradient(const InstructionSet* set, Random& random) {
+  const int count = some(random);
+  Grid g = grid(random, Grid::uniform);
+  g.step = std::ldexp(1.0f, static_cast<int>(random.between(-6, 2)));
+  std::vector<Real> x(count), gradient(count), out(count);
+  for (Real& v : x) v = nearest<Real>(static_cast<float>(random.between(-120, 120)) * 0.25f);
+  for (Real& v : gradient) v = nearest<Real>(static_cast<float>(random.between(-20, 20)) * 0.5f);
+  double sum = 0;
+  if (!set) {
+    for (int i = 0; i < count; ++i) {
+      const float at = real(x[i]) / g.step, level = std::min(std::max(std::floor(at + 0.5f), g.lo), g.hi);
+      const bool inside = at > g.lo && at < g.hi;
+      sum += double{real(gradient[i])} * (inside ? level - at : level);
+      if (inside) out[i] = gradient[i];
+    }
+  } else if constexpr (sizeof(Real) == 4) {
+    sum = set->step_gradient32(g, x.data(), gradient.data(), out.data(), count);
+  } else {
+    sum = set->step_gradient16(g, x.data(), gradient.data(), out.data(), count);
+  }
+  Bytes all = bytes_of(out);
+  sum += 0.0;  // one zero of two
+  append(all, &sum, 1);
+  return all;
+}
+
+template <class Real>
+Bytes extremes(const InstructionSet* set, Random& random) {
+  const int count = some(random);
+  std::vector<Real> x(count);
+  for (Real& v : x) v = nearest<Real>(static_cast<float>(random.between(-1000000, 1000000)));
+  float ends[2] = {0.5f, -0.5f};
+  if (!set) {
+    for (const Real v : x) ends[0] = std::min(ends[0], real(v)), ends[1] = std::max(ends[1], real(v));
+  } else if constexpr (sizeof(Real) == 4) {
+    set->extremes32(x.data(), count, ends);
+  } else {
+    set->extremes16(x.data(), count, ends);
+  }
+  Bytes all;
+  append(all, ends, 2);
+  return all;
+}
 }  // namespace
 
 void test_functions(const InstructionSet& set) {
@@ -522,6 +665,9 @@ void test_functions(const InstructionSet& set) {
       {"max_row32", max_row<int32_t>}, {"sum_row32", sum_row},       {"values", values},
       {"enlarge_row", enlarge_row}, {"blend_rows", blend_rows},   {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
       {"add_changes32", add_changes<int32_t>}, {"add_changes_double", add_changes<double>},
+      {"levels32", levels<float>}, {"levels16", levels<Brain>},    {"window32", window<float>}, {"window16", window<Brain>},
+      {"step_gradient32", step_gradient<float>}, {"step_gradient16", step_gradient<Brain>},
+      {"extremes32", extremes<float>}, {"extremes16", extremes<Brain>},
   };
   for (const int packing : {0, 1, 2, 3, 4, 9, 10}) {
     cases.push_back({"codes16", [=](const InstructionSet* s, Random& r) { return codes<int16_t>(s, r, packing); }});

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..contract import CodeType, Encoder
-
-PART = 1 << 16
-"""Elements that are computed at once: what lies between two of a quantizer's operations stays in the caches."""
-
-HALVES = (torch.bfloat16, torch.float16)
-"""Dtypes of half precision."""
+from .passes import HALVES, dense, row, window
 
 COMPARISONS_MAX = 15
 """Up to so many thresholds, comparing with each is faster on a CPU than a search among them."""
@@ -191,26 +185,15 @@ class Window(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
-        return within(grad, x, *ctx.bounds), None, None, None
-
-
-def within(grad: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
-    """The gradient where ``lo < x < hi``, else 0; half precision is compared as float32."""
-    if x.dtype not in HALVES:
-        out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, lo, hi)
-        return out
-    x = dense(x)
-    out = torch.empty_like(x)
-    grad = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
-    for part, gradient, target in parts(x, grad, out):
-        target.copy_(torch.ops.aten.hardtanh_backward(gradient.float(), part.float(), lo, hi))
-    return out
+        return window(grad, x, *ctx.bounds), None, None, None
 
 
 def rank(x: Tensor, thresholds: Tensor, closed: bool) -> Tensor:
     """How many of the ascending thresholds ``[n]`` each element of ``x`` passes, as small integers, shape of ``x``."""
     if len(thresholds) > COMPARISONS_MAX:
-        return torch.bucketize(x, thresholds.to(x.device), right=closed, out_int32=True)
+        x = dense(x)
+        found = torch.bucketize(row(x), thresholds.to(x.device), right=closed, out_int32=True)
+        return found.as_strided(x.shape, x.stride())
     passed = torch.ge if closed else torch.gt
     count = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
     for t in thresholds.tolist():  # a Python float compares as the float32 or float64 number it came from
@@ -238,45 +221,6 @@ def straight_through_within(x: Tensor, y: Tensor, lo: float, hi: float, ends: st
     lo, hi = (float(out if end in "[]" else b) for b, out, end in zip(bounds, outwards, ends, strict=True))
     out: Tensor = Window.apply(x, y, lo, hi)
     return out
-
-
-def elementwise(fill: Callable[[Tensor, Tensor], object], x: Tensor) -> Tensor:
-    """An elementwise function of ``x``, in parts that stay in the caches, without gradient.
-
-    Args:
-        fill: writes what becomes of its first argument into its second, ``[n]`` each, in at least float32.
-        x: any shape; the result has its layout and dtype, too.
-    """
-    x = dense(x.detach())
-    out = torch.empty_like(x)
-    for part, target in parts(x, out):
-        if x.dtype in HALVES:
-            wide = part.float()
-            filled = torch.empty_like(wide)
-            fill(wide, filled)
-            target.copy_(filled)
-        else:
-            fill(part, target)
-    return out
-
-
-def dense(x: Tensor) -> Tensor:
-    """The tensor itself if its elements fill a piece of memory, in any order of dimensions; else a contiguous copy."""
-    size = 1
-    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
-        if length != 1 and stride != size:
-            return x.contiguous()
-        size *= length
-    return x
-
-
-def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces ``[n]`` of dense tensors of one layout, as views; on an accelerator everything is one piece."""
-    count = tensors[0].numel()
-    rows = [t.as_strided((count,), (1,)) for t in tensors]
-    size = PART if tensors[0].device.type == "cpu" else max(1, count)
-    for start in range(0, count, size):
-        yield tuple(row[start : start + size] for row in rows)
 
 
 def signs(x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .. import processes
 from ..contract import CodeType
 from ..errors import InputError
-from .base import WeightQuantizer, dense, float32, parts
+from .base import WeightQuantizer, float32
+from .passes import step_gradient
 from .uniform import StepActivation, symmetric_type, uniform_levels
 
 STEP_MIN = 1e-8
@@ -33,18 +34,9 @@ class LearnedStep(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
         s, lo, hi = ctx.levels
-        x = dense(x)
-        grad = torch.empty_like(x).copy_(grad)  # in the same layout
-        grad_step = torch.zeros((), dtype=torch.float64, device=x.device)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        for part, target in parts(x, grad):
-            position, gradient = part.to(wide) / s, target.to(wide)
-            values = (position + 0.5).floor_().clamp_(lo, hi)
-            # values - position inside; outside, values alone
-            slope = values - torch.ops.aten.hardtanh_backward(position, position, lo, hi)
-            grad_step += torch.dot(gradient, slope)
-            target.copy_(torch.ops.aten.hardtanh_backward(gradient, position, lo, hi))
-        return grad, (grad_step * ctx.gradient_scale).to(wide), None, None, None
+        to_x, to_step = step_gradient(grad, x, lo, hi, s)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return to_x, (to_step * ctx.gradient_scale).to(dtype), None, None, None
 
 
 def learned_step(x: Tensor, step: Tensor, lo: int, hi: int, features: int) -> Tensor:

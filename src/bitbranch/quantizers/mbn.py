@@ -15,13 +15,13 @@ from ..errors import InputError
 from .base import (
     ActivationQuantizer,
     WeightQuantizer,
-    elementwise,
     float32,
     per_output,
     straight_through,
     straight_through_within,
 )
 from .gaussian import optimal_step
+from .passes import levels
 
 Clip = Literal["htanh", "hrelu", "hrelu-affine"]
 Gradient = Literal["ste", "cosine"]
@@ -79,21 +79,13 @@ def bipolar(x: Tensor, bits: int, *, clip: Clip = "htanh", gradient: Gradient = 
     lo = -1 if clip == "htanh" else 0
     affine = clip == "hrelu-affine"
 
-    def fill(part: Tensor, out: Tensor) -> None:
-        torch.clamp(part, lo, 1, out=out).mul_(n)
-        if affine:
-            out.add_(0.5).floor_()
-        else:
-            out.div_(2).floor_().mul_(2).add_(1)
-        out.mul_(float32(1 / n))
-
-    levels = elementwise(fill, x)
+    reals = levels("affine" if affine else "bipolar", x, lo, n, float32(1 / n))
     if gradient == "ste":
-        return straight_through_within(x, levels, lo, 1, "[]")
+        return straight_through_within(x, reals, lo, 1, "[]")
     at = x.detach().clamp(lo, 1)
     # d/dx (q(2 x - 1) + 1) / 2 = q'(2 x - 1)
     slope = cosine_slope(2 * at - 1 if affine else at, bits)
-    return straight_through(x, levels, slope * ((x >= lo) & (x <= 1)))
+    return straight_through(x, reals, slope * ((x >= lo) & (x <= 1)))
 
 
 class BipolarActivation(ActivationQuantizer):

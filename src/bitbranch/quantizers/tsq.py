@@ -15,13 +15,13 @@ from ..errors import InputError
 from .base import (
     ActivationQuantizer,
     WeightQuantizer,
-    elementwise,
     float32,
     per_output,
     straight_through,
     straight_through_within,
 )
 from .gaussian import optimal_step
+from .passes import levels
 
 
 def dead_zone(sparsity: float) -> float:
@@ -67,14 +67,8 @@ def sparse(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
 
 
 def sparse_levels(x: Tensor, bits: int, eps: float, step: float) -> Tensor:
-    """The levels of :func:`sparse`, without gradient. A clamp to 1/2 before rounding up is one to 1 behind it."""
-    n = (1 << bits) - 1
-
-    def fill(part: Tensor, out: Tensor) -> None:
-        torch.div(part, step, out=out).sub_(0.5).clamp_(0.5, n).ceil_().mul_(step)
-        torch.ops.aten.threshold_backward(out, part, eps, grad_input=out)  # 0 where part <= eps
-
-    return elementwise(fill, x)
+    """The levels of :func:`sparse`, without gradient."""
+    return levels("sparse", x, eps, (1 << bits) - 1, step)
 
 
 class SparseActivation(ActivationQuantizer):

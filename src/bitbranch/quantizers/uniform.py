@@ -13,12 +13,12 @@ from ..errors import InputError
 from .base import (
     ActivationQuantizer,
     WeightQuantizer,
-    elementwise,
     float32,
     per_output,
     straight_through,
     straight_through_within,
 )
+from .passes import extremes, levels
 
 UNDECIDED = -1
 """Stored in the ``signed`` buffer before the first data."""
@@ -34,7 +34,7 @@ def uniform(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
 
 def uniform_levels(x: Tensor, step: float, lo: int, hi: int) -> Tensor:
     """The levels of :func:`uniform`, without gradient, any shape."""
-    return elementwise(lambda part, out: torch.div(part, step, out=out).add_(0.5).floor_().clamp_(lo, hi).mul_(step), x)
+    return levels("uniform", x, lo, hi, step)
 
 
 def symmetric_type(bits: int) -> CodeType:
@@ -92,8 +92,7 @@ class StepActivation(ActivationQuantizer):
         """Let training data decide, unless the caller did: signed as soon as a negative input is seen."""
         if not self.sign_from_data or int(self.signed) == 1:
             return
-        lo, hi = x.aminmax()
-        below, above = processes.largest(torch.stack([-lo, hi])).tolist()
+        below, above = processes.largest(extremes(x) * torch.tensor([-1.0, 1.0], device=x.device)).tolist()
         if below > 0:
             if self.bits == 1:
                 raise InputError(f"{self}: negative inputs need at least 2 bits")
