@@ -10,9 +10,11 @@
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "buffer.hpp"
 #include "ceiling.hpp"
@@ -25,7 +27,6 @@
 #include "repack.hpp"
 #include "run_binding.hpp"
 #include "stream.hpp"
-#include "training.hpp"
 #include "upsample.hpp"
 
 namespace nb = nanobind;
@@ -386,42 +387,53 @@ Grid grid_of(const std::string& kind, float lo, float hi, float step) {
   throw std::invalid_argument("training: no grid '" + kind + "'");
 }
 
-// These keep the interpreter's lock: calls of one machine may not overlap, and they are short.
+template <class Real, class Wide, class Half>
+auto of_type(Wide wide, Half half) {
+  if constexpr (std::is_same_v<Real, float>) return wide;
+  else return half;
+}
+
+// On the calling thread: torch's own threads, which wait at full speed for its next operation, would be in the way.
 template <class Real>
 void bind_training(nb::module_& m) {
   m.def(
       "levels",
-      [](Machine& machine, const std::string& kind, float lo, float hi, float step, Reals<Real> x, OutReals<Real> out) {
+      [](const Machine& machine, const std::string& kind, float lo, float hi, float step, Reals<Real> x,
+         OutReals<Real> out) {
         const size_t n = x.size();
-        run_levels(*machine.isa, machine.pool, grid_of(kind, lo, hi, step), reals<Real>(x, n), reals<Real>(out, n),
-                   static_cast<int64_t>(n));
+        const auto run = of_type<Real>(machine.isa->levels32, machine.isa->levels16);
+        run(grid_of(kind, lo, hi, step), reals<Real>(x, n), reals<Real>(out, n), static_cast<int64_t>(n));
       },
       "machine"_a, "kind"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "out"_a.noconvert(),
       "The levels of a training grid, float32 or the bits of bfloat16.");
   m.def(
       "window",
-      [](Machine& machine, float lo, float hi, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
+      [](const Machine& machine, float lo, float hi, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
         const size_t n = x.size();
-        run_window(*machine.isa, machine.pool, lo, hi, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n),
-                   static_cast<int64_t>(n));
+        const auto run = of_type<Real>(machine.isa->window32, machine.isa->window16);
+        run(lo, hi, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n), static_cast<int64_t>(n));
       },
       "machine"_a, "lo"_a, "hi"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
       "The gradient where lo < x < hi, else 0.");
   m.def(
       "step_gradient",
-      [](Machine& machine, float lo, float hi, float step, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
+      [](const Machine& machine, float lo, float hi, float step, Reals<Real> x, Reals<Real> gradient,
+         OutReals<Real> out) {
         const size_t n = x.size();
-        return run_step_gradient(*machine.isa, machine.pool, {Grid::uniform, lo, hi, step}, reals<Real>(x, n),
-                                 reals<Real>(gradient, n), reals<Real>(out, n), static_cast<int64_t>(n));
+        const auto run = of_type<Real>(machine.isa->step_gradient32, machine.isa->step_gradient16);
+        return run({Grid::uniform, lo, hi, step}, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n),
+                   static_cast<int64_t>(n));
       },
       "machine"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
       "The gradient where lo < x / step < hi, else 0; returns that to the step.");
   m.def(
       "extremes",
-      [](Machine& machine, Reals<Real> x) {
-        const Extremes found =
-            run_extremes(*machine.isa, machine.pool, reals<Real>(x, x.size()), static_cast<int64_t>(x.size()));
-        return std::pair(found.least, found.most);
+      [](const Machine& machine, Reals<Real> x) {
+        constexpr float most = std::numeric_limits<float>::infinity();
+        float ends[2] = {most, -most};
+        of_type<Real>(machine.isa->extremes32, machine.isa->extremes16)(reals<Real>(x, x.size()),
+                                                                        static_cast<int64_t>(x.size()), ends);
+        return std::pair(ends[0], ends[1]);
       },
       "machine"_a, "x"_a.noconvert(), "The least and the greatest number.");
 }

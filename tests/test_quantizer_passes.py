@@ -99,19 +99,6 @@ def test_the_gradient_of_a_step_is_that_of_its_formula() -> None:
     assert np.isclose(float(to_step), (grad * slope).sum(), rtol=1e-4) and single.dtype == torch.float32
 
 
-def test_threads_change_nothing() -> None:
-    pytest.importorskip("bitbranch.runtime._core")
-    x, grad = reals((300_001,), torch.float32, 3).nan_to_num(), reals((300_001,), torch.float32, 4).nan_to_num()
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append((levels("sparse", x, 0.3, 3, 0.5), *step_gradient(grad, x, 0, 3, 0.5), extremes(x)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
-
-
 @pytest.mark.parametrize("scheme", ["tsq:wt-a2", "lsq:w2-a2", "mbn(clip=learned):w4-a4", "hwgq:w1-a2"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_training_step_is_the_same_with_and_without_the_core(scheme: str, precision: torch.dtype) -> None:

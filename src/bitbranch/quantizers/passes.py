@@ -2,7 +2,8 @@
 
 Float32 and bfloat16 tensors on a CPU are taken through the compiled core in one pass, everything else, or without it,
 through torch in parts that stay in the caches. Both compute in float32 (float64 for float64) and give the same numbers,
-bit for bit; only the gradient of a step, a sum, may differ by its rounding.
+bit for bit; only the gradient of a step, a sum, may differ by its rounding. The core uses one thread: a pass is bound
+by memory, and threads of its own would compete with torch's.
 """
 
 from __future__ import annotations
@@ -181,10 +182,6 @@ def _vectors() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _machine_of(threads: int) -> Any:
-    core = compiled_core()
-    return core.Machine(core.instruction_sets()[0], threads)
-
-
 def _machine() -> Any:
-    return _machine_of(torch.get_num_threads())
+    core = compiled_core()
+    return core.Machine(core.instruction_sets()[0], 1)
