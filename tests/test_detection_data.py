@@ -24,7 +24,7 @@ from bitbranch.data.box_batches import (
     seen_through,
 )
 from bitbranch.data.box_set import BoxSet
-from bitbranch.data.pictures import decode_resized
+from bitbranch.data.pictures import decode_resized, size_of
 from bitbranch.errors import InputError
 from bitbranch.tasks.boxes import intersection_over_union
 
@@ -111,9 +111,14 @@ def broken(corners: Corners) -> Change:
     return write("Annotations/bad.xml", annotation([("dog", (2, 3, 9, 9)), ("dog", corners), ("dog", (1, 1, 5, 5))]))
 
 
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
 BAD_PICTURES: dict[str, tuple[Change, str]] = {
     "missing picture": (lambda r: (r / "JPEGImages/bad.jpg").unlink(), r"bad\.xml: has no picture JPEGImages/bad\.jpg"),
     "unreadable picture": (write("JPEGImages/bad.jpg", "hello"), r"bad\.jpg: not a readable picture"),
+    "picture cut off": (lambda r: shorten(r / "JPEGImages/bad.jpg"), r"bad\.jpg: not a readable picture \(.*truncated"),
     "another size": (lambda r: picture(r / "JPEGImages/bad.jpg", 30, 40), r"bad\.jpg: 30x40 pixels, but .* says 40x30"),
     "missing annotation": (lambda r: (r / "Annotations/bad.xml").unlink(), r"bad\.xml: cannot be read \(No such file"),
     "empty annotation": (write("Annotations/bad.xml", " \n"), r"bad\.xml: the annotation is empty"),
@@ -136,6 +141,21 @@ BAD_PICTURES: dict[str, tuple[Change, str]] = {
     ),
 }
 """What leaves a picture out."""
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+def test_whole_pictures_are_known_by_their_ends(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    assert size_of(path) == (30, 40)
+    path.write_bytes(whole + b"a note" * 100)
+    assert size_of(path) == (30, 40)
+    if suffix != "bmp":
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=rf"a\.{suffix}: not a readable picture"):
+            size_of(path)
+
 
 BAD_BOXES: dict[str, tuple[Change, str]] = {
     "outside": (broken((5, 5, 42, 9)), r"bad\.xml: object 2 \(dog\): the box 4, 4 \.\. 42, 9 reaches out of .* 40x30"),

@@ -44,16 +44,28 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
         return _rgb(picture, name)
 
 
+TAIL = 4096
+"""Bytes at the end of a file; programs append notes of their own."""
+
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
+"""What a whole file of a format has among its last bytes."""
+
+
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture file, which is not decoded.
+    """Height and width of a picture file, which is not decoded, unless it seems to be cut off.
 
     Raises:
-        InputError: missing, or not a picture.
+        InputError: missing, not a picture, or cut off.
     """
     from PIL import Image
 
-    with _readable(str(path)), Image.open(path) as picture:
-        return picture.height, picture.width
+    with _readable(str(path)), path.open("rb") as file, Image.open(file) as picture:
+        size = picture.height, picture.width
+        file.seek(-min(TAIL, file.seek(0, io.SEEK_END)), io.SEEK_END)
+        if ENDS.get(picture.format or "", b"") not in file.read():
+            with Image.open(path) as whole:
+                whole.load()
+        return size
 
 
 def decode_resized(
