@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -34,6 +35,7 @@ from bitbranch.runtime.engine import instruction_sets
 from bitbranch.training.loop import fit
 from bitbranch.twostep import Recipe, convert, learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
+from bitbranch.twostep.codes import has_low_bit_weight
 from bitbranch.twostep.descent import Descent, Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.histogram import Histogram, equalize
@@ -706,7 +708,9 @@ def test_a_float_network_is_converted_without_training(float_net, scheme, per_ch
         assert [("an addition reads it" in r.target) for r in reports] == [False, True] * 2
 
 
-@pytest.mark.parametrize("scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2", "w4a4"])
+@pytest.mark.parametrize(
+    "scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2", "w4a4", "mbn:w2-a2", "mbn:w4-a4"]
+)
 def test_layers_hold_whatever_is_solved(scheme: str) -> None:
     """Any integers and scales, also where a channel's largest is not the largest there is; saved and loaded, too."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
@@ -730,11 +734,18 @@ def test_layers_hold_whatever_is_solved(scheme: str) -> None:
     quantize(network, scheme).load_state_dict(old)
 
 
-@pytest.mark.parametrize("scheme", ["dorefa:w2-a2", "mbn(clip=learned):w2-a2", "lsq:w4-a4"])
+@pytest.mark.parametrize("scheme", ["dorefa:w2-a2", "mbn(fixed_range=true):w2-a2", "lsq:w4-a4"])
 def test_quantizers_that_cannot_hold_what_is_solved_are_refused_at_once(float_net, scheme: str) -> None:
     net, loader, _ = float_net
-    with pytest.raises(InputError, match="cannot hold what step 2 finds; take tsq's weights"):
+    said = "cannot hold what step 2 finds; take tsq's weights"
+    with pytest.raises(InputError, match=said):
         convert(net, loader, scheme, progress=lambda line: pytest.fail(f"began: {line}"))
+    q = quantize(net, "tsq:wt-a2")
+    for other, layer in zip(quantize(net, scheme).modules(), q.modules(), strict=True):
+        if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
+            layer.weight_quantizer = other.weight_quantizer
+    with pytest.raises(InputError, match=said):
+        learn_transforms(q, copy.deepcopy(q), loader, progress=lambda line: pytest.fail(f"began: {line}"))
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,6 +159,33 @@ class WeightQuantizer(nn.Module):
             return self.quantize(weight)
         values, scale = self.integers(weight)
         return values * per_output(scale, weight)
+
+
+class HeldScales(WeightQuantizer):
+    """Base of weights whose scales are computed from them, until a solver sets others (:meth:`hold`), which then stay.
+
+    Of the integers that a solver finds, the largest need not be the largest there is, so their scales cannot be read
+    from the latent weights.
+    """
+
+    held: Tensor
+    """The scales that a solver has set, ``[O]`` float32, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("held", torch.zeros(0))
+
+    def hold(self, scale: Tensor) -> None:
+        self.held = scale.detach().float().to(self.held.device)
+
+    def held_or(self, scale: Callable[[], Tensor]) -> Tensor:
+        """The scales ``[O]`` that are held, float32, or where there are none those that a function computes."""
+        return self.held if len(self.held) else scale().float()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Of any length, and nothing where there is none yet.
+        self.held = torch.zeros_like(state_dict.setdefault(f"{prefix}held", torch.zeros(0)))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Passthrough(torch.autograd.Function):

@@ -14,7 +14,7 @@ from ..contract import CodeType, Encoder, Kind, bipolar_encoder, uniform_encoder
 from ..errors import InputError
 from .base import (
     ActivationQuantizer,
-    WeightQuantizer,
+    HeldScales,
     float32,
     per_output,
     straight_through,
@@ -145,14 +145,14 @@ def gaussian_scale(bits: int) -> float:
     return optimal_step([k + 0.5 for k in range(half)], range(half)) / 2
 
 
-class BipolarWeight(WeightQuantizer):
+class BipolarWeight(HeldScales):
     """Weights of 1 to 8 bits on the levels ``s v``, ``v`` odd, ``|v| <= n = 2^M - 1``.
 
     By default the scale of an output channel is that of the optimal quantizer of a Gaussian with its weights' root
     mean square (1 bit: their mean magnitude, which is optimal for any distribution), computed anew from the current
-    weights; the gradient passes where ``|w| <= (n + 1) s``, the reach of the outermost levels' cells, and not to the
-    scale. With ``fixed_range`` the scale is ``1 / n``, as published: levels on [-1, 1], gradient within, latent
-    weights clipped there by :meth:`project`.
+    weights (at 2 and more bits until a solver sets another); the gradient passes where ``|w| <= (n + 1) s``, the reach
+    of the outermost levels' cells, and not to the scale. With ``fixed_range`` the scale is ``1 / n``, as published:
+    levels on [-1, 1], gradient within, latent weights clipped there by :meth:`project`.
 
     Args:
         bits: M, 1..8.
@@ -179,8 +179,10 @@ class BipolarWeight(WeightQuantizer):
         if self.fixed_range:
             scale = torch.full_like(rows[:, 0], float32(1 / n))
             return bipolar_values(weight.detach().double(), self.bits).to(weight.dtype), scale.to(weight.dtype)
-        size = rows.abs().mean(1) if self.bits == 1 else rows.square().mean(1).sqrt() * gaussian_scale(self.bits)
-        scale = size.float()
+        if self.bits == 1:
+            scale = rows.abs().mean(1).float()
+        else:
+            scale = self.held_or(lambda: rows.square().mean(1).sqrt() * gaussian_scale(self.bits))
         reach = per_output(scale.double() * n, weight).clamp_min(torch.finfo(torch.float64).tiny)  # a row may be zero
         values = bipolar_values(weight.detach().double() / reach, self.bits)
         return values.to(weight.dtype), scale.to(weight.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from ..contract import CodeType, Encoder, Kind, uniform_encoder
 from ..errors import InputError
 from .base import (
     ActivationQuantizer,
-    WeightQuantizer,
+    HeldScales,
     float32,
     per_output,
     straight_through,
@@ -164,35 +162,25 @@ class UniformActivation(StepActivation):
         return uniform(x, self.scale(), self.code_type.lo, self.code_type.hi)
 
 
-class UniformWeight(WeightQuantizer):
+class UniformWeight(HeldScales):
     """Symmetric weights of 2 to 8 bits, scale ``max |w| / (2^(M-1) - 1)`` per output channel; straight through.
-
-    A solver may set other scales (:meth:`hold`), which then stay: of the integers that it finds, the largest need not
-    be the largest there is.
 
     Source: Jacob et al., CVPR 2018, section 3 (symmetric, so that a channel can be negated).
     """
-
-    held: Tensor
-    """The scales that a solver has set, ``[O]`` float32, or nothing."""
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
         self.bits = bits
         self._code_type = symmetric_type(bits)
-        self.register_buffer("held", torch.zeros(0))
 
     @property
     def code_type(self) -> CodeType:
         return self._code_type
 
-    def hold(self, scale: Tensor) -> None:
-        self.held = scale.detach().float().to(self.held.device)
-
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         top = (1 << (self.bits - 1)) - 1
         w = weight.detach().double()
-        scale = self.held if len(self.held) else (w.flatten(1).abs().amax(1) / top).float()
+        scale = self.held_or(lambda: w.flatten(1).abs().amax(1) / top)
         step = per_output(scale.double(), weight).clamp_min(torch.finfo(torch.float64).tiny)  # a row may be zero
         values = torch.floor(w / step + 0.5).clamp_(-top, top)
         return values.to(weight.dtype), scale.to(weight.dtype)
@@ -203,8 +191,3 @@ class UniformWeight(WeightQuantizer):
 
     def extra_repr(self) -> str:
         return f"{self.bits}"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        # Of any length, and nothing where there is none yet.
-        self.held = torch.zeros_like(state_dict.setdefault(f"{prefix}held", torch.zeros(0)))
-        super()._load_from_state_dict(state_dict, prefix, *rest)

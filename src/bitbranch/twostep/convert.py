@@ -22,10 +22,10 @@ from ..quantizers.tsq import SparseActivation
 from ..swap import quantize
 from ..training.loop import Batches, to_stderr
 from .batchnorm import evaluation
-from .codes import LOW_BITS, has_low_bit_weight
+from .codes import has_low_bit_weight
 from .driver import LayerReport, Recipe, solve
 from .histogram import Histogram, equalize
-from .layer import holds_any_weights
+from .layer import check_layer
 
 
 @torch.no_grad()
@@ -146,15 +146,6 @@ def check_codes(network: nn.Module, names: set[str]) -> None:
     for name, layer in network.named_modules():
         if name not in names or not isinstance(layer, QuantizedLayer):
             continue
-        if layer.input_quantizer is None:
-            raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
+        check_layer(name, layer)
         if isinstance(layer.input_quantizer, LloydActivation):
             raise InputError(f"layer {name}: Lloyd's levels are for normalised inputs, as learn_codes() makes them")
-        if layer.obstacle:
-            raise InputError(f"layer {name}: {layer.obstacle}")
-        if not holds_any_weights(layer):
-            raise InputError(
-                f"layer {name}: {type(layer.weight_quantizer).__name__} takes its scale from the weights, and cannot "
-                "hold what step 2 finds; take tsq's weights of as many bits, or more than "
-                f"{LOW_BITS}, which are rounded"
-            )

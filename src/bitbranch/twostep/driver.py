@@ -28,7 +28,7 @@ from .batchnorm import evaluation, reestimate_batchnorm
 from .chains import Chain, Graph
 from .codes import has_low_bit_weight
 from .front import Front
-from .layer import LayerProblem, collect
+from .layer import LayerProblem, check_layer, collect
 from .solver import fit_codes, fit_linear, target_cross
 from .staircase import Clip, Code, Staircase
 from .state import RunKey, State
@@ -298,11 +298,8 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
         twin = modules.get(name)
         if not isinstance(twin, QuantizedLayer) or twin.weight.shape != layer.weight.shape:
             raise InputError(f"layer {name}: the teacher has no such layer; it must be made of q by learn_codes()")
-        if twin.input_quantizer is None:
-            raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
         twin.weight_quantizer = copy.deepcopy(layer.weight_quantizer)
-        if twin.obstacle:
-            raise InputError(f"layer {name}: {twin.obstacle}")
+        check_layer(name, twin)
         names.add(name)
     if not names:
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")

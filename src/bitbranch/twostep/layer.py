@@ -139,6 +139,24 @@ def write_weight(layer: QuantizedLayer, values: Tensor, scale: Tensor) -> Tensor
     return None
 
 
+def check_layer(name: str, layer: QuantizedLayer) -> None:
+    """Whether step 2 can solve a layer with low-bit weights.
+
+    Raises:
+        InputError: its input is float, its weights are no integers with one scale, or its weight quantizer cannot hold
+            those that are found; names the layer.
+    """
+    if layer.input_quantizer is None:
+        raise InputError(f"layer {name}: step 2 fits activation codes, but its input is float")
+    if layer.obstacle:
+        raise InputError(f"layer {name}: {layer.obstacle}")
+    if not holds_any_weights(layer):
+        raise InputError(
+            f"layer {name}: {type(layer.weight_quantizer).__name__} takes its scale from the weights, and cannot hold "
+            "what step 2 finds; take tsq's weights of as many bits"
+        )
+
+
 @torch.no_grad()
 def holds_any_weights(layer: QuantizedLayer) -> bool:
     """Whether a layer's quantizer reads what :func:`write_weight` writes: tried with random integers and scales.
