@@ -53,10 +53,15 @@ static void depthwise(const DotDepthwise& d) {
 template <int Piece>
 static void gather_pieces(const DotGather& g) {
   constexpr int in_chunk = kDotDepth / Piece;
-  for (int i = 0; i < g.count; ++i) {
-    uint8_t* const row = g.out + g.row[i] * kDotDepth;
-    for (int k = 0; k < g.pieces; ++k)
-      std::memcpy(row + k / in_chunk * (kDotPixels * kDotDepth) + k % in_chunk * Piece, g.x[i] + g.offsets[k], Piece);
+  const int32_t* const offsets = g.offsets;
+  const int pieces = g.pieces, count = g.count;  // once: what is written might be anything
+  for (int i = 0; i < count; ++i) {
+    const uint8_t* const x = g.x[i];
+    uint8_t* row = g.out + g.row[i] * kDotDepth;
+    int k = 0;
+    for (; k + in_chunk <= pieces; k += in_chunk, row += kDotPixels * kDotDepth)
+      UNROLL for (int j = 0; j < in_chunk; ++j) std::memcpy(row + j * Piece, x + offsets[k + j], Piece);
+    for (int j = 0; k + j < pieces; ++j) std::memcpy(row + j * Piece, x + offsets[k + j], Piece);
   }
 }
 
@@ -219,17 +224,33 @@ static void near_line(const DotRows& rows, const float* slope, const float* inte
 static void scale(const DotRows& rows, const float* factor, const float* bias, float* const* target,
                   int64_t channel_step) {
   alignas(64) float out[kDotPixels][kDotOutputs];
-  for (int i = 0; i < rows.count; ++i) {
+  const int count = rows.count, channels = rows.channels, used = (channels + kLanes - 1) / kLanes * kLanes;
+  for (int i = 0; i < count; ++i) {
     const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    for (int c = 0; c < kDotOutputs; ++c) {
+    for (int c = 0; c < used; ++c) {
       const float product = static_cast<float>(v[c]) * factor[c];
       out[i][c] = product + bias[c];
     }
-    if (channel_step == 1) copy(target[i], out[i], rows.channels);
+    if (channel_step == 1) copy(target[i], out[i], channels);
   }
   if (channel_step == 1) return;
-  for (int c = 0; c < rows.channels; ++c)  // pixels lie side by side, channels often a multiple of the cache's size apart
-    for (int i = 0; i < rows.count; ++i) target[i][c * channel_step] = out[i][c];
+  // Pixels mostly lie side by side; channels often lie a multiple of the cache's size apart.
+  for (int i = 0; i < count;) {
+    float* const first = target[i];
+    int run = 1;
+    while (i + run < count && target[i + run] == first + run) ++run;
+    for (int c = 0; c < channels; ++c) {
+      float* const plane = first + c * channel_step;
+      const float* from = &out[i][c];
+      int k = 0;
+      for (; k + 4 <= run; k += 4, from += 4 * kDotOutputs) {
+        const float four[4] = {from[0], from[kDotOutputs], from[2 * kDotOutputs], from[3 * kDotOutputs]};
+        copy(plane + k, four, 4);
+      }
+      for (; k < run; ++k, from += kDotOutputs) plane[k] = *from;
+    }
+    i += run;
+  }
 }
 
 static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* out) {
@@ -273,46 +294,49 @@ static void sum_bytes(const uint8_t* const* x, int count, int multiplier, int32_
 }
 
 static void sum_sums(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums) {
-  for (int i = 0; i < count; ++i)
-    for (int a = 0; a < kParts; ++a) {
-      alignas(64) int32_t part[kLanes];
-      store(part, number(x[i], narrow, a * kLanes));
-      for (int c = 0; c < kLanes; ++c) sums[a * kLanes + c] += multiplier * part[c];
-    }
+  for (int a = 0; a < kParts; ++a) {
+    Vector sum = zero();
+    for (int i = 0; i < count; ++i) sum = add32(sum, number(x[i], narrow, a * kLanes));
+    alignas(64) int32_t part[kLanes];
+    store(part, sum);
+    for (int c = 0; c < kLanes; ++c) sums[a * kLanes + c] += multiplier * part[c];
+  }
 }
 
-// Pixels of four bytes need products of 32 bits; narrower ones fit the multiply-add.
+// Down first: a column of the source serves all pixels beside it. Of one or two bytes it fits the multiply-add.
 template <int Size>
-static void blend_pixels(const DotBlend& b) {
-  const int parts = (b.channels + kLanes - 1) / kLanes;
-  for (int i = 0; i < b.count; ++i) {
-    const void* const* const x = b.x[i];
-    const int32_t* const weights = b.weights[i];
-    int32_t* __restrict const out = b.sums + b.row[i] * kDotOutputs;
+static void blend_row(const DotBlend& b) {
+  const int first = b.across[0].at[0], columns = b.across[b.count - 1].at[1] - first + 1;
+  const int lanes = (b.channels + kLanes - 1) / kLanes * kLanes;
+  alignas(64) uint32_t column[kDotPixels + 1][kDotOutputs];
+  for (int j = 0; j < columns; ++j) {
+    const uint8_t *const upper = b.rows[0] + (first + j) * b.step, *const lower = b.rows[1] + (first + j) * b.step;
     if constexpr (Size == 4) {
-      const auto number = [&](int k, int c) {
-        return static_cast<uint32_t>(static_cast<const int32_t*>(x[k])[c]) * static_cast<uint32_t>(weights[k]);
-      };
-      for (int c = 0; c < parts * kLanes; ++c)
-        out[c] = static_cast<int32_t>(number(0, c) + number(1, c) + number(2, c) + number(3, c) + static_cast<uint32_t>(b.add));
+      const auto *const x = reinterpret_cast<const int32_t*>(upper), *const y = reinterpret_cast<const int32_t*>(lower);
+      const uint32_t above = b.down[0], below = b.down[1];
+      for (int c = 0; c < lanes; ++c) column[j][c] = static_cast<uint32_t>(x[c]) * above + static_cast<uint32_t>(y[c]) * below;
     } else {
-      for (int a = 0; a < parts; ++a) {
-        Vector sum = splat(b.add);
-        UNROLL for (int k = 0; k < 4; ++k) {
-          const Vector number = Size == 1 ? widen(static_cast<const uint8_t*>(x[k]) + a * kLanes)
-                                          : widen16(static_cast<const int16_t*>(x[k]) + a * kLanes);
-          sum = multiply_add(sum, number, splat(weights[k]));
-        }
-        store(out + a * kLanes, sum);
-      }
+      const auto number = [](const uint8_t* row, int c) {
+        if constexpr (Size == 1) return widen(row + c);
+        else return widen16(reinterpret_cast<const int16_t*>(row) + c);
+      };
+      for (int c = 0; c < lanes; c += kLanes)
+        store(&column[j][c], multiply_add(multiply_add(zero(), number(upper, c), splat(b.down[0])), number(lower, c), splat(b.down[1])));
     }
+  }
+  for (int i = 0; i < b.count; ++i) {
+    const DotBetween& at = b.across[i];
+    const uint32_t *const x = column[at.at[0] - first], *const y = column[at.at[1] - first];
+    const uint32_t left = at.weight[0], right = at.weight[1], add = b.add;
+    int32_t* const out = b.sums + b.row[i] * kDotOutputs;
+    for (int c = 0; c < lanes; ++c) out[c] = static_cast<int32_t>(x[c] * left + y[c] * right + add);
   }
 }
 
 static void blend(const DotBlend& b) {
-  if (b.size == 1) blend_pixels<1>(b);
-  else if (b.size == 2) blend_pixels<2>(b);
-  else blend_pixels<4>(b);
+  if (b.size == 1) blend_row<1>(b);
+  else if (b.size == 2) blend_row<2>(b);
+  else blend_row<4>(b);
 }
 
 static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int count) {

@@ -52,16 +52,23 @@ struct DotGather {
   uint8_t* out;
 };
 
-// The weighted sum of four pixels' channels, for each pixel of a tile.
+// Of an interpolated row or column: the two of the source that it lies between.
+struct DotBetween {
+  int at[2], weight[2];  // weights 0 .. 2^15 - 1
+};
+
+// Pixels of one row, interpolated between two rows of the source.
 struct DotBlend {
-  const void* const (*x)[4];   // [count]
-  const int32_t (*weights)[4]; // [count], 0 .. 2^15 - 1
-  const uint8_t* row;          // [count] which of the 32 rows of sums each is
+  const uint8_t* rows[2];    // at their first column
+  ptrdiff_t step;            // bytes from column to column
+  int down[2];               // the rows' weights, as above
+  const DotBetween* across;  // [count] of each pixel, ascending; not more than count + 1 columns from first to last
+  const uint8_t* row;        // [count] which of the 32 rows of sums each is
   int count;
-  int channels;                // that are wanted; the other sums may become anything
-  int size;                    // bytes of a number: 1, of codes; 2 or 4, of integers
-  int32_t add;                 // to each sum
-  int32_t* sums;               // [32][32]
+  int channels;              // that are wanted; the other sums may become anything
+  int size;                  // bytes of a number: 1, of codes; 2 or 4, of integers
+  int32_t add;               // to each sum
+  int32_t* sums;             // [32][32]
 };
 
 // The rows of a tile that are pixels of the image.

@@ -286,8 +286,8 @@ void DotWindow::add(const void* const* from, int count, int multiplier, int32_t*
   else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
-std::vector<DotWindow::Between> DotWindow::between(int count, int factor, int size) {
-  std::vector<Between> all;
+std::vector<DotBetween> DotWindow::between(int count, int factor, int size) {
+  std::vector<DotBetween> all;
   for (int i = 0; i < count; ++i) {
     const int twice = 2 * i + 1 + factor;  // a pixel further than where it lies, so that it is not negative
     const int at = twice / (2 * factor), part = twice % (2 * factor);
@@ -303,25 +303,24 @@ void DotWindow::prepare() {
 }
 
 void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) const {
-  const int size = bytes ? 1 : source.narrow ? 2 : 4, first = block * kDotOutputs * size;
-  const void* x[kDotPixels][4];
-  int32_t weights[kDotPixels][4];
-  int n = 0;
-  for (int k = 0; k < pixels.segments; ++k) {
+  DotBlend b{};
+  b.size = bytes ? 1 : source.narrow ? 2 : 4;
+  b.step = source.step;
+  b.channels = std::min(kDotOutputs, channels - block * kDotOutputs);
+  b.add = -4 * factor_y * factor_x * zero;
+  b.sums = pixels.sums;
+  b.row = pixels.row;
+  for (int k = 0; k < pixels.segments; ++k, b.row += b.count) {
     const DotBlock::Segment& s = pixels.segment[k];
-    const Between& down = down_[s.y];
-    const uint8_t* rows[2];
-    for (int a = 0; a < 2; ++a) rows[a] = band.at(source, s.image, down.at[a], 0) + first;
-    for (int i = 0; i < s.count; ++i, ++n) {
-      const Between& across = across_[s.x + i];
-      for (int a = 0; a < 2; ++a)
-        for (int b = 0; b < 2; ++b) {
-          x[n][2 * a + b] = rows[a] + across.at[b] * source.step;
-          weights[n][2 * a + b] = down.weight[a] * across.weight[b];
-        }
+    const DotBetween& down = down_[s.y];
+    for (int a = 0; a < 2; ++a) {
+      b.rows[a] = band.at(source, s.image, down.at[a], 0) + block * kDotOutputs * b.size;
+      b.down[a] = down.weight[a];
     }
+    b.across = &across_[s.x];
+    b.count = s.count;
+    set->blend(b);
   }
-  set->blend({x, weights, pixels.row, n, std::min(kDotOutputs, channels - block * kDotOutputs), size, -4 * factor_y * factor_x * zero, pixels.sums});
 }
 
 void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&, DotBlock& pixels) const {

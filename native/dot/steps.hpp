@@ -203,16 +203,12 @@ class DotWindow : public DotStep {
   void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 
  private:
-  // Of an interpolated row or column: the two of the source that it lies between.
-  struct Between {
-    int at[2], weight[2];
-  };
-  static std::vector<Between> between(int count, int factor, int size);
+  static std::vector<DotBetween> between(int count, int factor, int size);
 
   void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
   void interpolate(int block, const DotBand& band, DotBlock& pixels) const;
 
-  std::vector<Between> down_, across_;
+  std::vector<DotBetween> down_, across_;
 };
 
 // A convolution and the window over its sums, band by band: the sums stay in the cache.

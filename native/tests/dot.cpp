@@ -353,26 +353,28 @@ Bytes sum_sums(const DotSet& set, Random& random) {
 
 Bytes blend(const DotSet& set, Random& random) {
   const int size = 1 << random.between(0, 2), count = small(random, kDotPixels), channels = small(random, kDotOutputs);
-  Places p(random, 4 * count, size * kDotOutputs);
+  const auto step = static_cast<ptrdiff_t>(size * kDotOutputs + 4 * random.between(0, 9));
+  Places p(random, 2, static_cast<int>(step) * (count + 1) + size * kDotOutputs);
   if (size == 4)
     for (const uint8_t* at : p.at)
-      for (int i = 0; i < kDotOutputs; ++i) {
-        const auto number = static_cast<int32_t>(random.between(-(1 << 20), 1 << 20));
-        std::memcpy(const_cast<uint8_t*>(at) + 4 * i, &number, 4);
-      }
-  const void* x[kDotPixels][4];
-  int32_t weights[kDotPixels][4];
+      for (int i = 0; i <= count; ++i)
+        for (int c = 0; c < kDotOutputs; ++c) {
+          const auto number = static_cast<int32_t>(random.between(-(1 << 20), 1 << 20));
+          std::memcpy(const_cast<uint8_t*>(at) + i * step + 4 * c, &number, 4);
+        }
+  const auto weight = [&] { return static_cast<int>(random.between(0, 128)); };
+  DotBetween across[kDotPixels];
   uint8_t row[kDotPixels];
+  int column = 0;
   for (int i = 0; i < count; ++i) {
     row[i] = static_cast<uint8_t>(kDotPixels - 1 - i);
-    for (int k = 0; k < 4; ++k) {
-      x[i][k] = p.at[4 * i + k];
-      weights[i][k] = static_cast<int32_t>(random.between(0, 256));
-    }
+    const int next = column + static_cast<int>(random.between(0, 1));
+    across[i] = {{column, next}, {weight(), weight()}};
+    column = next;
   }
   const auto add = static_cast<int32_t>(random.between(-100000, 100000));
   Lines<int32_t> sums(kDotPixels * kDotOutputs);
-  set.blend({x, weights, row, count, channels, size, add, sums.data()});
+  set.blend({{p.at[0], p.at[1]}, step, {weight(), weight()}, across, row, count, channels, size, add, sums.data()});
   Bytes out;
   for (int i = 0; i < count; ++i) append(out, sums.data() + row[i] * kDotOutputs, channels);
   return out;
