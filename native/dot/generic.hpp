@@ -121,7 +121,8 @@ static inline void copy(void* to, const T* from, int count) {
 }
 
 static void store_sums(const DotRows& rows, bool narrow, void* const* target) {
-  for (int i = 0; i < rows.count; ++i) {
+  const int count = rows.count;
+  for (int i = 0; i < count; ++i) {
     const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
     if (narrow) {
       alignas(64) int16_t kept[kDotOutputs];
@@ -140,18 +141,22 @@ static void store_sums(const DotRows& rows, bool narrow, void* const* target) {
 template <class Rank>
 static inline void each_part(const DotRows& rows, int part, DotCode code, uint8_t* const* target, const Rank& rank) {
   const Vector summand = splat(code.add);
-  const int here = rows.channels - part * kLanes;
+  const int here = rows.channels - part * kLanes, count = rows.count;
   if (here <= 0) return;
-  for (int i = 0; i < rows.count; ++i) {
-    const Vector v = rank(load(rows.sums + rows.row[i] * kDotOutputs + part * kLanes));
-    const Vector stored = add32(code.shift ? add32(v, v) : v, summand);
-    if (here >= kLanes) {
-      narrow8(target[i] + part * kLanes, stored);
-    } else {
-      alignas(64) uint8_t kept[kLanes];
-      narrow8(kept, stored);
-      copy(target[i] + part * kLanes, kept, here);
-    }
+  const int32_t* const sums = rows.sums + part * kLanes;
+  const uint8_t* const row = rows.row;
+  const auto stored = [&](int i) {
+    const Vector v = rank(load(sums + row[i] * kDotOutputs));
+    return add32(code.shift ? add32(v, v) : v, summand);
+  };
+  if (here >= kLanes) {
+    for (int i = 0; i < count; ++i) narrow8(target[i] + part * kLanes, stored(i));
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    alignas(64) uint8_t kept[kLanes];
+    narrow8(kept, stored(i));
+    copy(target[i] + part * kLanes, kept, here);
   }
 }
 
