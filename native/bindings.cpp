@@ -402,7 +402,11 @@ void bind_training(nb::module_& m) {
          OutReals<Real> out) {
         const size_t n = x.size();
         const auto run = of_type<Real>(machine.isa->levels32, machine.isa->levels16);
-        run(grid_of(kind, lo, hi, step), reals<Real>(x, n), reals<Real>(out, n), static_cast<int64_t>(n));
+        const Grid grid = grid_of(kind, lo, hi, step);
+        const Real* const from = reals<Real>(x, n);
+        Real* const to = reals<Real>(out, n);
+        const nb::gil_scoped_release unlocked;
+        run(grid, from, to, static_cast<int64_t>(n));
       },
       "machine"_a, "kind"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "out"_a.noconvert(),
       "The levels of a training grid, float32 or the bits of bfloat16.");
@@ -411,7 +415,10 @@ void bind_training(nb::module_& m) {
       [](const Machine& machine, float lo, float hi, Reals<Real> x, Reals<Real> gradient, OutReals<Real> out) {
         const size_t n = x.size();
         const auto run = of_type<Real>(machine.isa->window32, machine.isa->window16);
-        run(lo, hi, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n), static_cast<int64_t>(n));
+        const Real *const from = reals<Real>(x, n), *const given = reals<Real>(gradient, n);
+        Real* const to = reals<Real>(out, n);
+        const nb::gil_scoped_release unlocked;
+        run(lo, hi, from, given, to, static_cast<int64_t>(n));
       },
       "machine"_a, "lo"_a, "hi"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
       "The gradient where lo < x < hi, else 0.");
@@ -421,8 +428,10 @@ void bind_training(nb::module_& m) {
          OutReals<Real> out) {
         const size_t n = x.size();
         const auto run = of_type<Real>(machine.isa->step_gradient32, machine.isa->step_gradient16);
-        return run({Grid::uniform, lo, hi, step}, reals<Real>(x, n), reals<Real>(gradient, n), reals<Real>(out, n),
-                   static_cast<int64_t>(n));
+        const Real *const from = reals<Real>(x, n), *const given = reals<Real>(gradient, n);
+        Real* const to = reals<Real>(out, n);
+        const nb::gil_scoped_release unlocked;
+        return run({Grid::uniform, lo, hi, step}, from, given, to, static_cast<int64_t>(n));
       },
       "machine"_a, "lo"_a, "hi"_a, "step"_a, "x"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
       "The gradient where lo < x / step < hi, else 0; returns that to the step.");
@@ -431,8 +440,10 @@ void bind_training(nb::module_& m) {
       [](const Machine& machine, Reals<Real> x) {
         constexpr float most = std::numeric_limits<float>::infinity();
         float ends[2] = {most, -most};
-        of_type<Real>(machine.isa->extremes32, machine.isa->extremes16)(reals<Real>(x, x.size()),
-                                                                        static_cast<int64_t>(x.size()), ends);
+        const auto run = of_type<Real>(machine.isa->extremes32, machine.isa->extremes16);
+        const Real* const from = reals<Real>(x, x.size());
+        const nb::gil_scoped_release unlocked;
+        run(from, static_cast<int64_t>(x.size()), ends);
         return std::pair(ends[0], ends[1]);
       },
       "machine"_a, "x"_a.noconvert(), "The least and the greatest number.");

@@ -41,8 +41,18 @@ def train(scheme: str, epochs: int = 1) -> dict[str, torch.Tensor]:
     return {**network.state_dict(), "score": torch.tensor(list(found.values()))}
 
 
+def held() -> dict[str, torch.Tensor]:
+    """The state of layers whose scales a solver has set in process 0, as all have it after sharing."""
+    torch.manual_seed(processes.rank())
+    network = quantize(torch.nn.Sequential(*(torch.nn.Conv2d(2, 3, 1) for _ in range(4))), "mbn:w2-a2")
+    if processes.rank() == 0:
+        network[1].weight_quantizer.hold(torch.tensor([0.5, 1.0, 2.0]))
+    processes.share(network)
+    return network.state_dict()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes.joined():
-        states = {scheme: train(scheme) for scheme in SCHEMES}
+        states = {scheme: train(scheme) for scheme in SCHEMES} | {"held": held()}
         torch.save(states, f"{sys.argv[1]}/{processes.rank()}.pt")

@@ -35,3 +35,9 @@ def test_two_processes_agree_with_one(of_two: list[dict[str, dict[str, torch.Ten
         torch.testing.assert_close(
             first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_what_one_process_has_solved_is_shared(of_two: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    first, second = (states["held"] for states in of_two)
+    assert first["1.weight_quantizer.held"].tolist() == [0.5, 1.0, 2.0] and not len(first["2.weight_quantizer.held"])
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

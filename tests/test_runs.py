@@ -141,6 +141,40 @@ def test_killed_and_resumed_is_never_killed(finished: tuple[Path, dict[str, Any]
     check_kills(finished[0], tmp_path / "run", 2, 1.5)
 
 
+def test_interrupted_in_every_phase_and_between(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    places = set[tuple[int, bool]]()
+    save = runner._Run._save
+
+    def stop(self: Any, number: int, training: Any) -> None:
+        save(self, number, training)
+        if (number, training is None) not in places:
+            places.add((number, training is None))
+            raise Interrupted
+
+    monkeypatch.setattr(runner._Run, "_save", stop)
+    found = None
+    while found is None:
+        try:
+            found = runner.run(TWO_STEPS, tmp_path, progress=None)
+        except Interrupted:
+            continue
+    assert {
+        (1, False),
+        (2, True),
+        (3, True),
+        (3, False),
+        (4, True),
+    } <= places  # before, in and after step 2 and its tuning
+    expected, state = state_of(finished[0]), state_of(tmp_path)
+    assert expected.keys() == state.keys() and all(torch.equal(expected[name], state[name]) for name in expected)
+    assert found["accuracy"] == finished[1]["accuracy"]
+
+
 @pytest.mark.long
 def test_twenty_kills(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     killed = 0

@@ -128,8 +128,8 @@ def test_cityscapes_has_nineteen_of_34_labels(tmp_path: Path) -> None:
     known = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))
     assert read.tolist() == [known.get(i, IGNORED) for i in labels.ravel().tolist()]
     assert found.classes[13] == "car" and len(found.classes) == len(found.palette) == 19
-    with pytest.raises(InputError, match="no pictures"):
-        cityscapes("train", tmp_path)
+    with pytest.raises(InputError, match="no pictures leftImg8bit/train/CITY"):
+        cityscapes("val+train", tmp_path)
 
 
 def test_spread_and_take(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -298,12 +299,19 @@ def test_splits_are_chosen_and_kept_apart(tmp_path: Path) -> None:
 
     assert lengths() == (1, 3) and lengths(train_split="train+val") == (3, 3)
     assert lengths(test_split="val") == (1, 2) and lengths(train_split="val+test", test_split="train") == (5, 1)
-    with pytest.raises(InputError, match=r"data.test_split: 2 pictures of 'val' are in 'train\+val', too"):
+    with pytest.raises(InputError, match=r"data.test_split: val is learned from"):
         lengths(train_split="train+val", test_split="val")
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(InputError, match=r"data: splits 'train\+val' and 'test': 2 pictures of 'test' come twice"):
+        lengths(train_split="train+val")  # val serves as test
+    with pytest.raises(InputError, match=r"data: splits 'train' and 'val\+test': 2 pictures of 'val\+test' come twice"):
+        lengths(test_split="val+test")
     with pytest.raises(InputError, match=r"camvid: split 'valid': expected one of train, val, test, or several, as in"):
         lengths(test_split="valid")
-    with pytest.raises(InputError, match=r"cifar10: split 'train\+test': expected one of train, test$"):
-        tasks.read(config.parse(configuration("masks", data={"set": "cifar10", "train_split": "train+test"})).data)
+    with pytest.raises(InputError, match=r"data\.test_split: test is learned from"):
+        tasks.read(config.parse(configuration("masks", data={"set": "scene-masks", "train_split": "test"})).data)
+    with pytest.raises(InputError, match=r"cifar10: split 'train\+val': expected one of train, test$"):
+        tasks.read(config.parse(configuration("masks", data={"set": "cifar10", "train_split": "train+val"})).data)
 
 
 def test_a_trunk_starts_from_a_classifier(tmp_path: Path) -> None:

@@ -354,10 +354,11 @@ Bytes sum_sums(const DotSet& set, Random& random) {
 Bytes blend(const DotSet& set, Random& random) {
   const int size = 1 << random.between(0, 2), count = small(random, kDotPixels), channels = small(random, kDotOutputs);
   const auto step = static_cast<ptrdiff_t>(size * kDotOutputs + 4 * random.between(0, 9));
-  Places p(random, 2, static_cast<int>(step) * (count + 1) + size * kDotOutputs);
+  const int first = static_cast<int>(random.between(0, 3));
+  Places p(random, 2, static_cast<int>(step) * (first + count + 1) + size * kDotOutputs);
   if (size == 4)
     for (const uint8_t* at : p.at)
-      for (int i = 0; i <= count; ++i)
+      for (int i = 0; i <= first + count; ++i)
         for (int c = 0; c < kDotOutputs; ++c) {
           const auto number = static_cast<int32_t>(random.between(-(1 << 20), 1 << 20));
           std::memcpy(const_cast<uint8_t*>(at) + i * step + 4 * c, &number, 4);
@@ -365,7 +366,7 @@ Bytes blend(const DotSet& set, Random& random) {
   const auto weight = [&] { return static_cast<int>(random.between(0, 128)); };
   DotBetween across[kDotPixels];
   uint8_t row[kDotPixels];
-  int column = 0;
+  int column = first;
   for (int i = 0; i < count; ++i) {
     row[i] = static_cast<uint8_t>(kDotPixels - 1 - i);
     const int next = column + static_cast<int>(random.between(0, 1));

@@ -69,12 +69,21 @@ def barrier() -> None:
 
 
 def share(network: nn.Module) -> None:
-    """Give every process the parameters and buffers of process 0, in place."""
-    if count() > 1:
-        for tensor in network.state_dict().values():
-            whole = tensor.contiguous()
-            dist.broadcast(whole, 0)
-            tensor.copy_(whole)
+    """Give every process the parameters and buffers of process 0, in place.
+
+    Buffers whose length only a solver decides may have another one in process 0, which alone has called it.
+    """
+    if count() == 1:
+        return
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()}]
+    dist.broadcast_object_list(shapes, 0)
+    state = network.state_dict()
+    if any(tensor.shape != shapes[0][name] for name, tensor in state.items()):
+        network.load_state_dict({name: tensor.new_zeros(shapes[0][name]) for name, tensor in state.items()})
+    for tensor in network.state_dict().values():
+        whole = tensor.contiguous()
+        dist.broadcast(whole, 0)
+        tensor.copy_(whole)
 
 
 @contextmanager

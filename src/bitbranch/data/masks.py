@@ -239,7 +239,10 @@ def cityscapes(split: str, folder: Path, *, size: tuple[int, int] = (512, 1024),
     found = list[Pair]()
     for *_, name in _splits(split):
         truth = folder / "gtFine" / name
-        for file in sorted((folder / "leftImg8bit" / name).glob(f"*/*{end}")):
+        files = sorted((folder / "leftImg8bit" / name).glob(f"*/*{end}"))
+        if not files:
+            raise InputError(f"{folder}: no pictures leftImg8bit/{name}/CITY/*{end}")
+        for file in files:
             found.append((file, truth / file.parent.name / file.name.replace(end, "_gtFine_labelIds.png")))
     classes = {label: i for i, (label, _, _) in enumerate(CITYSCAPES)}
     meanings = _meanings(classes, [i for i in (*range(34), IGNORED) if i not in classes])

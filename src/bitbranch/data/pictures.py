@@ -48,11 +48,11 @@ TAIL = 4096
 """Bytes at the end of a file; programs append notes of their own."""
 
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
-"""What a whole file of a format has among its last bytes."""
+"""What a whole file of a format has among its last bytes; others are decoded to be sure."""
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture file, which is not decoded, unless it seems to be cut off.
+    """Height and width of a picture file; JPEG and PNG are not decoded, unless they seem to be cut off.
 
     Raises:
         InputError: missing, not a picture, or cut off.
@@ -62,7 +62,8 @@ def size_of(path: Path) -> tuple[int, int]:
     with _readable(str(path)), path.open("rb") as file, Image.open(file) as picture:
         size = picture.height, picture.width
         file.seek(-min(TAIL, file.seek(0, io.SEEK_END)), io.SEEK_END)
-        if ENDS.get(picture.format or "", b"") not in file.read():
+        end = ENDS.get(picture.format or "")
+        if end is None or end not in file.read():
             with Image.open(path) as whole:
                 whole.load()
         return size

@@ -90,9 +90,8 @@ def _detection(
     )  # fmt: skip
 
 
-def _segmentation(name: str, title: str, origin: str, load: Callable[..., Images], *prepare: Any) -> ImageSet:
-    made = _detection(name, title, origin, load, ("train", "val", "test"), *prepare)
-    return replace(made, task="segmentation")
+def _segmentation(*given: Any) -> ImageSet:
+    return replace(_detection(*given), task="segmentation")
 
 
 def _told(load: Callable[..., Images]) -> Callable[..., Images]:
@@ -116,6 +115,7 @@ def _scenes(split: str, _: Path, *, size: int) -> Images:
     return scenes.scenes(split, {"train": 4000, "test": 500}[split], size=size)
 
 
+PARTS = ("train", "val", "test")
 VOC_SPLITS = ("trainval", "train", "val", "test")
 SETS = {
     s.name: s
@@ -166,20 +166,20 @@ SETS = {
         _segmentation(
             "camvid", "CamVid, 367 + 233 road scenes",
             "train, trainannot, test, testannot: `bitbranch data camvid --prepare ARCHIVE`",
-            masks.camvid, unpack,
+            masks.camvid, PARTS, unpack,
         ),
         _segmentation(
             "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked",
-            masks.voc,
+            masks.voc, ("train", "val"),
         ),
         _segmentation(
             "cityscapes", "Cityscapes, 2,975 + 500 street scenes", "leftImg8bit and gtFine, as they are unpacked",
-            masks.cityscapes,
+            masks.cityscapes, ("train", "val"),
         ),
         _segmentation(
             "mask-folder", "any pictures with masks in folders",
             "train/images, train/masks, test/images, test/masks and classes.txt at the given path",
-            masks.pairs,
+            masks.pairs, PARTS,
         ),
     )
 }  # fmt: skip

@@ -176,7 +176,7 @@ class HeldScales(WeightQuantizer):
         self.register_buffer("held", torch.zeros(0))
 
     def hold(self, scale: Tensor) -> None:
-        self.held = scale.detach().float().to(self.held.device)
+        self.held = scale.detach().float()
 
     def held_or(self, scale: Callable[[], Tensor]) -> Tensor:
         """The scales ``[O]`` that are held, float32, or where there are none those that a function computes."""
@@ -184,7 +184,8 @@ class HeldScales(WeightQuantizer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         # Of any length, and nothing where there is none yet.
-        self.held = torch.zeros_like(state_dict.setdefault(f"{prefix}held", torch.zeros(0)))
+        stored = state_dict.setdefault(f"{prefix}held", torch.zeros(0))
+        self.held = torch.zeros_like(stored, device=self.held.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

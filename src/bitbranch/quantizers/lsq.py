@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .. import processes
 from ..contract import CodeType
@@ -31,6 +32,7 @@ class LearnedStep(torch.autograd.Function):
         return uniform_levels(x, *ctx.levels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
         s, lo, hi = ctx.levels

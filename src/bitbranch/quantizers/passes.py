@@ -8,6 +8,7 @@ by memory, and threads of its own would compete with torch's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal
@@ -76,9 +77,12 @@ def levels(kind: Kind, x: Tensor, lo: float, hi: float, step: float) -> Tensor:
 
 
 def window(grad: Tensor, x: Tensor, lo: float, hi: float) -> Tensor:
-    """The gradient where ``lo < x < hi``, else 0; any shape. Half precision is compared as float32."""
+    """The gradient where ``lo < x < hi``, else 0; any shape. Half precision is compared as float32.
+
+    It can be differentiated once more, as ``create_graph`` wants it.
+    """
     x, grad = _alike(x, grad)
-    core = _core(x)
+    core = None if torch.is_grad_enabled() and grad.requires_grad else _core(x)
     if core is not None:
         out = torch.empty_like(x)
         core.window(_machine(), lo, hi, _stored(x), _stored(grad), _stored(out))
@@ -103,7 +107,7 @@ def step_gradient(grad: Tensor, x: Tensor, lo: float, hi: float, step: float) ->
     core = _core(x)
     if core is not None:
         total = core.step_gradient(_machine(), lo, hi, step, _stored(x), _stored(grad), _stored(out))
-        return out, torch.tensor(total, dtype=torch.float64)
+        return out, torch.tensor(total, dtype=torch.float64, device=x.device)
     sums = torch.zeros((), dtype=torch.float64, device=x.device)
     wide = torch.promote_types(x.dtype, torch.float32)
     for part, given, target in parts(x, grad, out):
@@ -116,11 +120,16 @@ def step_gradient(grad: Tensor, x: Tensor, lo: float, hi: float, step: float) ->
 
 
 def extremes(x: Tensor) -> Tensor:
-    """The least and the greatest element, ``[2]`` in at least float32."""
+    """The least and the greatest element, ``[2]`` in at least float32; zeros where there is none.
+
+    A tensor with NaN has no order: it may give NaN or the extremes of the rest.
+    """
     x = dense(x.detach())
+    if not x.numel():
+        return torch.zeros(2, device=x.device)
     core = _core(x)
     if core is not None:
-        return torch.tensor(core.extremes(_machine(), _stored(x)))
+        return torch.tensor(core.extremes(_machine(), _stored(x)), device=x.device)
     return torch.stack(x.aminmax()).to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -178,10 +187,13 @@ def _vectors() -> Any:
         core = compiled_core()
     except BitbranchError:
         return None
-    return core if core.instruction_sets()[0] != "scalar" else None
+    return core if _set() != "scalar" else None
 
 
 @lru_cache(maxsize=1)
 def _machine() -> Any:
-    core = compiled_core()
-    return core.Machine(core.instruction_sets()[0], 1)
+    return compiled_core().Machine(_set(), 1)
+
+
+def _set() -> str:
+    return os.environ.get("BITBRANCH_ISA") or str(compiled_core().instruction_sets()[0])

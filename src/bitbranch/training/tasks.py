@@ -318,10 +318,17 @@ def read(data: Data) -> Task:
         raise InputError(f"data.balance: is for pictures with masks, and {data.set} has none")
     folder = Path(data.path) if data.path else source.place()
     names = data.train_split or source.splits[0], data.test_split or source.splits[-1]
-    train, test = (source.read(name, folder, data.size) for name in names)
-    shared = set(getattr(train, "paths", ())) & set(getattr(test, "paths", ()))
+    shared = set(names[0].split("+")) & set(names[1].split("+"))
     if shared:
-        raise InputError(f"data.test_split: {len(shared):,} pictures of {names[1]!r} are in {names[0]!r}, too")
+        raise InputError(f"data.test_split: {', '.join(sorted(shared))} is learned from")
+    train, test = (source.read(name, folder, data.size) for name in names)
+    seen = set[object]()
+    for name, images in zip(names, (train, test), strict=True):
+        paths = getattr(images, "paths", ())
+        twice = len(paths) - len(set(paths) - seen)
+        if twice:
+            raise InputError(f"data: splits {names[0]!r} and {names[1]!r}: {twice:,} pictures of {name!r} come twice")
+        seen |= set(paths)
     if data.train_images:
         train = train.spread(data.train_images)
     if data.test_images:

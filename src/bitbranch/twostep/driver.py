@@ -229,19 +229,25 @@ def solve(
     """
     nodes = calls_of(Graph(student), names)
     recipe.check([str(node.target) for node in nodes])
+    if recipe.method == "start" and not recipe.reestimate:
+        return student
     if not len(loader):  # type: ignore[arg-type]
         raise InputError("step 2: there are no batches to calibrate with")
     if recipe.method == "start":
-        if recipe.reestimate:
-            reestimate_batchnorm(student, loader)
+        reestimate_batchnorm(student, loader)
         return student
+    device = next(student.parameters()).device
+    if device.type != "cpu":  # where all of this is computed
+        student.cpu()
+        teacher = copy.deepcopy(teacher).cpu()
     key = RunKey(recipe, sorted(names), str(student))
     key.add_network(student)
     key.add_network(teacher)
     with torch.random.fork_rng(devices=[]), evaluation(teacher), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(recipe.seed)
         fronts = Front(student, Path(folder, "student")), Front(teacher, Path(folder, "teacher"))
-        for images, _ in loader:
+        for given, _ in loader:
+            images = given.cpu()
             if not torch.isfinite(images).all():
                 raise InputError("step 2: the calibration images hold NaN or infinity")
             key.add(images)
@@ -249,7 +255,7 @@ def solve(
                 front.enter(images)
         kept = None if state is None else State(Path(state), key)
         _solve_layers(fronts[0], fronts[1], [str(node.target) for node in nodes], recipe, kept, progress, on_layer)
-    return student
+    return student.to(device)
 
 
 def _solve_layers(

@@ -172,7 +172,7 @@ def holds_any_weights(layer: QuantizedLayer) -> bool:
     shape = layer.outputs_first(layer.weight).shape
     values = levels[torch.randint(len(levels), shape, generator=random)]
     scale = torch.rand(shape[0], generator=random, dtype=torch.float64) + 0.5
-    return write_weight(copy.deepcopy(layer), values, scale) is not None
+    return write_weight(copy.deepcopy(layer).cpu(), values, scale) is not None
 
 
 class _Captured(Exception):
