@@ -60,7 +60,8 @@ def card(options: argparse.Namespace) -> str:
         "Network": f"`{network['model']}`, `{json.dumps(network['arguments'])}`",
         "Precision": f"`{row['scheme']}`; " + ", ".join(f"{layer} `{scheme}`" for layer, scheme in others.items()),
         "File": f"{row['bytes']:,} bytes, {row['parameters']:,} parameters",
-        "Data": f"{config['data']['set']}; tested on {row['source']}",
+        "Data": f"{config['data']['set']} {config['data'].get('train_split', '')}".strip()
+        + f"; tested on {row['source']}",
         "Trained": _history(options.run),
         "Seed": str(row["seed"]),
         FIGURES[figure][
