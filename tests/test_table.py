@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,11 @@ def test_command_line(finished: tuple[Path, dict[str, Any]], capsys: pytest.Capt
 def test_tables_that_come_with_the_project(path: Path) -> None:
     table = spec.load(path)
     assert table.rows and table.name != path.stem
+
+
+def test_the_core_is_left_in_order(tmp_path: Path) -> None:
+    """What training keeps of the compiled core is given back before the process ends."""
+    arguments = ["table", str(written(tmp_path)), "--out", str(tmp_path / "out"), "--rows", "LSQ 2/2", "--seeds", "4"]
+    code = "import sys\nfrom bitbranch.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    ran = subprocess.run([sys.executable, "-c", code, *arguments, "--no-latency"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "nanobind" not in ran.stderr, ran.stderr

@@ -8,6 +8,7 @@ by memory, and threads of its own would compete with torch's.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -192,6 +193,7 @@ def _vectors() -> Any:
 
 @lru_cache(maxsize=1)
 def _machine() -> Any:
+    atexit.register(_machine.cache_clear)  # before the core looks for what has been left
     return compiled_core().Machine(_set(), 1)
 
 
