@@ -9,6 +9,9 @@ from ..contract import CodeType, Encoder, Kind, bipolar_encoder, uniform_encoder
 from .base import ActivationQuantizer, WeightQuantizer, signs, straight_through
 from .uniform import symmetric_type
 
+MANY = 0.9
+"""Share of weights that round to 0 from which a layer learns badly."""
+
 
 def linear_values(x: Tensor, bits: int) -> Tensor:
     """The integers ``clip(round(x / 2^(1-K)), -2^(K-1), 2^(K-1) - 1)``, any shape; halves round up; ``sign(x)`` at K=1.
@@ -99,8 +102,9 @@ class BinaryNetWeight(WeightQuantizer):
     def trap(self, weight: Tensor) -> str:
         if bool((weight.detach().abs() > 1).any()):
             return "latent weights beyond -1..1 are clipped by the first step; scale them down first"
-        if self.bits > 1 and bool((self.integers(weight)[0] == 0).all()):
-            return "the latent weights are so small that all round to 0; scale them up first"
+        zeros = float((self.integers(weight)[0] == 0).float().mean())
+        if self.bits > 1 and zeros > MANY:
+            return f"the latent weights are so small that {100 * zeros:.0f} % round to 0; scale them up first"
         return ""
 
     def extra_repr(self) -> str:
