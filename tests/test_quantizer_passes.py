@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bitbranch as bb
+from bitbranch.errors import InputError
 from bitbranch.quantizers import passes
 from bitbranch.quantizers.base import straight_through_within
 from bitbranch.quantizers.lsq import learned_step
@@ -138,3 +139,18 @@ def test_a_training_step_is_the_same_with_and_without_the_core(scheme: str, prec
     with no_core():
         wanted = learn()
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(learn(), wanted, strict=True))
+
+
+def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitbranch.runtime._core")
+    x = reals((5, 7), torch.float32)
+    wanted = levels("affine", x, 0, 3, 0.25)
+    for isa in ("scalar", "none such"):
+        passes._vectors.cache_clear()
+        monkeypatch.setenv("BITBRANCH_ISA", isa)
+        if isa == "scalar":
+            assert passes._vectors() is None and torch.equal(levels("affine", x, 0, 3, 0.25), wanted)
+        else:
+            with pytest.raises(InputError, match="instruction set 'none such' is not available here; there are "):
+                levels("affine", x, 0, 3, 0.25)
+    passes._vectors.cache_clear()

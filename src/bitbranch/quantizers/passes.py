@@ -9,7 +9,6 @@ by memory, and threads of its own would compete with torch's.
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BitbranchError
-from ..runtime.engine import compiled_core
+from ..runtime.engine import chosen_isa, compiled_core
 
 PART = 1 << 16
 """Elements that torch computes at once: what lies between two of its operations stays in the caches."""
@@ -188,14 +187,10 @@ def _vectors() -> Any:
         core = compiled_core()
     except BitbranchError:
         return None
-    return core if _set() != "scalar" else None
+    return core if chosen_isa() != "scalar" else None
 
 
 @lru_cache(maxsize=1)
 def _machine() -> Any:
     atexit.register(_machine.cache_clear)  # before the core looks for what has been left
-    return compiled_core().Machine(_set(), 1)
-
-
-def _set() -> str:
-    return os.environ.get("BITBRANCH_ISA") or str(compiled_core().instruction_sets()[0])
+    return compiled_core().Machine(chosen_isa(), 1)

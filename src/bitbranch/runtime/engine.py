@@ -66,6 +66,20 @@ def instruction_sets() -> list[str]:
     return list(_core().instruction_sets())
 
 
+def chosen_isa(isa: str | None = None) -> str:
+    """The instruction set to use: the given one, else the environment's ``BITBRANCH_ISA``, else the widest.
+
+    Raises:
+        InputError: there is no such set here.
+        BitbranchError: the compiled core is not installed.
+    """
+    usable = instruction_sets()
+    isa = isa or os.environ.get("BITBRANCH_ISA") or usable[0]
+    if isa not in usable:
+        raise InputError(f"instruction set {isa!r} is not available here; there are {', '.join(usable)}")
+    return isa
+
+
 PLANAR_SETS = ("avx512_vbmi", "avx512", "avx2", "neon", "scalar")
 """The instruction sets with planar kernels of their own; the others have those of one of these."""
 
@@ -145,11 +159,7 @@ class Engine:
     ) -> None:
         core = _core()
         threads = _count("threads", threads, tuning.cores())
-        isa = isa or os.environ.get("BITBRANCH_ISA") or core.instruction_sets()[0]
-        if isa not in core.instruction_sets():
-            raise InputError(
-                f"instruction set {isa!r} is not available here; there are {', '.join(core.instruction_sets())}"
-            )
+        isa = chosen_isa(isa)
         self.program = source if isinstance(source, p.Program) else p.load(source)
         self.threads = threads
         self.isa = isa
