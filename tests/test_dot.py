@@ -23,7 +23,7 @@ except BitbranchError:
     pytest.skip("the compiled core is not installed", allow_module_level=True)
 
 code_types = st.sampled_from(["u2", "u1", "b1", "b2", "s3", "u4", "b4", "t", "u8", "s8"]).map(CodeType.parse)
-weight_types = st.sampled_from(["t", "b1", "b2", "s4", "s8", "u2"]).map(CodeType.parse)
+weight_types = st.sampled_from(["t", "b1", "b2", "s4", "s8", "u2", "b8", "u8"]).map(CodeType.parse)
 
 
 @examples(300)
@@ -81,7 +81,7 @@ def test_packed_weights_come_back(
         len(packed.blocks), -1, 2, 16, 16, 4
     )  # block, chunk, half, quad, output, byte
     back = by_chunk.transpose(0, 2, 4, 1, 3, 5).reshape(len(packed.blocks), 32, -1)
-    # Every weight once, at the byte that its channel has from the pixel; all else 0.
+    # Every weight once, at the byte that its channel has from the pixel, or its summands there; all else 0.
     values = op.values()
     for block, (first, count, which, _) in zip(back, packed.outputs.tolist(), strict=True):
         for o in range(count):
@@ -92,9 +92,14 @@ def test_packed_weights_come_back(
                     at = (t.y * 10 + t.x) * step + group * depth + c
                     expected[at] = int(values[first + o, c].ravel()[t.index])
             at = (packed.lists[which][:, None] + np.arange(packed.piece or 64)).ravel()
-            assert not block[o, len(at) :].any() and len(block[o]) - len(at) < 64
-            got = {int(a): int(v) for a, v in zip(at, block[o], strict=False) if v}
-            assert got == {a: v for a, v in expected.items() if v}
+            if packed.piece:
+                beyond = np.full(-len(at) % 64, -1 << 40)
+                at = np.concatenate([at, beyond]).reshape(-1, 64)[packed.reads].ravel()
+            got: dict[int, int] = {}
+            for a, v in zip(at.tolist(), block[o].tolist(), strict=True):
+                got[a] = got.get(a, 0) + v
+            assert {a: v for a, v in got.items() if v} == {a: v for a, v in expected.items() if v}
+            assert len(packed.quads) == len(packed.reads) == len(block[o]) // 64
     np.testing.assert_array_equal(packed.sums, values.reshape(len(values), -1).sum(axis=1))
 
 
@@ -264,7 +269,7 @@ def test_programs(program: p.Program, seed: int, count: int, gathered: bool) -> 
                 np.testing.assert_array_equal(value, values[number], err_msg=f"{isa}, operation {number}")
 
 
-@pytest.mark.parametrize("weight_type", ["t", "s8", "b1"])
+@pytest.mark.parametrize("weight_type", ["t", "s8", "b1", "b8"])
 def test_a_depth_beyond_the_scratch(weight_type: str) -> None:
     """A linear layer so deep that its weights are expanded piece by piece."""
     rng = np.random.default_rng(0)
@@ -278,7 +283,7 @@ def test_a_depth_beyond_the_scratch(weight_type: str) -> None:
 
 
 @pytest.mark.parametrize("codes", ["u2", "u4", "b2", "b4", "u6", "u8"])
-@pytest.mark.parametrize("weights", ["t", "b2", "b4", "s4", "s8"])
+@pytest.mark.parametrize("weights", ["t", "b2", "b4", "s4", "s8", "b8"])
 def test_the_largest_sums(codes: str, weights: str) -> None:
     """Deep sums of the largest codes by the largest weights of either sign: none outgrows the 16 bits it is kept in."""
     t, w = CodeType.parse(codes), CodeType.parse(weights)
@@ -312,5 +317,14 @@ def test_what_the_path_refuses() -> None:
         one = np.ones(1, np.float32)
         return p.Program((encode, conv, p.Scale("scale", (1,), one, one)), ((1, 3, 3),))
 
-    assert "b8" in dot.refuses(program("b8", "t")) and "b8" in dot.refuses(program("u2", "b8"))
-    assert not dot.refuses(program("u8", "s8")) and not dot.refuses(program("b7", "b7"))
+    assert "b8" in dot.refuses(program("b8", "t"))
+    assert not dot.refuses(program("u8", "s8")) and not dot.refuses(program("u8", "b8"))
+    assert not dot.refuses(program("b7", "b7"))
+
+
+def test_weights_beyond_a_byte_are_several() -> None:
+    values = np.arange(-255, 256)
+    parts = dot.summands(values)
+    np.testing.assert_array_equal(sum(parts), values)
+    assert len(parts) == 3 and all((part >= -128).all() and (part <= 127).all() for part in parts)
+    assert len(dot.summands(np.asarray([-128, 127]))) == 1

@@ -19,7 +19,9 @@ except BitbranchError:
     pytest.skip("the compiled core is not installed", allow_module_level=True)
 
 
-def network(bits: str, channels: int = 256, size: int = 14, groups: int = 1, depth: int = 3) -> p.Program:
+def network(
+    bits: str, channels: int = 256, size: int = 14, groups: int = 1, depth: int = 3, weights: str = "b1"
+) -> p.Program:
     """3x3 convolutions of one kind, one after the other."""
     t = CodeType.parse(bits)
     thresholds = np.linspace(-1, 1, t.count - 1).astype(np.float32)
@@ -29,7 +31,7 @@ def network(bits: str, channels: int = 256, size: int = 14, groups: int = 1, dep
         weight = rng.integers(0, 2, (channels, channels // groups, 3, 3), dtype=np.uint8)
         last = (len(operations) - 1,)
         pads = {"stride": (1, 1), "padding": (1, 1, 1, 1), "groups": groups}
-        operations.append(p.Conv(f"conv{i}", last, weight, CodeType.parse("b1"), **pads))
+        operations.append(p.Conv(f"conv{i}", last, weight, CodeType.parse(weights), **pads))
         bars = np.sort(rng.integers(-9, 9, (1, t.count - 1)), axis=1).astype(np.int32)
         operations.append(p.Threshold(f"codes{i}", (len(operations) - 1,), t, bars))
     ones = np.ones(channels, np.float32)
@@ -62,6 +64,17 @@ def test_sums_of_few_bits_stay_narrow_without_instructions_for_bytes() -> None:
         assert paths.prefers_products(network("u4"), isa, sextets=False)
         assert not paths.prefers_products(network("u2"), isa, sextets=False)
         assert not paths.prefers_products(network("u4", groups=256), isa, sextets=False)
+
+
+def test_weights_of_two_bytes_take_twice_as_long() -> None:
+    cost = paths.Cost((100,), 2.0, 3.0, wide=2)
+    outputs = 256 * 14 * 14
+    dense = 256 * 9 * outputs
+    assert cost.milliseconds(network("u8", depth=1, weights="b8")) == pytest.approx(1e-6 * (dense / 50 + 2 * outputs))
+    for isa in ("amx", "avx512_vnni", "avx_vnni"):
+        assert paths.prefers_products(network("u8", weights="b8"), isa, sextets=True)
+    for isa in ("avx512", "avx2"):
+        assert not paths.prefers_products(network("u8", weights="b8"), isa, sextets=False)
 
 
 def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
                      const HeldDotView& source, Pair stride, Array<int64_t> outputs,
                      const std::vector<std::pair<Array<int32_t>, Array<uint8_t>>>& lists, Array<int32_t> start,
                      Array<uint8_t> weights, int bits, MaybeArray<int8_t> tables, int narrow_quads, Memory scratch,
-                     int scratch_chunks, int piece, Memory gather_scratch, int slots) {
+                     int scratch_chunks, int piece, MaybeArray<int32_t> reads, Memory gather_scratch, int slots) {
   DotConvolution& s = p.add_chained<DotConvolution>(walk, channels, chain);
   s.source = p.view(source);
   s.stride_y = stride.first;
@@ -135,7 +135,8 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
   s.piece = piece;
   s.gather_scratch = hold(p.keep_, gather_scratch);
   s.slots = slots;
-  for (int c = 0; c < s.outputs.at(0).chunks; ++c) s.gathered_offsets.push_back(c * kDotPixels * kDotDepth);
+  s.gathered_chunks = (s.outputs.at(0).pieces * piece + kDotDepth - 1) / kDotDepth;
+  for (size_t c = 0; c < reads->size(); ++c) s.gathered_offsets.push_back(reads->data()[c] * kDotPixels * kDotDepth);
 }
 
 void add_depthwise(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
@@ -362,7 +363,7 @@ void bind_dot(nb::module_& m) {
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
            "tables"_a.noconvert().none(), "narrow_quads"_a, "scratch"_a, "scratch_chunks"_a,
-           "piece"_a = 0, "gather_scratch"_a.none() = nb::none(), "slots"_a = 0)
+           "piece"_a = 0, "reads"_a.noconvert().none() = nb::none(), "gather_scratch"_a.none() = nb::none(), "slots"_a = 0)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,

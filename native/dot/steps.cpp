@@ -251,7 +251,7 @@ void DotConvolution::fill(int block, int part, const Span& span, const DotBand&,
 const uint8_t* DotConvolution::gather(const Outputs& o, int part, const Span& span, Gathered& gathered,
                                       const DotBlock& pixels) const {
   const int64_t wanted = span.tile * lists + o.list, slot = span.tile % slots;
-  uint8_t* const out = gather_scratch + (part * slots + slot) * o.chunks * (kDotPixels * kDotDepth);
+  uint8_t* const out = gather_scratch + (part * slots + slot) * gathered_chunks * (kDotPixels * kDotDepth);
   if (gathered.at[slot] == wanted) return out;
   gathered.at[slot] = wanted;
   const uint8_t* x[kDotPixels];

@@ -147,8 +147,9 @@ class DotConvolution : public DotStep {
   int scratch_chunks = 0;
   // Where pixels do not lie as `run` wants them, pieces of them are put together first; offsets are then of the pieces.
   int piece = 0;                     // 16, 32 or 64 bytes; 0: read in place
-  uint8_t* gather_scratch = nullptr;  // [threads][slots][chunks][32 pixels][64]
-  std::vector<int32_t> gathered_offsets;  // [chunks] in that scratch
+  uint8_t* gather_scratch = nullptr;  // [threads][slots][gathered_chunks][32 pixels][64]
+  int gathered_chunks = 0;
+  std::vector<int32_t> gathered_offsets;  // [chunks] in that scratch: several may read the same
   int slots = 0;                     // tiles that are kept, up to Gathered::kSlots
 
  protected:

@@ -53,6 +53,11 @@ def narrow_quads(codes: CodeType, weights: CodeType) -> int:
     return quads if quads >= FEWEST_QUADS else 0
 
 
+def fits_byte(weights: CodeType) -> bool:
+    """Whether weights are signed bytes; others are sums of such."""
+    return weights.lo >= -128 and weights.hi <= 127
+
+
 def refuses(program: p.Program) -> str:
     """Why the path cannot run a program; empty if it can."""
     for op, value in zip(program.operations, program.values, strict=True):
@@ -60,11 +65,15 @@ def refuses(program: p.Program) -> str:
             t = value.code_type
             if t.lo + zero(t) < 0 or t.hi + zero(t) > 255 or t.step not in (1, 2):
                 return f"{op.name}: codes {t} do not fit a byte"
-        if isinstance(op, (p.Conv, p.ConvTranspose)) and not is_depthwise(op):
-            t = op.weight_type
-            if t.lo < -128 or t.hi > 127:
-                return f"{op.name}: weights {t} do not fit a byte"
     return ""
+
+
+def summands(values: Ints) -> list[Ints]:
+    """Bytes whose sums the weights are; products with weights that do not fit one byte are added up from several."""
+    parts = [np.clip(values, -128, 127)]
+    while (rest := values - sum(parts)).any():
+        parts.append(np.clip(rest, -128, 127))
+    return parts
 
 
 def is_depthwise(op: p.Conv | p.ConvTranspose) -> bool:
@@ -165,8 +174,10 @@ class PackedWeights:
     blocks: list[tuple[int, int]]
     """First output and number of outputs of each."""
     lists: list[npt.NDArray[np.int32]]
-    """Offsets of the chunks for each group of outputs that read the same channels."""
+    """Offsets of the chunks, or pieces, for each group of outputs that read the same channels."""
     quads: npt.NDArray[np.uint8]
+    reads: npt.NDArray[np.int32]
+    """``[chunks]``: which chunk of the depth each meets. Weights of several bytes have several chunks for one."""
     outputs: Ints
     """``[blocks, 4]``: first output, number, which list, byte at which the weights begin."""
     data: npt.NDArray[np.uint8]
@@ -182,7 +193,7 @@ class PackedWeights:
 def pack(
     core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: int, pitch: int, gathered: bool
 ) -> PackedWeights:
-    """Pack the weights at some kernel positions, in as few bits as their values need.
+    """Pack the weights at some kernel positions, in as few bits as their values need, or in several bytes.
 
     Args:
         core: the compiled module.
@@ -213,9 +224,10 @@ def pack(
     padded = together > 1 or depth * len(positions) < size
     levels = sorted({0, *values.tolist()} if padded else set(values.tolist()), key=lambda v: (v != 0, v))
     bits = next((b for b in (1, 2, 4) if len(levels) <= 2**b), 8)
-    rank = np.zeros(256, np.uint8)
-    rank[: len(values)] = values % 256 if bits == 8 else [levels.index(v) for v in values.tolist()]
-    block_bytes = size * OUTPUTS * bits // 8
+    parts = summands(values) if bits == 8 else [np.asarray([levels.index(v) for v in values.tolist()], np.int64)]
+    ranks = np.zeros((len(parts), 256), np.uint8)
+    ranks[:, : len(values)] = np.stack(parts) % 256
+    block_bytes = len(parts) * size * OUTPUTS * bits // 8
     data = np.zeros(len(blocks) * block_bytes, np.uint8)
     index = np.asarray([t.index for t in positions], np.int64)
     sums = np.empty(count, np.int64)
@@ -225,11 +237,12 @@ def pack(
         part = slice(here[0, 0], here[-1].sum())
         here[:, 0] -= part.start
         codes = rows(part)
-        core.dot_pack(
-            codes=codes, taps=index, columns=np.ascontiguousarray(pieces.columns), rank=rank, outputs=here,
-            per_group=per_group, together=together, block_bytes=block_bytes, bits=bits,
-            out=data[first * block_bytes : (first + step) * block_bytes],
-        )  # fmt: skip
+        for k, rank in enumerate(ranks):
+            core.dot_pack(
+                codes=codes, taps=index, columns=np.ascontiguousarray(pieces.columns + k * size), rank=rank,
+                outputs=here, per_group=per_group, together=together, block_bytes=block_bytes, bits=bits,
+                out=data[first * block_bytes : (first + step) * block_bytes],
+            )  # fmt: skip
         if isinstance(op, p.ConvTranspose):
             sums[part] = op.weight_type.decode(codes[:, :, index]).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
     tables = None
@@ -241,9 +254,17 @@ def pack(
         tables = np.ascontiguousarray(np.stack(fields))
     if isinstance(op, p.Conv):
         sums = op.sums()[0]
+    reads = np.tile(np.arange(len(pieces.quads), dtype=np.int32), len(parts))
+    if len(parts) > 1 and size:
+        by_chunk = data.reshape(len(blocks), len(reads), -1)
+        wanted = by_chunk.any(axis=(0, 2))
+        reads, data = reads[wanted], np.ascontiguousarray(by_chunk[:, wanted]).ravel()
+        block_bytes = data.size // len(blocks)
+    if not pieces.piece:
+        lists = [offsets[reads] for offsets in lists]
     outputs = [(first, n, k, b * block_bytes) for b, ((first, n), k) in enumerate(zip(blocks, which, strict=True))]
     return PackedWeights(
-        blocks, lists, pieces.quads, np.asarray(outputs, np.int64), data, bits, tables, sums, pieces.piece
+        blocks, lists, pieces.quads[reads], reads, np.asarray(outputs, np.int64), data, bits, tables, sums, pieces.piece
     )
 
 

@@ -602,11 +602,11 @@ class DotPlanner:
         """Room for the chunks of as many tiles as the second cache may hold."""
         if packed.piece == 0 or len(packed.quads) == 0:
             return {}
-        size = len(packed.quads) * DEPTH * PIXELS
+        size = round_up(len(packed.lists[0]) * packed.piece, DEPTH) * PIXELS
         slots = max(1, min(GATHERED // size, GATHERED_TILES))
         if self.gather_scratch is None or self.gather_scratch.size < self.threads * slots * size:
             self.gather_scratch = self._buffer(self.threads * slots * size)
-        return {"piece": packed.piece, "gather_scratch": self.gather_scratch, "slots": slots}
+        return {"piece": packed.piece, "reads": packed.reads, "gather_scratch": self.gather_scratch, "slots": slots}
 
     def _code_type(self, value: int) -> Any:
         v = self.values[value]

@@ -20,6 +20,8 @@ class Cost:
     """Nanoseconds for each tap of a depthwise output."""
     narrow: float = 0.0
     """The same as ``gmacs`` where sums of products stay in 16 bits for a while; 0: they never do."""
+    wide: float = 1.0
+    """How many times longer it takes with weights that do not fit a byte."""
 
     def milliseconds(self, program: p.Program) -> float:
         """An estimate for one image."""
@@ -33,18 +35,20 @@ class Cost:
             rate = self.gmacs[min(source.code_type.bits, len(self.gmacs)) - 1]
             if self.narrow and dot.narrow_quads(source.code_type, op.weight_type):
                 rate = self.narrow
+            if not dot.fits_byte(op.weight_type):
+                rate /= self.wide
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
             total += 1e-6 * (nanoseconds + outputs * self.output)
         return total
 
 
 PRODUCTS = {
-    "amx": Cost((1200,), 0.3, 0.065),
-    "avx512_vnni": Cost((235,), 0.3, 0.065),
-    "avx512_vbmi": Cost((45,), 0.33, 0.065, narrow=175),
-    "avx512": Cost((45,), 0.33, 0.065, narrow=175),
-    "avx_vnni": Cost((130,), 0.4, 0.1),
-    "avx2": Cost((33,), 0.45, 0.1, narrow=112),
+    "amx": Cost((1200,), 0.3, 0.065, wide=2),
+    "avx512_vnni": Cost((235,), 0.3, 0.065, wide=2),
+    "avx512_vbmi": Cost((45,), 0.33, 0.065, narrow=175, wide=2),
+    "avx512": Cost((45,), 0.33, 0.065, narrow=175, wide=2),
+    "avx_vnni": Cost((130,), 0.4, 0.1, wide=2),
+    "avx2": Cost((33,), 0.45, 0.1, narrow=112, wide=2),
 }
 """The dot-product path, where the processor has instructions for it.
 
