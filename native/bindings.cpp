@@ -23,6 +23,7 @@
 #include "descent.hpp"
 #include "encode.hpp"
 #include "instruction_sets.hpp"
+#include "interpolate.hpp"
 #include "pool.hpp"
 #include "repack.hpp"
 #include "run_binding.hpp"
@@ -313,11 +314,19 @@ void add_upsample_nearest(HeldPlan& p, const HeldView& source, const HeldView& t
   s.factor_x = factor.second;
 }
 
-void add_upsample_bilinear(HeldPlan& p, const HeldView& source, std::optional<Form> form, const HeldView& target,
-                           int channels, std::pair<int, int> factor) {
-  p.add(std::make_unique<UpsampleBilinear>(p.isa(), p.hold_view(source), form.has_value(), form.value_or(Form{}),
-                                           p.hold_view(target), channels, factor.first, factor.second,
-                                           p.plan_.machine().pool.threads()));
+Interpolate::Axis axis_of(const Array<int32_t>& numbers) {  // [3][n]
+  const int32_t* const p = numbers.data();
+  const size_t n = numbers.size() / 3;
+  return {{p, p + n}, {p + n, p + 2 * n}, {p + 2 * n, p + 3 * n}};
+}
+
+void add_interpolate(HeldPlan& p, const HeldView& source, std::optional<Form> form, int channels,
+                     const Array<int32_t>& down, const Array<int32_t>& across, const HeldEpilogue& epilogue, int output,
+                     MaybeArray<float> scale, MaybeArray<float> bias) {
+  p.add(std::make_unique<Interpolate>(
+      p.isa(), p.hold_view(source), form.has_value(), form.value_or(Form{}), channels, axis_of(down), axis_of(across),
+      p.hold_epilogue(epilogue), Interpolate::Reals{output, hold(p.keep_, scale), hold(p.keep_, bias)},
+      p.plan_.machine().pool.threads()));
 }
 
 void add_scale(HeldPlan& p, int output, const HeldView& source, int channels, Array<float> scale, Array<float> bias) {
@@ -633,8 +642,9 @@ NB_MODULE(_core, m) {
            "window"_a)
       .def("concat", add_concat, nb::kw_only(), "target"_a, "parts"_a, "pieces"_a)
       .def("upsample_nearest", add_upsample_nearest, nb::kw_only(), "source"_a, "target"_a, "planes"_a, "factor"_a)
-      .def("upsample_bilinear", add_upsample_bilinear, nb::kw_only(), "source"_a, "form"_a.none(), "target"_a,
-           "channels"_a, "factor"_a)
+      .def("interpolate", add_interpolate, nb::kw_only(), "source"_a, "form"_a.none(), "channels"_a,
+           "down"_a.noconvert(), "across"_a.noconvert(), "epilogue"_a, "output"_a = 0,
+           "scale"_a.noconvert().none() = nb::none(), "bias"_a.noconvert().none() = nb::none())
       .def("scale", add_scale, nb::kw_only(), "output"_a, "source"_a, "channels"_a, "scale"_a.noconvert(),
            "bias"_a.noconvert())
       .def(

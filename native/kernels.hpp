@@ -92,6 +92,12 @@ struct WindowRow {
   int columns;    // the padded row's, at least; no window reaches further
 };
 
+// Numbers that lie between two neighbours of a row: x[at] * weight + x[at + 1] * next, modular.
+struct Between {
+  const int32_t *at, *weight, *next;  // [.. and a vector more], `at` ascending
+  bool near;  // what the numbers of a vector read fits a vector; it is read, and they are written, in whole vectors
+};
+
 struct FloatEncoder {
   const float* thresholds;  // [count] and +infinity behind
   int count;
@@ -157,7 +163,7 @@ struct InstructionSet {
   void (*max_row32)(const WindowRow&);
   void (*sum_row32)(const WindowRow&);  // padding counts 0; modular
   void (*values)(const uint8_t* pairs, bool is_signed, int multiplier, int add, int32_t* out, int count);  // even bytes
-  void (*enlarge_row)(const int32_t* x, int factor, int32_t* out, int count);  // see UpsampleBilinear; modular
+  void (*between)(const Between&, const int32_t* x, int first, int count, int32_t* out);
   void (*blend_rows)(const int32_t* a, int32_t weight_a, const int32_t* b, int32_t weight_b, int32_t* out, int count);
   void (*pick1)(const void* x, void* out, int step, int count);  // pixels of 1 byte
   void (*pick2)(const void* x, void* out, int step, int count);  // pixels of 2 bytes

@@ -153,25 +153,44 @@ void add_depthwise(DotPlan& p, const DotWalk& walk, int channels, const std::vec
 }
 
 template <class S>
-void set_window(S& s, Pair kernel, Pair stride, Pair top_left, Pair dilation, Pair factor) {
+void set_window(S& s, Pair kernel, Pair stride, Pair top_left, Pair dilation) {
   s.kernel_y = kernel.first, s.kernel_x = kernel.second;
   s.stride_y = stride.first, s.stride_x = stride.second;
   s.top = top_left.first, s.left = top_left.second;
   s.dilation_y = dilation.first, s.dilation_x = dilation.second;
-  s.factor_y = factor.first, s.factor_x = factor.second;
 }
 
 void add_window(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
                 const std::string& kind, const HeldDotView& source, bool bytes, int zero, Pair kernel, Pair stride,
-                Pair top_left, Pair dilation, Pair factor) {
+                Pair top_left, Pair dilation) {
   DotWindow& s = p.add_chained<DotWindow>(walk, channels, chain);
   using Kind = DotWindow::Kind;
-  s.kind = kind == "largest" ? Kind::largest : kind == "sum" ? Kind::sum : kind == "nearest" ? Kind::nearest : Kind::bilinear;
+  s.kind = kind == "largest" ? Kind::largest : kind == "sum" ? Kind::sum : Kind::copy;
   s.source = p.view(source);
   s.bytes = bytes;
   s.zero = zero;
-  set_window(s, kernel, stride, top_left, dilation, factor);
-  s.prepare();
+  set_window(s, kernel, stride, top_left, dilation);
+}
+
+// `numbers` [3][n]: which of `size` rows or columns, its weight and the next one's.
+std::vector<DotBetween> between(const Array<int32_t>& numbers, int size) {
+  const size_t n = numbers.size() / 3;
+  const int32_t *const at = numbers.data(), *const weight = at + n, *const next = weight + n;
+  std::vector<DotBetween> all;
+  for (size_t i = 0; i < n; ++i) all.push_back({{at[i], std::min(at[i] + 1, size - 1)}, {weight[i], next[i]}});
+  return all;
+}
+
+void add_interpolate(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
+                     const HeldDotView& source, bool bytes, int zero, const Array<int32_t>& down,
+                     const Array<int32_t>& across) {
+  DotWindow& s = p.add_chained<DotWindow>(walk, channels, chain);
+  s.kind = DotWindow::Kind::between;
+  s.source = p.view(source);
+  s.bytes = bytes;
+  s.zero = zero;
+  s.down = between(down, s.source.height);
+  s.across = between(across, s.source.width);
 }
 
 // Makes one step of the last two, a convolution and the window over it.
@@ -191,7 +210,8 @@ void add_bytes(DotPlan& p, const HeldDotView& source, const HeldDotView& target,
   s.set = p.set();
   s.source = p.view(source);
   s.target = p.view(target);
-  set_window(s, kernel, stride, top_left, dilation, factor);
+  set_window(s, kernel, stride, top_left, dilation);
+  s.factor_y = factor.first, s.factor_x = factor.second;
 }
 
 void add_encode(DotPlan& p, int input, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier, int add,
@@ -363,12 +383,15 @@ void bind_dot(nb::module_& m) {
       .def("convolution", add_convolution, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "outputs"_a.noconvert(), "lists"_a, "start"_a.noconvert(), "weights"_a.noconvert(), "bits"_a,
            "tables"_a.noconvert().none(), "narrow_quads"_a, "scratch"_a, "scratch_chunks"_a,
-           "piece"_a = 0, "reads"_a.noconvert().none() = nb::none(), "gather_scratch"_a.none() = nb::none(), "slots"_a = 0)
+           "piece"_a = 0, "reads"_a.noconvert().none() = nb::none(), "gather_scratch"_a.none() = nb::none(),
+           "slots"_a = 0)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
            "zero"_a = 0, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1}, "top_left"_a = Pair{0, 0},
-           "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
+           "dilation"_a = Pair{1, 1})
+      .def("interpolate", add_interpolate, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "bytes"_a,
+           "zero"_a, "down"_a.noconvert(), "across"_a.noconvert())
       .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a, "scratch_bytes"_a)
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})

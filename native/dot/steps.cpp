@@ -286,38 +286,23 @@ void DotWindow::add(const void* const* from, int count, int multiplier, int32_t*
   else set->sum_sums(from, count, source.narrow, multiplier, sums);
 }
 
-std::vector<DotBetween> DotWindow::between(int count, int factor, int size) {
-  std::vector<DotBetween> all;
-  for (int i = 0; i < count; ++i) {
-    const int twice = 2 * i + 1 + factor;  // a pixel further than where it lies, so that it is not negative
-    const int at = twice / (2 * factor), part = twice % (2 * factor);
-    all.push_back({{std::max(at - 1, 0), std::min(at, size - 1)}, {2 * factor - part, part}});
-  }
-  return all;
-}
-
-void DotWindow::prepare() {
-  if (kind != Kind::bilinear) return;
-  down_ = between(source.height * factor_y, factor_y, source.height);
-  across_ = between(source.width * factor_x, factor_x, source.width);
-}
-
 void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) const {
   DotBlend b{};
   b.size = bytes ? 1 : source.narrow ? 2 : 4;
   b.step = source.step;
   b.channels = std::min(kDotOutputs, channels - block * kDotOutputs);
-  b.add = -4 * factor_y * factor_x * zero;
+  const int each = across[0].weight[0] + across[0].weight[1];
   b.sums = pixels.sums;
   b.row = pixels.row;
   for (int k = 0; k < pixels.segments; ++k, b.row += b.count) {
     const DotBlock::Segment& s = pixels.segment[k];
-    const DotBetween& down = down_[s.y];
+    const DotBetween& rows = down[s.y];
     for (int a = 0; a < 2; ++a) {
-      b.rows[a] = band.at(source, s.image, down.at[a], 0) + block * kDotOutputs * b.size;
-      b.down[a] = down.weight[a];
+      b.rows[a] = band.at(source, s.image, rows.at[a], 0) + block * kDotOutputs * b.size;
+      b.down[a] = rows.weight[a];
     }
-    b.across = &across_[s.x];
+    b.add = -zero * each * (rows.weight[0] + rows.weight[1]);
+    b.across = &across[s.x];
     b.count = s.count;
     set->blend(b);
   }
@@ -326,15 +311,15 @@ void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) co
 void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&, DotBlock& pixels) const {
   constexpr int together = 64;
   const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
-  if (kind == Kind::bilinear) return interpolate(block, band, pixels);
+  if (kind == Kind::between) return interpolate(block, band, pixels);
   const void* from[together];
   for (int i = 0, n = 0, done = 0; i < pixels.count; ++i) {
     while (i - done == pixels.segment[n].count) done += pixels.segment[n++].count;
     const DotBlock::Segment& p = pixels.segment[n];
     const int at_x = p.x + i - done;
     int32_t* const sums = pixels.sums + pixels.row[i] * kDotOutputs;
-    if (kind == Kind::nearest) {
-      from[0] = band.at(source, p.image, p.y / factor_y, at_x / factor_x) + first;
+    if (kind == Kind::copy) {
+      from[0] = band.at(source, p.image, p.y, at_x) + first;
       set->max_sums(from, 1, source.narrow, sums);
       continue;
     }

@@ -189,27 +189,21 @@ class DotDepthwiseConvolution : public DotStep {
 class DotWindow : public DotStep {
  public:
   using DotStep::DotStep;
-  enum class Kind { largest, sum, nearest, bilinear };
-  Kind kind = Kind::nearest;
+  enum class Kind { largest, sum, copy, between };
+  Kind kind = Kind::copy;
   DotView source;
   bool bytes = false;  // codes, else integers
   int zero = 0;        // of codes
   int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
-  int factor_y = 1, factor_x = 1;  // of upsampling
-
-  void prepare();  // when all of the above is there
+  std::vector<DotBetween> down, across;  // of pixels between others; all across have weights of the same sum
 
  protected:
   bool is_window() const override { return true; }
   void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 
  private:
-  static std::vector<DotBetween> between(int count, int factor, int size);
-
   void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
   void interpolate(int block, const DotBand& band, DotBlock& pixels) const;
-
-  std::vector<DotBetween> down_, across_;
 };
 
 // A convolution and the window over its sums, band by band: the sums stay in the cache.

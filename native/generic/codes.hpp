@@ -242,21 +242,16 @@ static void pack_few(const Codes& c) {
 template <class Sum>
 static void pack_bytes(const Codes& c) {
   if (!c.guess) return pack_few<Sum>(c);
-  uint8_t even[kMaxPixels], odd[kMaxPixels];
+  uint8_t even[kMaxPixels] = {}, odd[kMaxPixels] = {};
   for (int pair = 0; pair < kChunk / 2; ++pair) {
     rank_bytes<Sum>(c, 2 * pair, even);
     rank_bytes<Sum>(c, 2 * pair + 1, odd);
-    uint8_t* __restrict const out = c.packed + pair * c.packed_stride;
-    if (c.exists)
-      for (int p = 0; p < c.pixels; ++p) {
-        out[2 * p] = even[p] & c.exists[p];
-        out[2 * p + 1] = odd[p] & c.exists[p];
-      }
-    else
-      for (int p = 0; p < c.pixels; ++p) {
-        out[2 * p] = even[p];
-        out[2 * p + 1] = odd[p];
-      }
+    uint8_t* const out = c.packed + pair * c.packed_stride;
+    for (int p = 0; p < c.pixels; p += kHalf) {
+      Vector v = or_(widen_unsigned(even + p), shift_left16<8>(widen_unsigned(odd + p)));
+      if (c.exists) v = and_(v, widen_signed(c.exists + p));
+      store(out + 2 * p, v);
+    }
   }
 }
 

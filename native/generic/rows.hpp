@@ -282,25 +282,3 @@ static void blend_rows(const int32_t* a, int32_t weight_a, const int32_t* b, int
   for (int i = 0; i < count; ++i)
     out[i] = static_cast<int32_t>(static_cast<uint32_t>(a[i]) * first + static_cast<uint32_t>(b[i]) * second);
 }
-
-// The k-th of `factor` new pixels lies 2k + 1 - factor of 2 * factor parts behind the old one.
-static inline int32_t between_pixels(const int32_t* x, int factor, int k) {
-  const int twice = 2 * k + 1 - factor, behind = twice < 0 ? 0 : 1;
-  const uint32_t part = static_cast<uint32_t>(twice < 0 ? twice + 2 * factor : twice);
-  const uint32_t before = static_cast<uint32_t>(x[behind - 1]), after = static_cast<uint32_t>(x[behind]);
-  return static_cast<int32_t>(before * (2 * static_cast<uint32_t>(factor) - part) + after * part);
-}
-
-template <int Factor>
-static void enlarge_by(const int32_t* __restrict x, int32_t* __restrict out, int count) {
-  for (int i = 0; i < count; ++i)
-    UNROLL for (int k = 0; k < Factor; ++k) out[Factor * i + k] = between_pixels(x + i, Factor, k);
-}
-
-static void enlarge_row(const int32_t* x, int factor, int32_t* out, int count) {
-  if (factor == 2) return enlarge_by<2>(x, out, count);
-  if (factor == 4) return enlarge_by<4>(x, out, count);
-  if (factor == 8) return enlarge_by<8>(x, out, count);
-  for (int i = 0; i < count; ++i)
-    for (int k = 0; k < factor; ++k) out[static_cast<int64_t>(factor) * i + k] = between_pixels(x + i, factor, k);
-}

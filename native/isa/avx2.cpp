@@ -19,6 +19,9 @@ static inline Vector xor_(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
 static inline Vector add8(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
 static inline Vector add16(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
 static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
+static inline Vector subtract32(Vector a, Vector b) { return _mm256_sub_epi32(a, b); }
+static inline Vector multiply32(Vector a, Vector b) { return _mm256_mullo_epi32(a, b); }
+static inline Vector lookup32(Vector numbers, Vector index) { return _mm256_permutevar8x32_epi32(numbers, index); }
 template <int N> static inline Vector shift_left16(Vector a) { return _mm256_slli_epi16(a, N); }
 template <int N> static inline Vector shift_right16(Vector a) { return _mm256_srli_epi16(a, N); }
 

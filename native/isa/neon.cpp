@@ -25,6 +25,13 @@ static inline Vector xor_(Vector a, Vector b) { return veorq_u8(a, b); }
 static inline Vector add8(Vector a, Vector b) { return vaddq_u8(a, b); }
 static inline Vector add16(Vector a, Vector b) { return bytes_of(vaddq_s16(halves(a), halves(b))); }
 static inline Vector add32(Vector a, Vector b) { return bytes_of(vaddq_s32(words(a), words(b))); }
+static inline Vector subtract32(Vector a, Vector b) { return bytes_of(vsubq_s32(words(a), words(b))); }
+static inline Vector multiply32(Vector a, Vector b) { return bytes_of(vmulq_s32(words(a), words(b))); }
+// Byte k of number i is byte 4 i + k.
+static inline Vector lookup32(Vector numbers, Vector index) {
+  const int32x4_t first = vmulq_s32(words(index), vdupq_n_s32(0x04040404));
+  return vqtbl1q_u8(numbers, bytes_of(vaddq_s32(first, vdupq_n_s32(0x03020100))));
+}
 template <int N> static inline Vector shift_left16(Vector a) { return bytes_of(vshlq_n_s16(halves(a), N)); }
 template <int N> static inline Vector shift_right16(Vector a) {
   return bytes_of(vshrq_n_u16(vreinterpretq_u16_u8(a), N));

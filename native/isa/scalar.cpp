@@ -25,7 +25,13 @@ static inline Vector or_(Vector a, Vector b) { return a | b; }
 static inline Vector xor_(Vector a, Vector b) { return a ^ b; }
 static inline Vector add8(Vector a, Vector b) { return a + b; }
 static inline Vector add16(Vector a, Vector b) { return (Vector)((Halves)a + (Halves)b); }
-static inline Vector add32(Vector a, Vector b) { return (Vector)((Words)a + (Words)b); }
+static inline Vector add32(Vector a, Vector b) { return (Vector)((UnsignedWords)a + (UnsignedWords)b); }
+static inline Vector subtract32(Vector a, Vector b) { return (Vector)((Words)a - (Words)b); }
+static inline Vector multiply32(Vector a, Vector b) { return (Vector)((UnsignedWords)a * (UnsignedWords)b); }
+static inline Vector lookup32(Vector numbers, Vector index) {
+  const Words from = (Words)numbers, i = (Words)index;
+  return (Vector)(Words{from[i[0]], from[i[1]], from[i[2]], from[i[3]]});
+}
 template <int N> static inline Vector shift_left16(Vector a) { return (Vector)((Halves)a << N); }
 template <int N> static inline Vector shift_right16(Vector a) { return (Vector)((Halves)a >> N); }
 

@@ -447,19 +447,24 @@ Bytes values(const InstructionSet* set, Random& random) {
   return bytes_of(out);
 }
 
-// A new pixel's centre lies (2 j + 1) / (2 factor) old pixels from the first one's left edge.
-Bytes enlarge_row(const InstructionSet* set, Random& random) {
-  const int count = some(random), factor = static_cast<int>(random.between(1, 9));
-  const auto x = numbers<int32_t>(random, count + 2, -100000, 100000);
-  std::vector<int32_t> out(size_t{1} * count * factor);
-  if (set) set->enlarge_row(x.data() + 1, factor, out.data(), count);
+// Neighbours near each other, as in what is enlarged, or anywhere.
+Bytes between(const InstructionSet* set, Random& random) {
+  constexpr int spare = 64;
+  const int width = some(random) + 1, count = some(random), first = static_cast<int>(random.between(0, 1)) * 64;
+  const bool near = random.between(0, 1);
+  const auto x = numbers<int32_t>(random, width + spare, -100000, 100000);
+  std::vector<int32_t> at(first + count + spare);
+  for (size_t i = 0; i < at.size(); ++i)
+    at[i] = near ? std::min<int32_t>(width - 2, static_cast<int32_t>(i / 2 + i % 2)) : static_cast<int32_t>(random.between(0, width - 2));
+  const auto weight = numbers<int32_t>(random, at.size(), -64, 64), next = numbers<int32_t>(random, at.size(), -64, 64);
+  std::vector<int32_t> out(count + spare);
+  if (set) set->between({at.data(), weight.data(), next.data(), near}, x.data(), first, count, out.data());
   else
-    for (int j = 0; j < count * factor; ++j) {
-      const double centre = (2 * j + 1) / (2.0 * factor) - 0.5, before = std::floor(centre);
-      const double far = centre - before;
-      const int32_t *const at = x.data() + 1 + static_cast<int>(before);
-      out[j] = static_cast<int32_t>(std::lround(2 * factor * ((1 - far) * at[0] + far * at[1])));
+    for (int i = 0; i < count; ++i) {
+      const int k = first + i;
+      out[i] = x[at[k]] * weight[k] + x[at[k] + 1] * next[k];
     }
+  out.resize(count);
   return bytes_of(out);
 }
 
@@ -663,7 +668,7 @@ void test_functions(const InstructionSet& set) {
       {"scale", scale},           {"pack_ranks", pack_ranks},      {"to_ranks", to_ranks},
       {"max_planes", max_planes}, {"max_bytes", max_bytes},        {"max_row16", max_row<int16_t>},
       {"max_row32", max_row<int32_t>}, {"sum_row32", sum_row},       {"values", values},
-      {"enlarge_row", enlarge_row}, {"blend_rows", blend_rows},   {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
+      {"between", between}, {"blend_rows", blend_rows},   {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
       {"add_changes32", add_changes<int32_t>}, {"add_changes_double", add_changes<double>},
       {"levels32", levels<float>}, {"levels16", levels<Brain>},    {"window32", window<float>}, {"window16", window<Brain>},
       {"step_gradient32", step_gradient<float>}, {"step_gradient16", step_gradient<Brain>},

@@ -18,7 +18,9 @@ from ..errors import FormatError
 from . import dot
 from . import program as p
 from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
+from .interpolation import Interpolation
 from .layout import LINE, round_up
+from .rewrite import Rewritten, interpolate_at_once
 from .steps import StepInfo
 
 BAND = 384 << 10
@@ -91,7 +93,9 @@ class DotPlanner:
 
     def __post_init__(self) -> None:
         self.plan = self.core.DotPlan(self.machine)
-        self.operations, self.values = self.program.operations, self.program.values
+        whole = Rewritten(self.program.operations, self.program.values, tuple(range(len(self.program.operations))))
+        rewritten = interpolate_at_once(whole, _blends)
+        self.operations, self.values, self.origin = rewritten.operations, rewritten.values, rewritten.origin
         self.readers: dict[int, list[int]] = {i: [] for i in range(len(self.values))}
         for i, op in enumerate(self.operations):
             for j in dict.fromkeys(op.inputs):
@@ -127,6 +131,8 @@ class DotPlanner:
                 self._pointwise(i, op)
             elif isinstance(op, (p.MaxPool, p.SumPool, p.Upsample)):
                 self._window(i, op)
+            elif isinstance(op, Interpolation):
+                self._interpolate(i, op)
             elif isinstance(op, p.Concat):
                 self._concat(i, op)
             else:
@@ -134,13 +140,14 @@ class DotPlanner:
 
     def value(self, operation: int, images: int) -> npt.NDArray[np.generic]:
         """The reference's form of a value that lies in memory, ``[images, C, H, W]``."""
-        v, place = self.values[operation], self.places[operation]
+        number = self.origin.index(operation)
+        v, place = self.values[number], self.places[number]
         channels = v.shape[0]
         if isinstance(v, p.Codes):
             shift, add = dot.byte_of(v.code_type)
             rank = (place.pixels(images, channels).astype(np.int16) - add) >> shift
             return np.ascontiguousarray(v.code_type.from_rank(rank).transpose(0, 3, 1, 2))
-        item = self._bytes(operation)
+        item = self._bytes(number)
         numbers = place.pixels(images, item * channels).view(np.int16 if item == 2 else np.int32)
         return np.ascontiguousarray(numbers.transpose(0, 3, 1, 2)).astype(np.int64)
 
@@ -419,7 +426,8 @@ class DotPlanner:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         self.made.update(completes)
-        self.steps.append(StepInfo(operation, name, family, macs, tuple(completes)))
+        done = tuple(self.origin[value] for value in completes)
+        self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
 
     # ---- operations ---------------------------------------------------------------------------------------------
 
@@ -656,7 +664,7 @@ class DotPlanner:
             chain, complete = self._chain(i, blocks)
             chain.insert(0, head)
         self.plan.window(
-            walk=self._walk(shape), channels=shape[0], chain=chain, kind="nearest", source=source.view, bytes=False
+            walk=self._walk(shape), channels=shape[0], chain=chain, kind="copy", source=source.view, bytes=False
         )
         self._finished(i)
         self._add(i, type(op).__name__.lower(), complete)
@@ -678,7 +686,7 @@ class DotPlanner:
             self._add(i, family, [i])
             return
         codes = isinstance(v, p.Codes)
-        kind = "largest" if isinstance(op, p.MaxPool) else "sum" if isinstance(op, p.SumPool) else op.mode
+        kind = "largest" if isinstance(op, p.MaxPool) else "sum"
         blocks = self._whole_blocks(out.shape[0])
         self.done.add(i)
         chain, complete = self._chain(i, blocks)
@@ -688,6 +696,19 @@ class DotPlanner:
         )  # fmt: skip
         self._finished(i)
         self._add(i, family, complete)
+
+    def _interpolate(self, i: int, op: Interpolation) -> None:
+        v, out, source = self.values[op.inputs[0]], self.values[i], self._place(op.inputs[0])
+        blocks = self._whole_blocks(out.shape[0])
+        self.done.add(i)
+        chain, complete = self._chain(i, blocks)
+        self.plan.interpolate(
+            walk=self._walk(out.shape), channels=out.shape[0], chain=chain, source=source.view,
+            bytes=isinstance(v, p.Codes), zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0,
+            down=op.rows.rows, across=op.columns.rows,
+        )  # fmt: skip
+        self._finished(i)
+        self._add(i, "interpolate", complete)
 
     def _concat(self, i: int, op: p.Concat) -> None:
         """Copies the parts that could not be written in place."""
@@ -704,14 +725,23 @@ class DotPlanner:
                 else:
                     self.plan.window(
                         walk=self._walk(shape), channels=shape[0], chain=[self.core.DotOp.store(part.view)],
-                        kind="nearest", source=source.view, bytes=False,
+                        kind="copy", source=source.view, bytes=False,
                     )  # fmt: skip
                 self._add(i, "concat", [], what=" (copy)")
             first += shape[0]
         self._finished(i)
         if self.steps:
             last = self.steps[-1]
-            self.steps[-1] = StepInfo(last.operation, last.name, last.family, last.macs, (*last.completes, i))
+            self.steps[-1] = StepInfo(
+                last.operation, last.name, last.family, last.macs, (*last.completes, self.origin[i])
+            )
+
+
+def _blends(op: Interpolation, source: p.Value) -> bool:
+    """Whether pixels are blended as the kernels do it: see ``DotBlend``."""
+    near = (np.diff(op.columns.at) <= 1).all() and (np.diff(op.columns.at) >= 0).all()
+    plain = not isinstance(source, p.Codes) or dot.zero(source.code_type) == 0 or np.ptp(op.columns.sums) == 0
+    return bool(near and plain and max(a.max() for a in (*op.rows.rows[1:], *op.columns.rows[1:])) < 1 << 15)
 
 
 __all__ = ["DotPlanner"]

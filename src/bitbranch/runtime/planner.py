@@ -15,7 +15,8 @@ from ..errors import FormatError
 from . import concat
 from . import program as p
 from .convolutions import ConvolutionPlanner
-from .layout import CHUNK, Form
+from .interpolation import Interpolation
+from .layout import CHUNK, Form, Geometry
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Planner(ConvolutionPlanner):
         """Add the steps of every operation to ``plan``."""
         for i, op in enumerate(self.operations):
             if i in self.made:
-                continue  # together with a convolution
+                continue  # together with one before
             if isinstance(op, p.Encode):
                 self._encode(i, op)
             elif isinstance(op, p.Conv):
@@ -37,6 +38,8 @@ class Planner(ConvolutionPlanner):
                 self._concat(i, op)
             elif isinstance(op, p.Upsample):
                 self._upsample(i, op)
+            elif isinstance(op, Interpolation):
+                self._interpolate(i, op)
             elif isinstance(op, p.Threshold):
                 self._threshold(i, op)
             elif isinstance(op, p.MaxPool):
@@ -131,25 +134,40 @@ class Planner(ConvolutionPlanner):
             self._copies(i)
 
     def _upsample(self, i: int, op: p.Upsample) -> None:
-        source, channels = op.inputs[0], self.values[i].shape[0]
-        if op.mode == "bilinear":
-            form = None
-            if isinstance(self.values[source], p.Codes):
-                form = Form.bytes(self._codes(source).code_type)
-            self.plan.upsample_bilinear(
-                source=self._find(source, form).view, form=form and self._form(form),
-                target=self._new_integers(i).view, channels=channels, factor=op.factor,
-            )  # fmt: skip
-            self._add(i, "upsample")
-            return
-        codes = isinstance(self.values[i], p.Codes)
-        stored = self._find_near(source, i) if codes else self._integers(source)
-        target = self._first_copy(i, stored.form) if codes else self._new_integers(i)
-        planes = stored.form.plane_count(channels) if stored.form else channels
+        """Codes, repeated."""
+        stored = self._find_near(op.inputs[0], i)
+        assert stored.form is not None
+        target, planes = self._first_copy(i, stored.form), stored.form.plane_count(self.values[i].shape[0])
         self.plan.upsample_nearest(source=stored.view, target=target.view, planes=planes, factor=op.factor)
         self._add(i, "upsample")
-        if codes:
-            self._copies(i)
+        self._copies(i)
+
+    def _interpolate(self, i: int, op: Interpolation) -> None:
+        """An interpolation and what all its readers make of it: codes, or an output."""
+        shape, form = self.values[i].shape, None
+        if isinstance(source := self.values[op.inputs[0]], p.Codes):
+            form = Form.bytes(source.code_type)
+        codes = [r for r in self.readers[i] if self._is_threshold(r)]
+        after: dict[str, Any] = {}
+        scale = self.operations[self.readers[i][0]]
+        if len(self.readers[i]) == 1 and isinstance(scale, p.Scale):
+            after = self._real_output(scale)
+            done = tuple(self.readers[i])
+        outputs = [self._output(r, self._bars(r), True) for r in codes]
+        if not after:
+            done = tuple(codes)
+            if len(codes) < len(self.readers[i]):
+                outputs.append(self.core.Output(target=self._new_integers(i).view, channels=shape[0]))
+                done = (i, *done)
+        self.plan.interpolate(
+            source=self._find(op.inputs[0], form).view, form=form and self._form(form), channels=shape[0],
+            down=op.rows.rows, across=op.columns.rows,
+            epilogue=self._core_epilogue(outputs, True, shape, Geometry(*shape[1:])), **after,
+        )  # fmt: skip
+        self.made.update(done)
+        self._add(i, "interpolate", completes=done)
+        for r in codes:
+            self._copies(r)
 
     def _sum_pool(self, i: int, op: p.SumPool) -> None:
         source = op.inputs[0]
@@ -181,8 +199,10 @@ class Planner(ConvolutionPlanner):
 
     def _scale(self, i: int, op: p.Scale) -> None:
         self.plan.scale(
-            output=self.program.output_names.index(op.name), source=self._integers(op.inputs[0]).view,
-            channels=self.values[i].shape[0],
-            scale=np.ascontiguousarray(op.scale), bias=np.ascontiguousarray(op.bias),
-        )  # fmt: skip
+            source=self._integers(op.inputs[0]).view, channels=self.values[i].shape[0], **self._real_output(op)
+        )
         self._add(i, "scale")
+
+    def _real_output(self, op: p.Scale) -> dict[str, Any]:
+        output = self.program.output_names.index(op.name)
+        return {"output": output, "scale": np.ascontiguousarray(op.scale), "bias": np.ascontiguousarray(op.bias)}

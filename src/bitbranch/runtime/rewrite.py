@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import program as p
+from .interpolation import Interpolation, interpolation
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,42 @@ def pool_first(program: p.Program) -> Rewritten:
             values.append(pool.infer(value))
             origin.append(-1)
             number[i] = len(operations) - 1
+    return Rewritten(tuple(operations), tuple(values), tuple(origin))
+
+
+def interpolate_at_once(
+    program: Rewritten, takes: Callable[[Interpolation, p.Value], bool] = lambda *_: True
+) -> Rewritten:
+    """Upsampling, and upsampling and sums that only follow it, as single interpolations.
+
+    Args:
+        program: the operations.
+        takes: whether an interpolation of a value may stand for several operations.
+    """
+    readers = readers_of(program.operations)
+    operations: list[p.Operation] = []
+    values: list[p.Value] = []
+    origin: list[int] = []
+    number: dict[int, int] = {}
+    for i, op in enumerate(program.operations):
+        if i in number:
+            continue  # a part of an interpolation
+        last, all_of_it = i, None
+        if isinstance(op, p.Upsample):
+            source = program.values[op.inputs[0]]
+            all_of_it = longer = interpolation(op, source)
+            while longer is not None and len(readers[last]) == 1:
+                (after,) = readers[last]
+                longer = interpolation(program.operations[after], source, longer)
+                if longer is not None and takes(longer, source):
+                    last, all_of_it = after, longer
+                    number[after] = -1
+                else:
+                    longer = None
+        operations.append((all_of_it or op).reading(tuple(number[j] for j in op.inputs)))
+        values.append(program.values[last])
+        origin.append(program.origin[last])
+        number[i] = number[last] = len(operations) - 1
     return Rewritten(tuple(operations), tuple(values), tuple(origin))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from . import concat, layout, tiles
 from . import program as p
 from .choice import Choice
+from .interpolation import Interpolation
 from .layout import CHUNK, LINE, Form, Geometry
-from .rewrite import pool_first, readers_of
+from .rewrite import interpolate_at_once, pool_first, readers_of
 from .steps import StepInfo
 from .transposed import Phase
 from .tuning import Rates
@@ -54,7 +55,7 @@ class StoredValues:
 
     def __post_init__(self) -> None:
         self.plan = self.core.Plan(self.machine)
-        rewritten = pool_first(self.program)
+        rewritten = interpolate_at_once(pool_first(self.program))
         self.operations, self.values, self.origin = rewritten.operations, rewritten.values, rewritten.origin
         self.kernels = list(self.core.kernels(self.isa))
         self.readers = readers_of(self.operations)
@@ -103,7 +104,7 @@ class StoredValues:
         bits = self._codes(value).code_type.bits
         for r in self.readers[value]:
             op = self.operations[r]
-            kept = isinstance(op, p.MaxPool) or (isinstance(op, p.Upsample) and op.mode == "nearest")
+            kept = isinstance(op, (p.MaxPool, p.Upsample))
             if isinstance(op, (p.Concat, p.ConvTranspose)) or (kept and not self._take_sextets(r)):
                 return False
             if isinstance(op, p.Conv) and not tiles.takes_sextets(op, bits):
@@ -123,7 +124,7 @@ class StoredValues:
             choices = [self.choices[reader]] if reader in self.choices else []
             choices += [choice for _, choice in self.phases.get(reader, [])]
             wants = [(choice.form, choice.taps.geometry) for choice in choices if choice.taps is not None]
-            if isinstance(op, p.SumPool) or (isinstance(op, p.Upsample) and op.mode == "bilinear"):
+            if isinstance(op, (p.SumPool, Interpolation)):
                 wants = [(Form.bytes(v.code_type), plain)]
             elif isinstance(op, p.Concat):
                 wants = [(self._main_form(reader), plain)]
@@ -227,7 +228,7 @@ class StoredValues:
             self.placed.add((whole, first))
             target = self.workspace.planes(self._new_integers(whole), first)
         else:
-            takers = (p.Add, p.Requantize, p.Threshold, p.MaxPool, p.SumPool, p.Scale)
+            takers = (p.Add, p.Requantize, p.Threshold, p.MaxPool, p.SumPool, p.Scale, Interpolation)
             geometry = Geometry(*shape[1:])
             if like is not None and all(isinstance(self.operations[r], takers) for r in self.readers[value]):
                 geometry = Geometry(*shape[1:], pad_rows=like.rows - shape[1], pad_columns=like.pitch - shape[2])
