@@ -122,33 +122,6 @@ static void to_ranks(const uint8_t* __restrict x, uint8_t* __restrict out, int a
   for (int i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(static_cast<uint8_t>(x[i] - add) >> shift);
 }
 
-// Products of two int32 in int64. The shifted number is saturated in as few bits as hold it.
-template <class Shifted, bool Adds, class Acc>
-static void rescale_row(const Rescale& r, const Acc* __restrict x, const int32_t* __restrict other,
-                        int32_t* __restrict y, int64_t count) {
-  const int64_t offset = r.offset;
-  const int32_t multiplier = r.multiplier, shift = r.shift, least = r.sum_lo, greatest = r.sum_hi;
-  const Shifted lo = static_cast<Shifted>(r.lo), hi = static_cast<Shifted>(r.hi);
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t acc = x[i];
-    Shifted v = static_cast<Shifted>((static_cast<int64_t>(acc) * multiplier + offset) >> shift);
-    v = v < lo ? lo : v;
-    int32_t sum = static_cast<int32_t>(v > hi ? hi : v);
-    if constexpr (Adds) {
-      sum += other[i];
-      sum = sum < least ? least : sum;
-      sum = sum > greatest ? greatest : sum;
-    }
-    y[i] = sum;
-  }
-}
-
-template <class Acc>
-static void rescale(const Rescale& r, const Acc* x, const int32_t* other, int32_t* y, int64_t count) {
-  if (r.narrow) (other ? rescale_row<int32_t, true, Acc> : rescale_row<int32_t, false, Acc>)(r, x, other, y, count);
-  else (other ? rescale_row<int64_t, true, Acc> : rescale_row<int64_t, false, Acc>)(r, x, other, y, count);
-}
-
 static void add(const int32_t* a, const int32_t* b, int32_t* __restrict y, int64_t count, int32_t lo, int32_t hi) {
   for (int64_t i = 0; i < count; ++i) {
     int32_t v = a[i] + b[i];

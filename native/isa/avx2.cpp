@@ -22,6 +22,18 @@ static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); 
 static inline Vector subtract32(Vector a, Vector b) { return _mm256_sub_epi32(a, b); }
 static inline Vector multiply32(Vector a, Vector b) { return _mm256_mullo_epi32(a, b); }
 static inline Vector lookup32(Vector numbers, Vector index) { return _mm256_permutevar8x32_epi32(numbers, index); }
+static inline Vector widen32(const int16_t* p) {
+  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline Vector clamp32(Vector a, Vector lo, Vector hi) { return _mm256_min_epi32(_mm256_max_epi32(a, lo), hi); }
+// The low halves of (x * multiplier + offset) >> shift, of 64 bits; shift is at most 32.
+static inline Vector shifted_products(Vector x, int32_t multiplier, int64_t offset, int shift) {
+  const Vector m = broadcast32(multiplier), o = _mm256_set1_epi64x(offset);
+  const Vector even = _mm256_add_epi64(_mm256_mul_epi32(x, m), o);
+  const Vector odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(x, 32), m), o);
+  return _mm256_blend_epi32(_mm256_srl_epi64(even, _mm_cvtsi32_si128(shift)),
+                            _mm256_sll_epi64(odd, _mm_cvtsi32_si128(32 - shift)), 0xAA);
+}
 template <int N> static inline Vector shift_left16(Vector a) { return _mm256_slli_epi16(a, N); }
 template <int N> static inline Vector shift_right16(Vector a) { return _mm256_srli_epi16(a, N); }
 

@@ -32,6 +32,17 @@ static inline Vector lookup32(Vector numbers, Vector index) {
   const int32x4_t first = vmulq_s32(words(index), vdupq_n_s32(0x04040404));
   return vqtbl1q_u8(numbers, bytes_of(vaddq_s32(first, vdupq_n_s32(0x03020100))));
 }
+static inline Vector widen32(const int16_t* p) { return bytes_of(vmovl_s16(vld1_s16(p))); }
+static inline Vector clamp32(Vector a, Vector lo, Vector hi) {
+  return bytes_of(vminq_s32(vmaxq_s32(words(a), words(lo)), words(hi)));
+}
+// The low halves of (x * multiplier + offset) >> shift, of 64 bits; shift is at most 32.
+static inline Vector shifted_products(Vector x, int32_t multiplier, int64_t offset, int shift) {
+  const int64x2_t o = vdupq_n_s64(offset), by = vdupq_n_s64(-shift);
+  const int64x2_t low = vshlq_s64(vmlal_n_s32(o, vget_low_s32(words(x)), multiplier), by);
+  const int64x2_t high = vshlq_s64(vmlal_n_s32(o, vget_high_s32(words(x)), multiplier), by);
+  return bytes_of(vcombine_s32(vmovn_s64(low), vmovn_s64(high)));
+}
 template <int N> static inline Vector shift_left16(Vector a) { return bytes_of(vshlq_n_s16(halves(a), N)); }
 template <int N> static inline Vector shift_right16(Vector a) {
   return bytes_of(vshrq_n_u16(vreinterpretq_u16_u8(a), N));

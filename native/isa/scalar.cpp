@@ -32,6 +32,18 @@ static inline Vector lookup32(Vector numbers, Vector index) {
   const Words from = (Words)numbers, i = (Words)index;
   return (Vector)(Words{from[i[0]], from[i[1]], from[i[2]], from[i[3]]});
 }
+static inline Vector widen32(const int16_t* p) { return (Vector)(Words{p[0], p[1], p[2], p[3]}); }
+static inline Vector clamp32(Vector a, Vector lo, Vector hi) {
+  Words x = (Words)a;
+  x = x < (Words)lo ? (Words)lo : x;
+  return (Vector)(x > (Words)hi ? (Words)hi : x);
+}
+// The low halves of (x * multiplier + offset) >> shift, of 64 bits; shift is at most 32.
+static inline Vector shifted_products(Vector x, int32_t multiplier, int64_t offset, int shift) {
+  Words y = (Words)x;
+  for (int i = 0; i < 4; ++i) y[i] = static_cast<int32_t>((int64_t{y[i]} * multiplier + offset) >> shift);
+  return (Vector)y;
+}
 template <int N> static inline Vector shift_left16(Vector a) { return (Vector)((Halves)a << N); }
 template <int N> static inline Vector shift_right16(Vector a) { return (Vector)((Halves)a >> N); }
 
