@@ -333,6 +333,7 @@ def test_recipes_are_sound(recipe: Path) -> None:
     [
         ({"colour": 1}, "colour: unknown key"),
         ({"sead": 1}, "sead: unknown key; did you mean seed?"),
+        ({"row": [{"name": "float"}]}, "it has rows: run it by bitbranch table, not train"),
         ({"network": {}}, "network.model: missing"),
         ({"data": {"set": "cifar10", "batch": "many"}}, "data.batch: expected a whole number, got 'many'"),
         ({"data": {"set": "cifar10", "batch": 0}}, "data.batch must be at least 1"),

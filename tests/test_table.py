@@ -179,6 +179,13 @@ def test_wrong_tables_are_one_line(before: str, after: str, said: str, tmp_path:
     assert said in str(caught.value)
 
 
+def test_a_configuration_of_one_run_is_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('network = {model = "vgg_small"}\ndata = {set = "cifar10"}\n')
+    with pytest.raises(InputError, match=r"run\.toml: it has no rows: run it by bitbranch train, not table"):
+        spec.load(path)
+
+
 def test_command_line(finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = finished
     arguments = ["table", str(folder / "garments.toml"), "--out", str(folder / "out"), "--no-latency", "--json"]

@@ -105,6 +105,8 @@ def load(path: Path) -> Table:
 
 
 def _table(content: Mapping[str, Any], folder: Path, name: str) -> Table:
+    if "row" not in content and "network" in content:
+        raise InputError("it has no rows: run it by bitbranch train, not table")
     unknown = sorted(set(content) - set(KEYS))
     if unknown:
         raise InputError(f"{unknown[0]}: unknown key; a table has {', '.join(KEYS)}")

@@ -253,6 +253,8 @@ def parse(content: object, folder: Path = Path()) -> Config:
     """
     if not isinstance(content, Mapping):
         raise InputError("a configuration is a table")
+    if "row" in content:
+        raise InputError("it has rows: run it by bitbranch table, not train")
     common = content.get("train", {})
     phases = content.get("phase", [{}])
     if not isinstance(common, Mapping) or not isinstance(phases, list):
