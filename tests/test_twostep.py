@@ -39,7 +39,7 @@ from bitbranch.twostep.codes import has_low_bit_weight
 from bitbranch.twostep.descent import Descent, Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.histogram import Histogram, equalize
-from bitbranch.twostep.layer import holds_any_weights, write_weight
+from bitbranch.twostep.layer import holds_any_weights, loosen, write_weight
 from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
@@ -431,7 +431,7 @@ def test_step_two_on_a_network(trained):
         values, scale, _ = layer.integer_weight()
         assert set(values.unique().tolist()) <= {-1, 0, 1} and (scale > 0).all()
         real = values.flatten(1) * scale[:, None]
-        assert torch.equal(real, layer.outputs_first(layer.weight).detach().flatten(1))
+        assert torch.equal(real, layer.outputs_first(layer.quantized_weight()).detach().flatten(1))
 
 
 def test_step_two_is_repeatable(trained):
@@ -730,6 +730,15 @@ def test_layers_hold_whatever_is_solved(scheme: str) -> None:
         again.load_state_dict(q.state_dict())
         read, scales, _ = again[2].integer_weight()
         assert torch.equal(read.double(), values) and torch.equal(scales.double(), kept)
+
+        tight = q[2].weight.detach().clone()
+        real = tight + 0.3 * tight.abs().max() * torch.randn_like(tight)
+        loose = loosen(q[2], 7 * real)  # whatever its scale
+        read, scales, _ = q[2].integer_weight()
+        assert torch.equal(read.double(), values) and torch.equal(scales.double(), loose)
+        torch.testing.assert_close(loose, scale, rtol=1e-4, atol=0)
+        before, after = ((w - real).flatten(1).norm(dim=1) for w in (tight, q[2].weight.detach()))
+        assert (after <= before).float().mean() > 0.5 and after.sum() < before.sum()
     old = {name: value for name, value in quantize(network, scheme).state_dict().items() if "held" not in name}
     quantize(network, scheme).load_state_dict(old)
 

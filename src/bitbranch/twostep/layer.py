@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +19,9 @@ from .front import Front
 from .solver import agreement
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
+
+ROOM = 0.45
+"""How far from its level a latent weight may be, in steps between levels."""
 
 
 class LayerProblem:
@@ -97,7 +101,10 @@ class LayerProblem:
 
         rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
+        real = self.layer.outputs_first(self.layer.weight).detach().clone()
         scale = write_weight(self.layer, rows.view(self.shape), wanted)
+        if scale is not None:
+            scale = loosen(self.layer, real)
         if scale is None:
             kind = type(self.layer.weight_quantizer).__name__
             raise InputError(f"layer {self.name}: its {kind} does not hold the weights that step 2 found")
@@ -137,6 +144,55 @@ def write_weight(layer: QuantizedLayer, values: Tensor, scale: Tensor) -> Tensor
         if torch.equal(read.double(), values):
             return kept.double()
     return None
+
+
+@torch.no_grad()
+def loosen(layer: QuantizedLayer, toward: Tensor) -> Tensor:
+    """Move latent weights towards real ones as far as the quantizer reads the same integers.
+
+    Latent weights at the very middle of their levels, where :func:`write_weight` puts them, are what a quantizer
+    changes last: training that goes on from there hardly moves any. Near the real ones, those that hardly got their
+    level lose it first.
+
+    Args:
+        layer: with a weight quantizer and latent weights.
+        toward: the real weights ``[O, I / G, *kernel]``, whatever their scale.
+
+    Returns:
+        The scales that the quantizer reads now, ``[O]`` float64: as before, but for rounding.
+    """
+    values, scale, code_type = layer.integer_weight()
+    tight, real = layer.outputs_first(layer.weight).detach().double().flatten(1), toward.double().flatten(1)
+    integers = values.double().flatten(1)
+    # What one step of the integers is in the latent weights, which need not have the scale that is read.
+    unit = ((tight * integers).sum(1) / integers.square().sum(1).clamp_min(1))[:, None]
+    fit = ((tight * real).sum(1) / real.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0)[
+        :, None
+    ]
+    half = ROOM * code_type.step
+    low = torch.where(integers > code_type.lo, integers - half, -math.inf)
+    high = torch.where(integers < code_type.hi, integers + half, math.inf)
+    unit = torch.where(unit == 0, 1.0, unit)
+    near = torch.clamp(fit * real, torch.minimum(low * unit, high * unit), torch.maximum(low * unit, high * unit))
+
+    def read(latent: Tensor) -> tuple[Tensor, Tensor]:
+        layer.weight.copy_(layer.native_order(latent.view(values.shape).to(layer.weight.dtype)))
+        now, kept, _ = layer.integer_weight()
+        return now.double().flatten(1), kept
+
+    best, settled = tight, torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    for share in (1.0, 0.5, 0.25):
+        latent = tight + share * (near - tight)
+        _, kept = read(latent)
+        latent = latent * (scale / torch.where(kept == 0, scale, kept)).double()[:, None]  # scales from the weights
+        now, kept = read(latent)
+        good = (now == integers).all(1) & torch.isclose(kept, scale, rtol=1e-5, atol=0)
+        best = torch.where((good & ~settled)[:, None], latent, best)
+        settled |= good
+    now, kept = read(best)
+    if not torch.equal(now, integers):  # scales of one row that depend on others'
+        _, kept = read(tight)
+    return kept.double()
 
 
 def check_layer(name: str, layer: QuantizedLayer) -> None:
