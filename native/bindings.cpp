@@ -1,5 +1,5 @@
-// Plans for Python, which only this file, training_bindings.cpp and dot/bindings.cpp know. Arrays are held, not copied;
-// the planner in Python is trusted with their shapes.
+// Plans for Python, of which only this file, training_bindings.cpp, dot/bindings.cpp and run_binding.hpp know. Arrays are
+// held, not copied; the planner in Python is trusted with their shapes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>

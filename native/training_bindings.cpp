@@ -10,7 +10,6 @@
 #include <type_traits>
 
 #include "descent.hpp"
-#include "instruction_sets.hpp"
 #include "step.hpp"
 
 namespace nb = nanobind;

@@ -28,8 +28,7 @@ void UpsampleNearest::run(const Run& run) const {
       for (int y = 0; y < source.height; ++y) {
         const uint8_t* const from = source.at(plane, source.pixel(image, y, 0));
         uint8_t* const to = target.at(plane, target.pixel(image, int64_t{y} * factor_y, 0));
-        (size == 1 ? repeat_row<uint8_t> : size == 2 ? repeat_row<uint16_t> : repeat_row<uint32_t>)(
-            from, to, factor_x, source.width);
+        (size == 1 ? repeat_row<uint8_t> : repeat_row<uint16_t>)(from, to, factor_x, source.width);
         for (int k = 1; k < factor_y; ++k)
           std::memcpy(to + int64_t{k} * target.pitch * size, to, static_cast<size_t>(target.width) * size);
       }

@@ -4,7 +4,7 @@
 
 namespace bitbranch {
 
-// Repeats pixels of any form.
+// Repeats pixels of codes, of one or two bytes.
 class UpsampleNearest final : public Step {
  public:
   View source, target;

@@ -328,3 +328,28 @@ def test_weights_beyond_a_byte_are_several() -> None:
     np.testing.assert_array_equal(sum(parts), values)
     assert len(parts) == 3 and all((part >= -128).all() and (part <= 127).all() for part in parts)
     assert len(dot.summands(np.asarray([-128, 127]))) == 1
+
+
+WINDOWS: dict[str, list[p.Operation]] = {
+    "sums": [p.SumPool("sums", (0,), (3, 3), (1, 1), (1, 1, 1, 1))],
+    "largest": [p.MaxPool("largest", (0,), (3, 3), (1, 1), (1, 1, 1, 1))],
+    "between": [p.Upsample("up", (0,), (2, 2), "bilinear"), p.SumPool("sums", (0,), (1, 1), (2, 2))],
+}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_sum_is_not_written_over_what_its_window_still_reads(window: str, first: int) -> None:
+    """A window's result plus what it is of: neighbours are read when the first pixels have been written."""
+    rng, channels = np.random.default_rng(0), 40
+    encode = p.Encode("input", (), (3, 9, 13), CodeType.parse("u2"), np.array([-0.5, 0.2, 0.9], np.float32))
+    weight = rng.integers(0, 3, (channels, 3, 1, 1), dtype=np.uint8)
+    operations: list[p.Operation] = [encode, p.Conv("conv", (0,), weight, CodeType.parse("t"))]
+    for op in WINDOWS[window]:
+        operations.append(op.reading((len(operations) - 1,)))
+    last = len(operations) - 1
+    operations.append(p.Add("add", (last, 1) if first else (1, last), -10000, 10000))
+    operations.append(p.MaxPool("pool", (last + 1,), (2, 2), (2, 2)))
+    ones = np.ones(channels, np.float32)
+    operations.append(p.Scale("output", (last + 2,), ones, ones))
+    compare(p.Program(tuple(operations), ((channels, 4, 6),)), 3)

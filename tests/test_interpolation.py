@@ -39,10 +39,11 @@ def chains(draw: st.DrawFn) -> tuple[p.Pair, Chain]:
             now = [n * f for n, f in zip(now, ops[-1].factor, strict=True)]  # type: ignore[attr-defined]
             continue
         kernel = tuple(draw(st.integers(1, min(3, n))) for n in now)
-        stride, pads = (draw(st.integers(1, 2)), draw(st.integers(1, 2))), draw(st.sampled_from([0, 1]))
-        pads *= min(kernel) > 1
-        ops.append(pool(kernel, stride, (pads,) * 4))
-        now = [(n + 2 * pads - k) // s + 1 for n, k, s in zip(now, kernel, stride, strict=True)]
+        stride = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+        top, bottom, left, right = (draw(st.sampled_from([0, 0, 1, 3])) for _ in range(4))  # also windows of nothing
+        ops.append(pool(kernel, stride, (top, bottom, left, right)))
+        pads = top + bottom, left + right
+        now = [(n + a - k) // s + 1 for n, a, k, s in zip(now, pads, kernel, stride, strict=True)]
     return size, ops
 
 
@@ -66,6 +67,7 @@ def test_an_interpolation_is_what_the_operations_are(case: tuple[p.Pair, Chain],
         so_far, now = interpolation(op, source, so_far), values(op, now)
         if so_far is None:
             return
+        assert all((np.diff(axis.at) >= 0).all() for axis in (so_far.rows, so_far.columns))
         got = along(so_far.columns, along(so_far.rows, v, 2), 3)
         np.testing.assert_array_equal(got, now)
 
@@ -133,6 +135,8 @@ CASES = [
     ((3, 40), [larger((2, 1), "bilinear")]),
     ((3, 5), [larger((1, 1), "nearest")]),
     ((4, 6), [larger((2, 2), "nearest"), pool((2, 2), (2, 2))]),
+    ((3, 9), [larger((1, 2), "bilinear"), pool((1, 1), (1, 1), (0, 0, 2, 0))]),  # windows of padding alone
+    ((3, 100), [larger((2, 2), "nearest"), pool((1, 1), (1, 1), (1, 2, 2, 3))]),
     ((9, 7), [larger((2, 2), "nearest"), pool((2, 2), (3, 3), (1, 1, 1, 1))]),  # every other pixel and a half
 ]
 

@@ -301,7 +301,8 @@ void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) co
       b.rows[a] = band.at(source, s.image, rows.at[a], 0) + block * kDotOutputs * b.size;
       b.down[a] = rows.weight[a];
     }
-    b.add = -zero * each * (rows.weight[0] + rows.weight[1]);
+    const uint32_t weights = static_cast<uint32_t>(each) * static_cast<uint32_t>(rows.weight[0] + rows.weight[1]);
+    b.add = static_cast<int32_t>(0u - static_cast<uint32_t>(zero) * weights);
     b.across = &across[s.x];
     b.count = s.count;
     set->blend(b);

@@ -195,7 +195,7 @@ class DotWindow : public DotStep {
   bool bytes = false;  // codes, else integers
   int zero = 0;        // of codes
   int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
-  std::vector<DotBetween> down, across;  // of pixels between others; all across have weights of the same sum
+  std::vector<DotBetween> down, across;  // of pixels between others; with a `zero`, all across have weights of one sum
 
  protected:
   bool is_window() const override { return true; }

@@ -49,7 +49,8 @@ def byte_of(code_type: CodeType) -> tuple[int, int]:
 
 def narrow_quads(codes: CodeType, weights: CodeType) -> int:
     """How many groups of four bytes, times weights, keep their sums of pairs in 16 bits; 0 where it is too few."""
-    quads = (2**15 - 1) // (2 * (codes.hi + zero(codes)) * max(-weights.lo, weights.hi))
+    largest = min(128, max(-weights.lo, weights.hi))  # of a byte
+    quads = (2**15 - 1) // (2 * (codes.hi + zero(codes)) * largest)
     return quads if quads >= FEWEST_QUADS else 0
 
 

@@ -299,12 +299,15 @@ class DotPlanner:
 
     # ---- chains -------------------------------------------------------------------------------------------------
 
-    def _chain(self, value: int, blocks: Sequence[tuple[int, int]]) -> tuple[list[Any], list[int]]:
+    def _chain(
+        self, value: int, blocks: Sequence[tuple[int, int]], window_of: int | None = None
+    ) -> tuple[list[Any], list[int]]:
         """What follows a value that a step has just made, tile by tile.
 
         Args:
             value: the integers of the step.
             blocks: first channel and number of channels of each block.
+            window_of: integers whose neighbouring pixels the step reads, too: nothing may be written over them.
 
         Returns:
             operations of the chain, and the values that they complete.
@@ -329,7 +332,8 @@ class DotPlanner:
                 else:
                     stays = True
             if stays or len(onward) > 1:
-                if value not in self.places and added is not None and self._may_overwrite(added, value):
+                free = added is not None and added != window_of and self._may_overwrite(added, value)
+                if value not in self.places and added is not None and free:
                     self.places[value] = self.places[added]
                 chain.append(self.core.DotOp.store(self._place(value).view))
                 complete.append(value)
@@ -479,7 +483,7 @@ class DotPlanner:
         self.plan.band(rows=rows, scratch=self._buffer(self.threads * size), scratch_bytes=size)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
-            StepInfo(i, convolution.name, convolution.family, convolution.macs, window.completes)
+            StepInfo(self.origin[i], convolution.name, convolution.family, convolution.macs, window.completes)
         )  # fmt: skip
         self.made.discard(i)
 
@@ -689,7 +693,7 @@ class DotPlanner:
         kind = "largest" if isinstance(op, p.MaxPool) else "sum"
         blocks = self._whole_blocks(out.shape[0])
         self.done.add(i)
-        chain, complete = self._chain(i, blocks)
+        chain, complete = self._chain(i, blocks, window_of=op.inputs[0])
         self.plan.window(
             walk=self._walk(out.shape), channels=out.shape[0], chain=chain, kind=kind, source=source.view, bytes=codes,
             zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0, **window,
@@ -701,7 +705,7 @@ class DotPlanner:
         v, out, source = self.values[op.inputs[0]], self.values[i], self._place(op.inputs[0])
         blocks = self._whole_blocks(out.shape[0])
         self.done.add(i)
-        chain, complete = self._chain(i, blocks)
+        chain, complete = self._chain(i, blocks, window_of=op.inputs[0])
         self.plan.interpolate(
             walk=self._walk(out.shape), channels=out.shape[0], chain=chain, source=source.view,
             bytes=isinstance(v, p.Codes), zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0,

@@ -56,13 +56,14 @@ class Axis:
 
 
 def _two_points(at: Ints, weight: Ints, size: int) -> Axis | None:
-    """Sums of rows ``at`` ``[n, k]``, if they are of two neighbours."""
+    """Sums of rows ``at`` ``[n, k]``, if they are of two neighbours; sums of nothing are of those before."""
     counts = weight != 0
-    first = np.where(counts, at, size).min(axis=1).clip(0, max(0, size - 2))
+    first = np.where(counts, at, np.where(counts.any(axis=1, keepdims=True), size, 0)).min(axis=1)
+    first = first.clip(0, max(0, size - 2))
     if (np.where(counts, at, 0).max(axis=1) > first + 1).any():
         return None
     here = at == first[:, None]
-    return Axis(first, (weight * here).sum(axis=1), (weight * ~here).sum(axis=1))
+    return Axis(np.maximum.accumulate(first), (weight * here).sum(axis=1), (weight * ~here).sum(axis=1))
 
 
 def _steps(op: p.Upsample | p.SumPool, axis: int, size: int) -> tuple[Ints, Ints]:

@@ -21,7 +21,7 @@ from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
 
 ROOM = 0.45
-"""How far from its level a latent weight may be, in steps between levels."""
+"""How far from its level a latent weight may be towards the next one, in steps between levels."""
 
 
 class LayerProblem:
@@ -190,7 +190,7 @@ def loosen(layer: QuantizedLayer, toward: Tensor) -> Tensor:
         best = torch.where((good & ~settled)[:, None], latent, best)
         settled |= good
     now, kept = read(best)
-    if not torch.equal(now, integers):  # scales of one row that depend on others'
+    if not (torch.equal(now, integers) and torch.allclose(kept, scale, rtol=1e-5, atol=0)):  # rows share a scale
         _, kept = read(tight)
     return kept.double()
 
