@@ -1,5 +1,5 @@
-// Plans for Python, of which only this file, training_bindings.cpp, dot/bindings.cpp and run_binding.hpp know. Arrays are
-// held, not copied; the planner in Python is trusted with their shapes.
+// Plans for Python, of which only the files of bindings, arrays.hpp and run_binding.hpp know. Arrays are held, not copied;
+// the planner in Python is trusted with their shapes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "arrays.hpp"
 #include "buffer.hpp"
 #include "ceiling.hpp"
 #include "concat.hpp"
@@ -34,23 +35,7 @@ using namespace nb::literals;
 namespace bitbranch {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-template <class T>
-using MaybeArray = std::optional<Array<T>>;
 using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using Keep = std::vector<std::shared_ptr<void>>;
-
-template <class T>
-const T* hold(Keep& keep, const Array<T>& array) {
-  keep.push_back(std::make_shared<Array<T>>(array));
-  return array.data();
-}
-
-template <class T>
-const T* hold(Keep& keep, const MaybeArray<T>& array) {
-  return array ? hold(keep, *array) : nullptr;
-}
 
 struct HeldView : View {
   std::shared_ptr<Buffer> buffer;

@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 
+#include "arrays.hpp"
 #include "descent.hpp"
 #include "step.hpp"
 
@@ -18,8 +19,6 @@ using namespace nb::literals;
 namespace bitbranch {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 
 template <class T>

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../arrays.hpp"
 #include "../buffer.hpp"
 #include "../run_binding.hpp"
 #include "steps.hpp"
@@ -25,24 +26,9 @@ using namespace nb::literals;
 namespace bitbranch {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-template <class T>
-using MaybeArray = std::optional<Array<T>>;
+using bitbranch::hold;  // beside the one below
 using Memory = std::shared_ptr<Buffer>;
 using Pair = std::pair<int, int>;
-using Keep = std::vector<std::shared_ptr<void>>;
-
-template <class T>
-auto* hold(Keep& keep, const T& array) {
-  keep.push_back(std::make_shared<T>(array));
-  return array.data();
-}
-
-template <class T>
-const T* hold(Keep& keep, const MaybeArray<T>& array) {
-  return array ? hold(keep, *array) : nullptr;
-}
 
 uint8_t* hold(Keep& keep, const Memory& memory) {
   keep.push_back(memory);

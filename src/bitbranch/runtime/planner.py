@@ -148,24 +148,21 @@ class Planner(ConvolutionPlanner):
         if isinstance(source := self.values[op.inputs[0]], p.Codes):
             form = Form.bytes(source.code_type)
         codes = [r for r in self.readers[i] if self._is_threshold(r)]
-        after: dict[str, Any] = {}
-        scale = self.operations[self.readers[i][0]]
-        if len(self.readers[i]) == 1 and isinstance(scale, p.Scale):
-            after = self._real_output(scale)
-            done = tuple(self.readers[i])
-        outputs = [self._output(r, self._bars(r), True) for r in codes]
-        if not after:
-            done = tuple(codes)
-            if len(codes) < len(self.readers[i]):
-                outputs.append(self.core.Output(target=self._new_integers(i).view, channels=shape[0]))
-                done = (i, *done)
+        outputs, done, after = [self._output(r, self._bars(r), True) for r in codes], list(codes), {}
+        rest = [r for r in self.readers[i] if r not in codes]
+        scale = self.operations[rest[0]] if rest else None
+        if isinstance(scale, p.Scale) and self.readers[i] == rest[:1]:
+            after, done = self._real_output(scale), rest
+        elif rest:
+            outputs.append(self.core.Output(target=self._new_integers(i).view, channels=shape[0]))
+            done = [i, *codes]
         self.plan.interpolate(
             source=self._find(op.inputs[0], form).view, form=form and self._form(form), channels=shape[0],
             down=op.rows.rows, across=op.columns.rows,
             epilogue=self._core_epilogue(outputs, True, shape, Geometry(*shape[1:])), **after,
         )  # fmt: skip
         self.made.update(done)
-        self._add(i, "interpolate", completes=done)
+        self._add(i, "interpolate", completes=tuple(done))
         for r in codes:
             self._copies(r)
 

@@ -103,12 +103,10 @@ class LayerProblem:
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
         real = self.layer.outputs_first(self.layer.weight).detach().clone()
         scale = write_weight(self.layer, rows.view(self.shape), wanted)
-        if scale is not None:
-            scale = loosen(self.layer, real)
         if scale is None:
             kind = type(self.layer.weight_quantizer).__name__
             raise InputError(f"layer {self.name}: its {kind} does not hold the weights that step 2 found")
-        unit = scale * self.input_scale
+        unit = loosen(self.layer, real) * self.input_scale
         mean = (self._columns(rows) * self.moments.mean[:, :, None]).sum(1).flatten() * unit
         bias, norm = self.layer.bias, self.norm
         if norm is None:
@@ -165,10 +163,9 @@ def loosen(layer: QuantizedLayer, toward: Tensor) -> Tensor:
     tight, real = layer.outputs_first(layer.weight).detach().double().flatten(1), toward.double().flatten(1)
     integers = values.double().flatten(1)
     # What one step of the integers is in the latent weights, which need not have the scale that is read.
-    unit = ((tight * integers).sum(1) / integers.square().sum(1).clamp_min(1))[:, None]
-    fit = ((tight * real).sum(1) / real.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0)[
-        :, None
-    ]
+    unit = (tight * integers).sum(1, keepdim=True) / integers.square().sum(1, keepdim=True).clamp_min(1)
+    power = real.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    fit = ((tight * real).sum(1, keepdim=True) / power).clamp_min(0)
     half = ROOM * code_type.step
     low = torch.where(integers > code_type.lo, integers - half, -math.inf)
     high = torch.where(integers < code_type.hi, integers + half, math.inf)
