@@ -75,7 +75,7 @@ class Table:
         known = {row.name: row for row in self.rows}
         for name in names:
             if name not in known:
-                raise InputError(f"table: no row {name!r}; there are {', '.join(known)}")
+                raise InputError(f"table: no row {name!r}; there are {', '.join(map(repr, known))}")
         all_seeds = list(dict.fromkeys([*self.seeds, *(s for row in self.rows for s in row.seeds)]))
         for seed in seeds:
             if seed not in all_seeds:
