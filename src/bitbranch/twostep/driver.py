@@ -344,10 +344,13 @@ def _solve(
                 iterations=recipe.iterations,
                 sweeps=recipe.sweeps,
             )
+            # The alternation lowers a relaxed objective, which is not always the codes' own.
+            problem.restart(problem.agreement(following.code) < start)
         problem.write(renormalise=recipe.reestimate)
         solved = problem.agreement(following.code)
         label = following.label if recipe.method == "tsq" else "linear"
-        return LayerReport(chain.source, label, file.count, start, solved, time.perf_counter() - begin)
+        agrees = float(start.mean()), float(solved.mean())
+        return LayerReport(chain.source, label, file.count, *agrees, time.perf_counter() - begin)
 
 
 def _following(graph: Graph, chain: Chain) -> Following:

@@ -78,11 +78,17 @@ class LayerProblem:
         """Weights outputs first to the solver's order, ``[G O, n] -> [G, n, O]``."""
         return rows.view(self.file.groups, -1, rows.shape[1]).transpose(1, 2).contiguous()
 
-    def agreement(self, code: object) -> float:
-        """Share of samples, 0..1, that get the step-1 network's code; ``nan`` if ``code`` is no staircase."""
+    def agreement(self, code: object) -> Tensor:
+        """Share of samples, 0..1, that get the step-1 network's code, ``[G, O]``; ``nan`` if it is no staircase."""
         if not isinstance(code, Staircase):
-            return float("nan")
+            return torch.full_like(self.shift, math.nan)
         return agreement(self.file, self.moments, self.solution, code, self.shift)
+
+    def restart(self, outputs: Tensor) -> None:
+        """Give outputs, ``[G, O]`` bool, the weights and scales back that the layer came with."""
+        solution, (weight, scale) = self.solution, self._start
+        solution.weight.transpose(1, 2)[outputs] = weight.transpose(1, 2)[outputs].double()
+        solution.scale[outputs] = scale[outputs]
 
     def write(self, *, renormalise: bool) -> None:
         """Put the solution into the layer, and the mean that follows from it into BatchNorm or bias.
@@ -94,11 +100,9 @@ class LayerProblem:
         Raises:
             InputError: the layer's weight quantizer cannot hold the solved integers.
         """
-        solution, (weight, start) = self.solution, self._start
-        empty = (solution.weight == 0).all(1) | (solution.scale == 0)  # such an output would stay dead in training
-        solution.weight = torch.where(empty[:, None], weight.double(), solution.weight)
-        solution.scale = torch.where(empty, start, solution.scale)
-
+        solution = self.solution
+        dead = (solution.weight == 0).all(1) | (solution.scale == 0)  # and would stay so in training
+        self.restart(dead)
         rows = solution.weight.transpose(1, 2).flatten(0, 1) * self.sign[:, None]
         wanted = solution.scale.flatten() / (self.input_scale * self.slope)
         real = self.layer.outputs_first(self.layer.weight).detach().clone()

@@ -119,15 +119,15 @@ def _multiplies_bytes() -> bool:
         return False
 
 
-def agreement(samples: Samples, moments: Moments, s: Solution, code: Code, shift: Tensor) -> float:
-    """Share of samples and outputs, 0..1, that get the same code as the targets; of some thousand samples."""
-    equal = total = 0
+def agreement(samples: Samples, moments: Moments, s: Solution, code: Code, shift: Tensor) -> Tensor:
+    """Share of samples, 0..1, that get the same code as the target, ``[G, O]``; of some thousand samples."""
+    equal, total = torch.zeros(shift.shape, dtype=torch.int64), 0
     forward = PreActivations(moments, s, shift)
     for x, t in samples.chunks():
-        if total and total + t.numel() > AGREEMENT:
+        if total and (total + t.shape[1]) * equal.numel() > AGREEMENT:
             break
-        equal += int((code(forward(x)) == code(t)).sum())
-        total += t.numel()
+        equal += (code(forward(x)) == code(t)).sum(1)
+        total += t.shape[1]
     return equal / total
 
 
