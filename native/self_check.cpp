@@ -201,6 +201,24 @@ std::string kernel_fault(const InstructionSet& set) {
   return "";
 }
 
+// What a set makes of some numbers by its transforms of Winograd's filtering.
+void append_winograd(const DotSet& set, int side, const std::vector<uint8_t>& bytes, std::vector<int32_t>& results) {
+  constexpr int largest = 25, kernels = 9 * kDotChunk;
+  const int planes = (side + 2) * (side + 2);
+  std::vector<int8_t> taps(kernels), weights(largest * kDotChunk);
+  std::vector<int32_t> products(largest * kDotOutputs);
+  std::vector<uint8_t> pixels(largest * kDotDepth);
+  for (int i = 0; i < kernels; ++i) taps[i] = static_cast<int8_t>(bytes[i % 2048]);
+  for (int i = 0; i < planes * kDotOutputs; ++i) products[i] = bytes[i] << 16 | bytes[i + 1];
+  alignas(64) int32_t sums[kDotPixels * kDotOutputs] = {};
+  set.patches({side, bytes.data(), kDotDepth, 5 * kDotDepth, 1, kDotDepth, bytes.data(), pixels.data(), kDotDepth});
+  set.kernels({side, taps.data(), weights.data(), kDotChunk});
+  set.products({side, products.data(), kDotOutputs, 1, sums});
+  results.insert(results.end(), pixels.begin(), pixels.end());
+  results.insert(results.end(), weights.begin(), weights.end());
+  results.insert(results.end(), std::begin(sums), std::end(sums));
+}
+
 std::string dot_fault(const DotSet& set) {
   constexpr int chunks = 2, pixels = 7, step = 96;
   Random random(1);
@@ -229,6 +247,7 @@ std::string dot_fault(const DotSet& set) {
     s->depthwise({x.data(), step, offsets, chunks, depth_weights, start, out[1], pixels});
     s->end();
     for (const auto& tile : out) got.insert(got.end(), tile, tile + pixels * kDotOutputs);
+    for (int side = 2; side <= 3; ++side) append_winograd(*s, side, x, got);
   }
   return sums[0] == sums[1] ? "" : "products of the dot-product path";
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from strategies import examples, images, programs
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import BitbranchError, FormatError
-from bitbranch.runtime import dot, dot_planner, reference
+from bitbranch.runtime import dot, dot_planner, reference, winograd
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import program as p
 
@@ -72,7 +73,9 @@ def test_packed_weights_come_back(
     op = p.Conv("conv", (0,), weight, weight_type, groups=groups)
     positions = dot.taps(op)
     step = 4 if groups * depth <= 4 else -(-groups * depth // 32) * 32
-    packed = dot.pack(engine_module._core(), op, positions, step, 10, gathered)
+    packed = dot.pack(
+        engine_module._core(), op, positions, partial(dot.chunks, positions, step=step, pitch=10, gathered=gathered)
+    )
     rows = packed.data.reshape(-1, 64)
     if packed.tables is not None:
         fields = [(rows >> (packed.bits * k)) & (2**packed.bits - 1) for k in range(8 // packed.bits)]
@@ -233,6 +236,20 @@ def gathering(gathered: bool) -> Iterator[None]:
         yield
 
 
+SIDES = [None, 0, 2, 3]
+"""Of the outputs of a patch of Winograd's filtering: as the planner chooses, none, and each wherever it is possible."""
+
+
+@contextmanager
+def filtering(side: int | None) -> Iterator[None]:
+    """Whether and how convolutions are filtered, whatever would be faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        if side is not None:
+            patch.setattr(winograd, "_effort", lambda other, *_: 0.0 if other == side else np.inf)
+            patch.setattr(winograd, "MATRICES", ())
+        yield
+
+
 def compare(program: p.Program, images: int) -> None:
     x = np.random.default_rng(0).normal(size=(images, *program.input.shape)).astype(np.float32)
     expected, output = dict(reference.trace(program, x)), reference.run(program, x)
@@ -245,24 +262,24 @@ def compare(program: p.Program, images: int) -> None:
 
 
 @examples(250)
-@given(branching(), st.booleans())
-def test_branches(case, gathered: bool) -> None:
+@given(branching(), st.booleans(), st.sampled_from(SIDES))
+def test_branches(case, gathered: bool, side: int | None) -> None:
     program, count = case
     if not dot.refuses(program):
-        with gathering(gathered):
+        with gathering(gathered), filtering(side):
             compare(program, count)
 
 
 @examples(150)
-@given(programs(), st.integers(0, 2**16), st.integers(1, 5), st.booleans())
-def test_programs(program: p.Program, seed: int, count: int, gathered: bool) -> None:
+@given(programs(), st.integers(0, 2**16), st.integers(1, 5), st.booleans(), st.sampled_from(SIDES))
+def test_programs(program: p.Program, seed: int, count: int, gathered: bool, side: int | None) -> None:
     """Programs of all operations, with several inputs and outputs."""
     if dot.refuses(program):
         return
     x = images(program, seed, count)
     expected, values = reference.run(program, *x), dict(reference.trace(program, *x))
     for isa in ISAS:
-        with gathering(gathered):
+        with gathering(gathered), filtering(side):
             e = engine_module.Engine(program, threads=2, isa=isa)
             np.testing.assert_equal(e(*x), expected, err_msg=isa)
             for number, value in e.trace(*x):
@@ -295,8 +312,12 @@ def test_the_largest_sums(codes: str, weights: str) -> None:
     program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((33, 5, 5),))
     x = np.concatenate([np.full((1, 600, 5, 5), v, np.float32) for v in (-9, 9)])
     expected = program.reference(x)
-    for isa in ISAS:
-        np.testing.assert_array_equal(engine_module.Engine(program, isa=isa)(x), expected, err_msg=isa)
+    for side in (0, 2, 3):
+        with filtering(side):
+            for isa in ISAS:
+                np.testing.assert_array_equal(
+                    engine_module.Engine(program, isa=isa)(x), expected, err_msg=f"{isa} {side}"
+                )
 
 
 def test_sums_stay_narrow_for_as_long_as_they_fit() -> None:

@@ -21,6 +21,12 @@ static inline Vector high_nibbles(Vector a) { return low_nibbles(_mm256_srli_epi
 static inline Vector lookup(Vector table, Vector index) { return _mm256_shuffle_epi8(table, index); }
 static inline Vector zero() { return _mm256_setzero_si256(); }
 static inline Vector splat(int32_t x) { return _mm256_set1_epi32(x); }
+static inline Vector splat8(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+static inline Vector add8(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
+static inline Vector sub8(Vector a, Vector b) { return _mm256_sub_epi8(a, b); }
+static inline Vector sub32(Vector a, Vector b) { return _mm256_sub_epi32(a, b); }
+static inline Vector quarter(Vector a) { return _mm256_srai_epi32(a, 2); }
+static inline Vector multiply32(Vector a, Vector b) { return _mm256_mullo_epi32(a, b); }
 static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
 static inline Vector larger(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
 static inline Vector larger8(Vector a, Vector b) { return _mm256_max_epu8(a, b); }

@@ -20,6 +20,12 @@ static inline Vector high_nibbles(Vector a) { return low_nibbles(_mm512_srli_epi
 static inline Vector lookup(Vector table, Vector index) { return _mm512_shuffle_epi8(table, index); }
 static inline Vector zero() { return _mm512_setzero_si512(); }
 static inline Vector splat(int32_t x) { return _mm512_set1_epi32(x); }
+static inline Vector splat8(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+static inline Vector add8(Vector a, Vector b) { return _mm512_add_epi8(a, b); }
+static inline Vector sub8(Vector a, Vector b) { return _mm512_sub_epi8(a, b); }
+static inline Vector sub32(Vector a, Vector b) { return _mm512_sub_epi32(a, b); }
+static inline Vector quarter(Vector a) { return _mm512_srai_epi32(a, 2); }
+static inline Vector multiply32(Vector a, Vector b) { return _mm512_mullo_epi32(a, b); }
 static inline Vector add32(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
 static inline Vector larger(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
 static inline Vector larger8(Vector a, Vector b) { return _mm512_max_epu8(a, b); }

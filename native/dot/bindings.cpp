@@ -19,6 +19,7 @@
 #include "../buffer.hpp"
 #include "../run_binding.hpp"
 #include "steps.hpp"
+#include "winograd.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -123,6 +124,34 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
   s.slots = slots;
   s.gathered_chunks = (s.outputs.at(0).pieces * piece + kDotDepth - 1) / kDotDepth;
   for (size_t c = 0; c < reads->size(); ++c) s.gathered_offsets.push_back(reads->data()[c] * kDotPixels * kDotDepth);
+}
+
+// outputs: as above; weights have no list of chunks, but those of nine taps.
+void add_winograd(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
+                  const HeldDotView& source, int side, Pair top_left, Array<int64_t> outputs, Array<uint8_t> quads,
+                  Array<uint8_t> add, Array<int32_t> start, Array<uint8_t> weights, int bits,
+                  MaybeArray<int8_t> tables, int narrow_quads, int group, bool together, Memory scratch, int threads) {
+  DotWinograd& s = p.add_chained<DotWinograd>(walk, channels, chain);
+  s.source = p.view(source);
+  s.side = side;
+  s.top = top_left.first;
+  s.left = top_left.second;
+  const uint8_t* const all = hold(p.keep_, weights);
+  const int32_t* const starts = hold(p.keep_, start);
+  for (size_t i = 0; i < outputs.shape(0); ++i) {
+    const int64_t* const o = outputs.data() + 4 * i;
+    s.outputs.push_back({static_cast<int>(o[0]), static_cast<int>(o[1]), all + o[3], starts + i * add.size() * kDotOutputs});
+  }
+  s.quads.assign(quads.data(), quads.data() + quads.size());
+  for (size_t c = 0; c < quads.size(); ++c) s.offsets.push_back(static_cast<int32_t>(c) * kDotDepth);
+  s.add.assign(add.data(), add.data() + add.size());
+  s.bits = bits;
+  s.tables = hold(p.keep_, tables);
+  s.narrow_quads = narrow_quads;
+  s.group = group;
+  s.together = together;
+  if (static_cast<int64_t>(scratch->size()) < threads * s.scratch_bytes()) throw std::invalid_argument("too little scratch");
+  s.scratch = hold(p.keep_, scratch);
 }
 
 void add_depthwise(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
@@ -258,6 +287,9 @@ void bind_dot(nb::module_& m) {
   m.attr("dot_outputs") = kDotOutputs;
   m.attr("dot_pixels") = kDotPixels;
   m.attr("dot_depth") = kDotDepth;
+  m.attr("winograd_batch") = DotWinograd::kBatch;
+  m.def("winograd_scratch",
+        nb::overload_cast<int, int, int, int>(&DotWinograd::scratch_bytes), "side"_a, "chunks"_a, "group"_a, "held_blocks"_a);
 
   nb::class_<DotWalk>(m, "DotWalk")
       .def(
@@ -371,6 +403,10 @@ void bind_dot(nb::module_& m) {
            "tables"_a.noconvert().none(), "narrow_quads"_a, "scratch"_a, "scratch_chunks"_a,
            "piece"_a = 0, "reads"_a.noconvert().none() = nb::none(), "gather_scratch"_a.none() = nb::none(),
            "slots"_a = 0)
+      .def("winograd", add_winograd, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "side"_a, "top_left"_a,
+           "outputs"_a.noconvert(), "quads"_a.noconvert(), "add"_a.noconvert(), "start"_a.noconvert(),
+           "weights"_a.noconvert(), "bits"_a, "tables"_a.noconvert().none(), "narrow_quads"_a, "group"_a, "together"_a,
+           "scratch"_a, "threads"_a)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,

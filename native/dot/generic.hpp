@@ -33,7 +33,7 @@ static void dot_run(const DotTile& t) {
   for (int output = 0; output < kDotOutputs; output += kAcross * kLanes) {
     int p = 0;
     for (; p + kDown <= t.pixels; p += kDown) dot_rows<kDown>(t, p, output);
-    for (; p + 4 <= t.pixels; p += 4) dot_rows<4>(t, p, output);
+    for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) dot_rows<4>(t, p, output);  // some may not be there
     for (; p < t.pixels; ++p) dot_rows<1>(t, p, output);
   }
 }
@@ -351,9 +351,12 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
     words[i] = a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
 }
 
+#include "winograd_kernels.hpp"
+
 #define DOT_SET(space, name, fast, whole_rows, narrow_sums, begin, end, run)                                                                   \
   {                                                                                                                 \
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
-        space::sum_bytes, space::sum_sums, space::blend, space::interleave4                                                       \
+        space::sum_bytes, space::sum_sums, space::blend, space::interleave4,                                                    \
+        space::patches, space::kernels, space::products                                                              \
   }

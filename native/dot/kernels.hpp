@@ -84,6 +84,38 @@ struct DotCode {
   int shift, add;
 };
 
+// Winograd's filtering of 3 x 3 kernels (stride 1): a patch of n x n pixels, n = side + 2, gives side x side outputs by
+// n x n products a channel. All of it in integers: pixels are transformed by B^T, weights by c G (c = 2 or 6), and the
+// transform of the products by A^T is c^2 times the outputs, exactly (Winograd 1980; Lavin and Gray, CVPR 2016).
+// Patches of a row, side by side, to numbers modulo 256; planes are the n x n numbers of a patch.
+struct DotPatches {
+  int side;             // 2 or 3
+  const uint8_t* x;     // first pixel of the first patch; the next patch begins `side` columns on
+  ptrdiff_t step, row;  // bytes from column to column, and from row to row
+  int count;
+  int bytes;            // of a pixel, a multiple of 64
+  const uint8_t* add;   // [n * n] to the numbers of a plane
+  uint8_t* out;         // [n * n] planes of [count][bytes]
+  ptrdiff_t plane;      // bytes from plane to plane
+};
+
+// Weights of a chunk of channels, whose transform fits int8.
+struct DotKernels {
+  int side;
+  const int8_t* taps;  // [9] chunks, rows of the kernel after one another
+  int8_t* out;         // [n * n] planes of a chunk
+  ptrdiff_t plane;
+};
+
+// Sums of products to outputs.
+struct DotProducts {
+  int side;
+  const int32_t* products;  // [n * n] planes of [count][32]
+  ptrdiff_t plane;          // numbers from plane to plane
+  int count;                // patches, not more than most = 32 / (side * side)
+  int32_t* sums;            // [32][32], row (dy * most + patch) * side + dx
+};
+
 struct DotSet {
   const char* name;
   bool fast;        // products of bytes are instructions; else the path is for what no other can run
@@ -121,6 +153,9 @@ struct DotSet {
   void (*sum_sums)(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums);  // adds
   void (*blend)(const DotBlend&);
   void (*interleave4)(const uint8_t* const* rows, uint8_t* out, int count);
+  void (*patches)(const DotPatches&);
+  void (*kernels)(const DotKernels&);
+  void (*products)(const DotProducts&);
 };
 
 }  // namespace bitbranch

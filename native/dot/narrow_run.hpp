@@ -51,7 +51,7 @@ static void run(const DotTile& t) {
   for (int output = 0; output < kDotOutputs; output += kAcross * kLanes) {
     int p = 0;
     for (; p + kNarrowDown <= t.pixels; p += kNarrowDown) narrow_rows<kNarrowDown>(t, p, output);
-    for (; p + 4 <= t.pixels; p += 4) narrow_rows<4>(t, p, output);
+    for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) narrow_rows<4>(t, p, output);  // some may not be there
     for (; p < t.pixels; ++p) narrow_rows<1>(t, p, output);
   }
 }

@@ -28,6 +28,12 @@ static inline Vector high_nibbles(Vector a) { return of_bytes(vshrq_n_u8(bytes_o
 static inline Vector lookup(Vector table, Vector index) { return of_bytes(vqtbl1q_u8(bytes_of(table), bytes_of(index))); }
 static inline Vector zero() { return vdupq_n_s32(0); }
 static inline Vector splat(int32_t x) { return vdupq_n_s32(x); }
+static inline Vector splat8(int x) { return of_bytes(vdupq_n_u8(static_cast<uint8_t>(x))); }
+static inline Vector add8(Vector a, Vector b) { return of_bytes(vaddq_u8(bytes_of(a), bytes_of(b))); }
+static inline Vector sub8(Vector a, Vector b) { return of_bytes(vsubq_u8(bytes_of(a), bytes_of(b))); }
+static inline Vector sub32(Vector a, Vector b) { return vsubq_s32(a, b); }
+static inline Vector quarter(Vector a) { return vshrq_n_s32(a, 2); }
+static inline Vector multiply32(Vector a, Vector b) { return vmulq_s32(a, b); }
 static inline Vector add32(Vector a, Vector b) { return vaddq_s32(a, b); }
 static inline Vector larger(Vector a, Vector b) { return vmaxq_s32(a, b); }
 static inline Vector larger8(Vector a, Vector b) { return of_bytes(vmaxq_u8(bytes_of(a), bytes_of(b))); }

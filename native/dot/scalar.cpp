@@ -73,16 +73,34 @@ static inline Vector lanes(const Each& each) {
 }
 static inline Vector zero() { return lanes([](int) { return 0; }); }
 static inline Vector splat(int32_t x) { return lanes([=](int) { return x; }); }
+template <class Each>
+static inline Vector bytes(const Each& each) {
+  Vector v;
+  for (int i = 0; i < 64; ++i) v.byte[i] = static_cast<uint8_t>(each(i));
+  return v;
+}
+static inline Vector splat8(int x) { return bytes([=](int) { return x; }); }
+static inline Vector add8(const Vector& a, const Vector& b) { return bytes([&](int i) { return a.byte[i] + b.byte[i]; }); }
+static inline Vector sub8(const Vector& a, const Vector& b) { return bytes([&](int i) { return a.byte[i] - b.byte[i]; }); }
+template <class Each>
+static inline Vector modular(const Vector& a, const Vector& b, const Each& each) {
+  return lanes([&](int i) { return static_cast<int32_t>(each(static_cast<uint32_t>(a.lane[i]), static_cast<uint32_t>(b.lane[i]))); });
+}
+static inline Vector sub32(const Vector& a, const Vector& b) {
+  return modular(a, b, [](uint32_t x, uint32_t y) { return x - y; });
+}
+static inline Vector multiply32(const Vector& a, const Vector& b) {
+  return modular(a, b, [](uint32_t x, uint32_t y) { return x * y; });
+}
+static inline Vector quarter(const Vector& a) { return lanes([&](int i) { return a.lane[i] >> 2; }); }
 static inline Vector add32(const Vector& a, const Vector& b) {
-  return lanes([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i])); });
+  return modular(a, b, [](uint32_t x, uint32_t y) { return x + y; });
 }
 static inline Vector larger(const Vector& a, const Vector& b) {
   return lanes([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
 static inline Vector larger8(const Vector& a, const Vector& b) {
-  Vector v;
-  for (int i = 0; i < 64; ++i) v.byte[i] = a.byte[i] > b.byte[i] ? a.byte[i] : b.byte[i];
-  return v;
+  return bytes([&](int i) { return a.byte[i] > b.byte[i] ? a.byte[i] : b.byte[i]; });
 }
 static inline Vector smaller(const Vector& a, const Vector& b) {
   return lanes([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });

@@ -9,12 +9,11 @@ namespace {
 // Tiles of a deep convolution that are summed together, and the chunks of weights that are expanded for few and for
 // many of them: sums and weights share the first cache.
 constexpr int kTogether = 8, kFewTiles = 4, kSlabOfFew = 8, kSlab = 16;
-constexpr int64_t kWorth = 2048;  // what waking a thread is worth, in the unit of DotStep::cost
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
-int DotStep::block_channels(int block) const { return std::min(kDotOutputs, channels - block * kDotOutputs); }
+int DotChained::block_channels(int block) const { return std::min(kDotOutputs, channels - block * kDotOutputs); }
 
 void DotStep::run(const Run& run) const {
   int64_t runs = 1, length = run.images;
@@ -22,7 +21,7 @@ void DotStep::run(const Run& run) const {
   if (walk.kind == DotWalk::Kind::rows) runs = int64_t{run.images} * walk.height, length = walk.width;
   const int64_t per_run = divide_up(length, kDotPixels);
   const Tiles tiles{0, per_run, length, runs * per_run};
-  run.pool.parallel(tiles.count * blocks(), 1 + kWorth / cost(), [&](int part, int64_t begin, int64_t end) {
+  run.pool.parallel(tiles.count * blocks(), 1 + kWorthWaking / cost(), [&](int part, int64_t begin, int64_t end) {
     set->begin();
     run_tiles(run, part, tiles, begin, end, {});
     set->end();
@@ -76,7 +75,7 @@ void DotStep::describe(const Span& span, DotBlock& block) const {
     const int here = std::min(span.count - i, pitch - x);
     const int used = y < walk.height ? std::min(here, walk.width - x) : 0;
     if (used > 0) {
-      block.segment[block.segments++] = {i, used, image, y, x};
+      block.segment[block.segments++] = {used, image, y, x};
       for (int k = 0; k < used; ++k) block.row[block.count++] = static_cast<uint8_t>(i + k);
     }
     i += here;
@@ -88,7 +87,7 @@ void DotStep::describe(const Span& span, DotBlock& block) const {
   }
 }
 
-void DotStep::finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const {
+void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const {
   const int first = first_channel(block), existing = block_channels(block);
   // The last block may write the padding behind the last channel too, in whole vectors.
   const bool whole = first % kDotOutputs == 0 && first + existing == channels;

@@ -25,6 +25,8 @@ struct DotView {
   uint8_t* at(int64_t image, int64_t y, int64_t x) const { return base + ((image * rows + y) * pitch + x) * step; }
 };
 
+constexpr int64_t kWorthWaking = 2048;  // a thread, in about thousands of multiply-accumulates
+
 // Which pixels a step goes through, and in what order they lie in its source.
 struct DotWalk {
   enum class Kind {
@@ -42,13 +44,13 @@ struct DotWalk {
 // The pixels of a tile that exist: pieces of rows of the walk.
 struct DotBlock {
   struct Segment {
-    int first, count;  // rows of the tile
-    int64_t image;     // the first one's pixel in the walk
+    int count;
+    int64_t image;  // the first one's pixel in the walk
     int y, x;
   };
   int32_t* sums;
   int count, segments;
-  uint8_t row[kDotPixels];
+  uint8_t row[kDotPixels];  // of the tile
   Segment segment[kDotPixels];
 };
 
@@ -82,17 +84,31 @@ struct DotBand {
   }
 };
 
-class DotStep : public Step {
+// A step whose sums a chain takes on, in blocks of up to 32 channels.
+class DotChained : public Step {
  public:
-  DotStep(const DotSet* set, DotWalk walk, int channels) : set(set), walk(walk), channels(channels) {}
-  void run(const Run& run) const override;
-  // All blocks of some runs of a walk by rows; what is stored goes to the band, or is read from it.
-  void run_rows(const Run& run, int part, int64_t first, int64_t count, const DotBand& band) const;
+  DotChained(const DotSet* set, DotWalk walk, int channels) : set(set), walk(walk), channels(channels) {}
 
   const DotSet* set;
   DotWalk walk;
   int channels;  // of the output
   std::vector<DotOp> chain;
+
+ protected:
+  virtual int blocks() const { return (channels + kDotOutputs - 1) / kDotOutputs; }
+  virtual int first_channel(int block) const { return block * kDotOutputs; }
+  virtual int block_channels(int block) const;
+  virtual bool is_window() const { return false; }  // reads a band, else stores to it
+  void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
+};
+
+// A step that goes through its walk tile by tile.
+class DotStep : public DotChained {
+ public:
+  using DotChained::DotChained;
+  void run(const Run& run) const override;
+  // All blocks of some runs of a walk by rows; what is stored goes to the band, or is read from it.
+  void run_rows(const Run& run, int part, int64_t first, int64_t count, const DotBand& band) const;
 
  protected:
   struct Span {
@@ -109,18 +125,13 @@ class DotStep : public Step {
     int64_t at[kSlots];
     Gathered() { std::fill_n(at, kSlots, -1); }
   };
-  virtual int blocks() const { return (channels + kDotOutputs - 1) / kDotOutputs; }
-  virtual int first_channel(int block) const { return block * kDotOutputs; }
-  virtual int block_channels(int block) const;
   virtual int64_t cost() const { return 64; }  // of a tile, in about thousands of multiply-accumulates
-  virtual bool is_window() const { return false; }  // reads a band, else stores to it
   virtual void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const = 0;
   // All tiles by all blocks are `tiles.count * blocks()` items; this does some.
   virtual void run_tiles(const Run& run, int part, const Tiles& tiles, int64_t begin, int64_t end,
                          const DotBand& band) const;
   static Span span_of(const Tiles& tiles, int64_t tile);
   void describe(const Span& span, DotBlock& block) const;
-  void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
 };
 
 class DotConvolution : public DotStep {

@@ -13,7 +13,7 @@ extern const DotSet kDotScalar;
 namespace bitbranch::testing {
 
 namespace {
-static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 19,
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 22,
               "every function of DotSet needs a case in this file");
 
 constexpr int kTile = kDotPixels * kDotOutputs;
@@ -390,6 +390,96 @@ Bytes interleave4(const DotSet& set, Random& random) {
   append(out, made.data(), 4 * count);
   return out;
 }
+
+// The factors of Winograd's filtering by side, as they are defined.
+struct Factors {
+  int pixels[5][5], weights[5][3], outputs[3][5], divisor;
+};
+constexpr Factors kFactors[] = {
+    {{{1, 0, -1}, {0, 1, 1}, {0, -1, 1}, {0, 1, 0, -1}},
+     {{2}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}},
+     {{1, 1, 1}, {0, 1, -1, -1}},
+     4},
+    {{{2, -1, -2, 1}, {0, 2, 1, -1}, {0, -2, 3, -1}, {0, -1, 0, 1}, {0, 2, -1, -2, 1}},
+     {{3}, {3, 3, 3}, {1, -1, 1}, {1, 2, 4}, {0, 0, 6}},
+     {{1, 1, 1, 1}, {0, 1, -1, 2}, {0, 1, 1, 4, 1}},
+     36}};
+
+// left * x * left^T, rows x across of the result from `size` x `size` numbers.
+template <class Left>
+int64_t both_sides(const Left& left, int row, int column, int size, const std::function<int64_t(int, int)>& x) {
+  int64_t sum = 0;
+  for (int a = 0; a < size; ++a)
+    for (int b = 0; b < size; ++b) sum += int64_t{left[row][a]} * left[column][b] * x(a, b);
+  return sum;
+}
+
+Bytes patches(const DotSet* set, Random& random) {
+  const int side = static_cast<int>(random.between(2, 3)), n = side + 2, count = small(random, 9);
+  const int bytes = 64 * small(random, 3), step = bytes + 32 * static_cast<int>(random.between(0, 2));
+  const int columns = count * side + 2, row = step * (columns + static_cast<int>(random.between(0, 3)));
+  Lines<uint8_t> x(random, size_t{1} * n * row, 0, 255), add(random, 25, 0, 255);
+  const int64_t plane = int64_t{count} * bytes + 64;
+  Lines<uint8_t> made(n * n * plane);
+  const Factors& f = kFactors[side - 2];
+  if (set) set->patches({side, x.data(), step, row, count, bytes, add.data(), made.data(), plane});
+  for (int i = 0; i < n * n && !set; ++i)
+    for (int k = 0; k < count; ++k)
+      for (int c = 0; c < bytes; ++c)
+        made.data()[i * plane + k * bytes + c] = static_cast<uint8_t>(
+            add.data()[i] + both_sides(f.pixels, i / n, i % n, n,
+                                       [&](int y, int z) { return x.data()[y * row + (k * side + z) * step + c]; }));
+  Bytes out;
+  append(out, made.data(), n * n * plane);
+  return out;
+}
+
+Bytes kernels(const DotSet* set, Random& random) {
+  const int side = static_cast<int>(random.between(2, 3)), n = side + 2;
+  const int64_t plane = int64_t{kDotChunk} * small(random, 2) + 64;
+  Lines<int8_t> taps(random, 9 * kDotChunk, -128, 127), made(n * n * plane);
+  const Factors& f = kFactors[side - 2];
+  if (set) set->kernels({side, taps.data(), made.data(), plane});
+  for (int i = 0; i < n * n && !set; ++i)
+    for (int at = 0; at < kDotChunk; ++at)
+      made.data()[i * plane + at] = static_cast<int8_t>(
+          both_sides(f.weights, i / n, i % n, 3, [&](int y, int z) { return taps.data()[(3 * y + z) * kDotChunk + at]; }));
+  Bytes out;
+  append(out, made.data(), n * n * plane);
+  return out;
+}
+
+// Products are such that the division leaves no rest: of transformed pixels and weights of one channel.
+Bytes filtered(const DotSet* set, Random& random) {
+  const int side = static_cast<int>(random.between(2, 3)), n = side + 2, most = kDotPixels / (side * side);
+  const int count = small(random, most);
+  const int64_t plane = int64_t{kDotOutputs} * count + 16 * random.between(0, 2);
+  const Factors& f = kFactors[side - 2];
+  Lines<int32_t> products(n * n * plane), sums(kTile);
+  bool exact = true;
+  for (int k = 0; k < count; ++k)
+    for (int o = 0; o < kDotOutputs; ++o) {
+      const auto x = numbers<int32_t>(random, n * n, -300, 300), g = numbers<int32_t>(random, 9, -100, 100);
+      for (int i = 0; i < n * n; ++i) {
+        const int64_t pixel = both_sides(f.pixels, i / n, i % n, n, [&](int y, int z) { return x[y * n + z]; });
+        const int64_t weight = both_sides(f.weights, i / n, i % n, 3, [&](int y, int z) { return g[3 * y + z]; });
+        products.data()[i * plane + k * kDotOutputs + o] = static_cast<int32_t>(pixel * weight);
+      }
+      for (int i = 0; i < side * side && !set; ++i) {
+        int32_t& sum = sums.data()[((i / side * most + k) * side + i % side) * kDotOutputs + o];
+        for (int t = 0; t < 9; ++t) sum += g[t] * x[(i / side + t / 3) * n + i % side + t % 3];
+        const int64_t transformed = both_sides(f.outputs, i / side, i % side, n, [&](int y, int z) {
+          return products.data()[(y * n + z) * plane + k * kDotOutputs + o];
+        });
+        exact = exact && transformed == int64_t{f.divisor} * sum;
+      }
+    }
+  if (!set) expect(exact, "Winograd's factors");
+  if (set) set->products({side, products.data(), plane, count, sums.data()});
+  Bytes out;
+  append(out, sums.data(), kTile);
+  return out;
+}
 }  // namespace
 
 void test_dot(const InstructionSet& set) {
@@ -403,7 +493,8 @@ void test_dot(const InstructionSet& set) {
   // Against plain loops.
   using Plain = Bytes (*)(const DotSet*, Random&);
   const std::pair<const char*, Plain> plain[] = {
-      {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"gather", gather}, {"requantize", requantize}, {"compare", compare}};
+      {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"gather", gather}, {"requantize", requantize}, {"compare", compare},
+      {"patches", patches}, {"kernels", kernels}, {"products", filtered}};
   for (const auto& [name, run] : plain) {
     const Plain f = run;
     repeat(name, [&](Random& r) { return f(set.dot, r); }, [&](Random& r) { return f(nullptr, r); });

@@ -186,13 +186,13 @@ class PackedWeights:
     tables: npt.NDArray[np.int8] | None
     """``[4 / bits, 16]``, see ``DotSet::expand``; weights of 8 bits are what they are."""
     sums: Ints
-    """``[O]`` of the weights."""
+    """``[O]`` of the weights; ``[O, taps]`` where they are wanted so."""
     piece: int
     """See :class:`Chunks`."""
 
 
 def pack(
-    core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], step: int, pitch: int, gathered: bool
+    core: Any, op: p.Conv | p.ConvTranspose, positions: list[Tap], lay: Callable[[int], Chunks], by_tap: bool = False
 ) -> PackedWeights:
     """Pack the weights at some kernel positions, in as few bits as their values need, or in several bytes.
 
@@ -200,16 +200,15 @@ def pack(
         core: the compiled module.
         op: the convolution.
         positions: the taps.
-        step: bytes from pixel to pixel of the input.
-        pitch: pixels from row to row.
-        gathered: see :func:`chunks`.
+        lay: the chunks that hold them, for a number of input channels.
+        by_tap: whether the sums of the weights are wanted for each tap.
     """
     rows, count, depth = _rows(op)
     per_group = count // op.groups
     # Small groups are computed together, with zeros between them.
     most = min(op.groups, max(1, OUTPUTS // per_group))
     together = next(m for m in range(most, 0, -1) if op.groups % m == 0)
-    pieces = chunks(positions, together * depth, step, pitch, gathered)
+    pieces = lay(together * depth)
     size = len(pieces.quads) * DEPTH
 
     lists: list[npt.NDArray[np.int32]] = []
@@ -231,7 +230,7 @@ def pack(
     block_bytes = len(parts) * size * OUTPUTS * bits // 8
     data = np.zeros(len(blocks) * block_bytes, np.uint8)
     index = np.asarray([t.index for t in positions], np.int64)
-    sums = np.empty(count, np.int64)
+    sums = np.empty((count, len(positions)) if by_tap else count, np.int64)
     step = max(1, PIECE // (OUTPUTS * op.packed.size // count))
     for first in range(0, len(blocks), step):
         here = np.asarray(blocks[first : first + step], np.int64)
@@ -244,8 +243,9 @@ def pack(
                 outputs=here, per_group=per_group, together=together, block_bytes=block_bytes, bits=bits,
                 out=data[first * block_bytes : (first + step) * block_bytes],
             )  # fmt: skip
-        if isinstance(op, p.ConvTranspose):
-            sums[part] = op.weight_type.decode(codes[:, :, index]).reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
+        if by_tap or isinstance(op, p.ConvTranspose):
+            values = op.weight_type.decode(codes[:, :, index])
+            sums[part] = values.sum(axis=1 if by_tap else (1, 2), dtype=np.int64)
     tables = None
     if bits < 8:
         value = np.zeros(2**bits, np.int8)
@@ -253,7 +253,7 @@ def pack(
         nibble = np.arange(16)
         fields = [value[(nibble >> (bits * f)) & (2**bits - 1)] for f in range(4 // bits)]
         tables = np.ascontiguousarray(np.stack(fields))
-    if isinstance(op, p.Conv):
+    if isinstance(op, p.Conv) and not by_tap:
         sums = op.sums()[0]
     reads = np.tile(np.arange(len(pieces.quads), dtype=np.int32), len(parts))
     if len(parts) > 1 and size:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError
-from . import dot
+from . import dot, winograd
 from . import program as p
 from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
 from .interpolation import Interpolation
@@ -108,7 +109,10 @@ class DotPlanner:
         self.homes = self._homes()
         self.pads: dict[int, p.Pair] = {}  # by root: rows between images and columns between rows, for its readers
         self.reach: dict[int, p.Pair] = {}  # by root: furthest row and column that a tap is from its output pixel
+        self.filtered = self._filtered()
         self._measure()
+        scratch = max((f.scratch for f in self.filtered.values()), default=0)
+        self.winograd_scratch = self._buffer(self.threads * scratch) if scratch else None
         self.scratch = self.core.Buffer(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS)
         self.gather_scratch: Any = None
 
@@ -171,6 +175,19 @@ class DotPlanner:
             value = self.homes[value][0]
         return value
 
+    def _filtered(self) -> dict[int, winograd.Filtering]:
+        """The convolutions that Winograd's filtering makes faster."""
+        found: dict[int, winograd.Filtering] = {}
+        narrow = self.core.dot_has_narrow_sums(self.machine)
+        for i, op in enumerate(self.operations):
+            if not isinstance(op, p.Conv) or self._pool_behind(i) is not None:
+                continue
+            shape = self.values[i].shape
+            side, _ = winograd.choose(op, self._code_type(op.inputs[0]), shape, self.isa, narrow)
+            if side:
+                found[i] = winograd.plan(self.core, side, op.packed.shape[1], shape)
+        return found
+
     def _measure(self) -> None:
         """Find the pads and the reach of all values of codes."""
         for i, op in enumerate(self.operations):
@@ -185,7 +202,8 @@ class DotPlanner:
                     at = [(t.y, t.x)[axis] for t in positions] or [0]
                     beyond = max(at) + (count - 1) * stride - (size[axis] - 1)
                     pads[axis] = max(pads[axis], -min(at), beyond, count - size[axis] if stride == 1 else 0)
-                    reach[axis] = max(reach[axis], max(at) + PIXELS * stride * axis)
+                    patch = self.filtered[i].side - 1 if i in self.filtered else 0
+                    reach[axis] = max(reach[axis], max(at) + patch + PIXELS * stride * axis)
             self.pads[root], self.reach[root] = (pads[0], pads[1]), (reach[0], reach[1])
 
     @staticmethod
@@ -456,6 +474,9 @@ class DotPlanner:
         self._add(i, "encode", [i])
 
     def _convolution(self, i: int, op: p.Conv) -> None:
+        if i in self.filtered:
+            self._winograd(i, op, self.filtered[i])
+            return
         out = self.values[i].shape
         pool = self._pool_behind(i)
         banded = pool is not None and self._stream_count(i) == 1
@@ -469,6 +490,27 @@ class DotPlanner:
             self._pool_first(i, pool)
         if pool is not None and banded:
             self._band(i, pool)
+
+    def _winograd(self, i: int, op: p.Conv, how: winograd.Filtering) -> None:
+        source, out, codes = self._place(op.inputs[0]), self.values[i].shape, self._code_type(op.inputs[0])
+        key = (i, f"winograd {how.side}")
+        if key not in self.packed:
+            self.packed[key] = dot.pack(self.core, op, dot.taps(op), winograd.chunks, by_tap=True)
+        packed: dot.PackedWeights = self.packed[key]
+        start = winograd.starts(how.side, codes, packed.sums.reshape(-1, 3, 3))
+        narrow = self.core.dot_has_narrow_sums(self.machine)
+        quads = winograd.narrow_quads(how.side, codes, op.weight_type) if narrow else 0
+        self.done.add(i)
+        chain, complete = self._chain(i, packed.blocks)
+        self.plan.winograd(
+            walk=self._walk(out), channels=out[0], chain=chain, source=source.view, side=how.side,
+            top_left=(op.padding[0], op.padding[2]), outputs=packed.outputs, quads=packed.quads[::9].copy(),
+            add=winograd.summands(how.side, codes), start=self._by_block(self._int32(start), packed.blocks),
+            weights=packed.data, bits=packed.bits, tables=packed.tables, narrow_quads=quads, group=how.group,
+            together=how.together, scratch=self.winograd_scratch, threads=self.threads,
+        )  # fmt: skip
+        self._finished(i)
+        self._add(i, "winograd16" if quads else "winograd", complete, op.macs(self.values[op.inputs[0]]))
 
     def _stream_count(self, i: int) -> int:
         return sum(isinstance(self.operations[r], p.Requantize) for r in self.readers[i])
@@ -564,7 +606,8 @@ class DotPlanner:
         pixel = isinstance(op, p.Conv) and tuple(size) == (1, 1) and not by_rows
         gathered = not pixel and self._gathered(source, stride, size)
         if key not in self.packed:
-            self.packed[key] = dot.pack(self.core, op, positions, source.step, source.pitch, gathered)
+            lay = partial(dot.chunks, positions, step=source.step, pitch=source.pitch, gathered=gathered)
+            self.packed[key] = dot.pack(self.core, op, positions, lay)
         packed: dot.PackedWeights = self.packed[key]
         codes = self._code_type(op.inputs[0])
         quads = dot.narrow_quads(codes, op.weight_type) if self.core.dot_has_narrow_sums(self.machine) else 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import dot
+from . import dot, winograd
 from . import program as p
+from .layout import round_up
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Cost:
     wide: float = 1.0
     """How many times longer it takes with weights that do not fit a byte."""
 
-    def milliseconds(self, program: p.Program) -> float:
-        """An estimate for one image."""
+    def milliseconds(self, program: p.Program, products: str = "") -> float:
+        """An estimate for one image, on the path of dot products if their instruction set is given."""
         total = 0.0
         for op, value in zip(program.operations, program.values, strict=True):
             if not isinstance(op, (p.Conv, p.ConvTranspose)):
@@ -37,6 +38,10 @@ class Cost:
                 rate = self.narrow
             if not dot.fits_byte(op.weight_type):
                 rate /= self.wide
+            if products and not dot.is_depthwise(op):
+                rate *= value.shape[0] / round_up(value.shape[0], dot.OUTPUTS)
+            if products and isinstance(op, p.Conv):
+                rate /= winograd.choose(op, source.code_type, value.shape, products, self.narrow > 0)[1]
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
             total += 1e-6 * (nanoseconds + outputs * self.output)
         return total
@@ -74,4 +79,4 @@ def prefers_products(program: p.Program, isa: str, sextets: bool) -> bool:
     if isa not in PRODUCTS:
         return True
     planar = PLANAR["avx2" if isa in ("avx_vnni", "avx2") else "sextets" if sextets else "avx512"]
-    return PRODUCTS[isa].milliseconds(program) <= planar.milliseconds(program)
+    return PRODUCTS[isa].milliseconds(program, isa) <= planar.milliseconds(program)

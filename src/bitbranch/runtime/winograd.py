@@ -1,0 +1,182 @@
+"""Winograd's filtering of 3 x 3 kernels in integers, exactly: fewer products for the dot-product path.
+
+A patch of ``n x n`` pixels, ``n = side + 2``, gives ``side x side`` outputs by ``n * n`` products of each channel
+instead of ``9 * side * side``: 2.25 times fewer for a side of 2, 3.24 times for 3. With ``x`` a patch and ``g`` a
+kernel,
+
+    y = A^T ((c G g G^T c) * (B^T x B)) A / c^2
+
+in which all factors are integers where ``c`` is 2 or 6 and the division leaves no rest. Codes of few bits leave room
+in a byte for ``B^T x B`` and ternary weights for ``c G g G^T c``, so the products are what they were: bytes.
+
+Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional
+Neural Networks (CVPR 2016). The native side is ``native/dot/winograd.hpp``. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import CodeType
+from . import dot
+from . import program as p
+from .dot import FEWEST_QUADS, Ints, zero
+
+PIXELS: dict[int, Ints] = {
+    2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.int64),
+    3: np.array(
+        [[2, -1, -2, 1, 0], [0, 2, 1, -1, 0], [0, -2, 3, -1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]], np.int64
+    ),
+}
+"""``B^T`` by side; the points are 0, 1, -1, infinity, and 2 with a side of 3."""
+WEIGHTS: dict[int, Ints] = {
+    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64),
+    3: np.array([[3, 0, 0], [3, 3, 3], [1, -1, 1], [1, 2, 4], [0, 0, 6]], np.int64),
+}
+"""``c G`` by side."""
+
+MATRICES = ("amx",)
+"""Instruction sets that multiply so fast that the transforms would take longer than they save."""
+GAIN = 0.95
+"""Share of the time that filtering may take at most."""
+HELD = 384 << 10
+"""Bytes that a convolution's transformed weights, and its transformed pixels, take in the second cache each."""
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """How a convolution is filtered."""
+
+    side: int
+    """Of the outputs of a patch."""
+    chunks: int
+    """Of 64 channels."""
+    group: int
+    """Patches whose transformed pixels are held at once."""
+    together: bool
+    """Whether the transformed weights of all outputs are held; else those of 32."""
+    scratch: int
+    """Bytes that a thread needs."""
+
+
+def fits(side: int, codes: CodeType, weights: CodeType) -> bool:
+    """Whether the transformed codes and weights are bytes."""
+    least, most = _range(side, codes)
+    return int((most - least).max()) <= 255 and _largest(side, weights) <= 127
+
+
+def narrow_quads(side: int, codes: CodeType, weights: CodeType) -> int:
+    """As :func:`~bitbranch.runtime.dot.narrow_quads`, of the transformed numbers."""
+    least, most = _range(side, codes)
+    quads = (2**15 - 1) // (2 * int((most - least).max()) * _largest(side, weights))
+    return quads if quads >= FEWEST_QUADS else 0
+
+
+def summands(side: int, codes: CodeType) -> npt.NDArray[np.uint8]:
+    """``[n * n]``: what is added to the transform of stored bytes, modulo 256, so that the least number is 0."""
+    ones = PIXELS[side].sum(axis=1)
+    least = _range(side, codes)[0]
+    return ((-least - zero(codes) * np.outer(ones, ones)) % 256).astype(np.uint8).ravel()
+
+
+def starts(side: int, codes: CodeType, sums: Ints) -> Ints:
+    """What the products of an output start with, for the summands.
+
+    Args:
+        side: of the outputs of a patch.
+        codes: the convolution's input.
+        sums: ``[O, 3, 3]`` of the weights over the input channels.
+
+    Returns:
+        ``[O, n * n]``.
+    """
+    g = WEIGHTS[side]
+    transformed = g @ sums @ g.T
+    return (transformed * _range(side, codes)[0]).reshape(len(sums), -1)
+
+
+def chunks(channels: int) -> dot.Chunks:
+    """The depth of a convolution: 64 channels of each of the nine taps, then the next 64."""
+    channel, tap = np.ogrid[:channels, :9]
+    count = -(-channels // dot.DEPTH)
+    last = channels - (count - 1) * dot.DEPTH
+    quads = np.full((count, 9), dot.DEPTH // 4, np.uint8)
+    quads[-1] = -(-last // 4)
+    columns = (channel // dot.DEPTH * 9 + tap) * dot.DEPTH + channel % dot.DEPTH
+    return dot.Chunks(np.zeros(9 * count, np.int32), quads.ravel(), columns)
+
+
+def choose(
+    op: p.Conv, codes: CodeType, shape: tuple[int, int, int], isa: str, narrow_sums: bool
+) -> tuple[int, float]:  # fmt: skip
+    """How a convolution of one image is fastest.
+
+    More images would share the transform of the weights, but these would be packed in two ways.
+
+    Args:
+        op: the convolution.
+        codes: its input.
+        shape: of its output.
+        isa: the instruction set.
+        narrow_sums: whether sums of products of few bits stay in 16 bits there.
+
+    Returns:
+        The side of the outputs of a patch, 0 without filtering, and about what share of the time it takes without.
+    """
+    kind = (op.kernel, op.stride, op.dilation, op.groups)
+    if kind != ((3, 3), (1, 1), (1, 1), 1) or isa in MATRICES:
+        return 0, 1.0
+    outputs, channels = op.packed.shape[:2]
+    narrow = narrow_sums and dot.narrow_quads(codes, op.weight_type) > 0
+    best, share = 0, 1.0
+    for side in PIXELS:
+        slow = narrow and narrow_quads(side, codes, op.weight_type) == 0
+        effort = _effort(side, channels, outputs, _patches(side, shape)) / (9 * shape[1] * shape[2])
+        if not slow and effort < min(share, GAIN) and fits(side, codes, op.weight_type):
+            best, share = side, effort
+    return best, share
+
+
+def plan(core: Any, side: int, channels: int, shape: tuple[int, int, int]) -> Filtering:
+    """Groups and memory.
+
+    Args:
+        core: the compiled module.
+        side: of the outputs of a patch.
+        channels: of the input.
+        shape: of the output.
+    """
+    chunks, blocks = -(-channels // 64), -(-shape[0] // 32)
+    planes, batch = (side + 2) ** 2, core.winograd_batch
+    together = planes * chunks * core.dot_depth * core.dot_outputs * blocks <= HELD
+    most = max(1, HELD // (planes * batch * chunks * core.dot_depth))
+    group = batch * (1 if together else min(most, -(-_patches(side, shape) // batch)))
+    scratch = core.winograd_scratch(side, chunks, group, blocks if together else 1)
+    return Filtering(side, chunks, group, together, scratch)
+
+
+def _patches(side: int, shape: tuple[int, int, int]) -> int:
+    return -(-shape[1] // side) * -(-shape[2] // side)
+
+
+def _effort(side: int, channels: int, outputs: int, patches: int) -> float:
+    """What it takes, in multiply-accumulates of sums over all taps, for each pair of a channel and an output."""
+    planes = (side + 2) ** 2
+    return planes * (patches * (1 + 37 / channels + 6 / outputs) + 7)
+
+
+def _range(side: int, codes: CodeType) -> tuple[Ints, Ints]:
+    """``[n, n]`` each: the least and the largest of the transformed codes, of which pads are the value 0."""
+    factors = np.einsum("ia,jb->ijab", PIXELS[side], PIXELS[side])
+    up, down = np.maximum(factors, 0).sum(axis=(2, 3)), np.minimum(factors, 0).sum(axis=(2, 3))
+    lo, hi = min(codes.lo, 0), max(codes.hi, 0)
+    return up * lo + down * hi, up * hi + down * lo
+
+
+def _largest(side: int, weights: CodeType) -> int:
+    rows = np.abs(WEIGHTS[side]).sum(axis=1)
+    return int(rows.max() ** 2) * max(-weights.lo, weights.hi)

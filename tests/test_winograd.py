@@ -1,0 +1,112 @@
+"""Winograd's filtering in integers: its ranges, its summands, and 3 x 3 convolutions of all sizes by the engine."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples
+
+from bitbranch.contract import CodeType
+from bitbranch.errors import BitbranchError
+from bitbranch.runtime import dot, winograd
+from bitbranch.runtime import engine as engine_module
+from bitbranch.runtime import program as p
+
+try:
+    ISAS = engine_module.instruction_sets()
+except BitbranchError:
+    pytest.skip("the compiled core is not installed", allow_module_level=True)
+
+CODES = ["u1", "u2", "u3", "u4", "u6", "b1", "b2", "b4", "s3", "t"]
+WEIGHTS = ["t", "b1", "b2", "s3", "s4", "u2"]
+
+
+def byte(values: np.ndarray, codes: CodeType) -> np.ndarray:
+    return values + dot.zero(codes)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize("codes", CODES)
+def test_transformed_codes_fill_their_range(side: int, codes: str) -> None:
+    t, n = CodeType.parse(codes), side + 2
+    least, most = winograd._range(side, t)
+    values = np.unique([*t.decode(np.arange(t.count, dtype=np.uint8)).tolist(), 0])  # of a pad
+    b = winograd.PIXELS[side]
+    for i, j in product(range(n), repeat=2):
+        factor = np.outer(b[i], b[j])
+        for bound, patch in (
+            (least, np.where(factor > 0, values.min(), values.max())),
+            (most, np.where(factor > 0, values.max(), values.min())),
+        ):
+            assert (factor * patch).sum() == bound[i, j]
+    if winograd.fits(side, t, CodeType.parse("t")):
+        x = np.random.default_rng(0).choice(values, (50, n, n))
+        numbers = (b @ byte(x, t) @ b.T + winograd.summands(side, t).reshape(n, n)) % 256
+        np.testing.assert_array_equal(numbers, b @ x @ b.T - least)
+
+
+def test_what_fits_a_byte() -> None:
+    def fits(side: int, codes: str, weights: str) -> bool:
+        return winograd.fits(side, CodeType.parse(codes), CodeType.parse(weights))
+
+    assert fits(3, "u2", "t") and fits(3, "u3", "t") and not fits(3, "u4", "t") and not fits(3, "u2", "b2")
+    assert fits(2, "u4", "t") and fits(2, "u6", "s4") and fits(2, "b4", "b2")
+    assert not fits(2, "u2", "b4") and not fits(2, "u8", "t")
+
+
+def convolution(
+    codes: str, weights: str, channels: int, outputs: int, size: tuple[int, int], padding: tuple[int, int, int, int]
+) -> p.Program:  # fmt: skip
+    t, w = CodeType.parse(codes), CodeType.parse(weights)
+    rng = np.random.default_rng(channels + outputs)
+    encode = p.Encode("input", (), (channels, *size), t, np.linspace(-1.5, 1.5, t.count - 1).astype(np.float32))
+    weight = rng.integers(0, w.count, (outputs, channels, 3, 3), dtype=np.uint8)
+    conv = p.Conv("conv", (0,), weight, w, padding=padding)
+    values = [encode.infer()]
+    values.append(conv.infer(values[0]))
+    scale = p.Scale("scale", (1,), np.ones(outputs, np.float32), np.zeros(outputs, np.float32))
+    return p.Program((encode, conv, scale), (values[1].shape,))
+
+
+@examples(120)
+@given(
+    st.sampled_from(CODES), st.sampled_from(WEIGHTS), st.sampled_from([1, 3, 16, 32, 33, 64, 70, 130]),
+    st.sampled_from([1, 8, 31, 32, 33, 70]), st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    st.tuples(*[st.integers(0, 2)] * 4), st.sampled_from([2, 3]), st.sampled_from([1, 1 << 12, 384 << 10]),
+    st.integers(1, 3),
+)  # fmt: skip
+def test_convolutions_of_all_sizes(codes, weights, channels, outputs, size, padding, side, held, images) -> None:
+    """Odd sizes, few patches and many, weights of all outputs at once and of 32 after 32, groups that are cut."""
+    size = tuple(max(s, 3 - before - after) for s, before, after in zip(size, padding[::2], padding[1::2], strict=True))
+    program = convolution(codes, weights, channels, outputs, size, padding)
+    x = np.random.default_rng(0).normal(size=(images, *program.input.shape)).astype(np.float32)
+    expected = program.reference(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
+        patch.setattr(winograd, "_effort", lambda other, *_: 0.0 if other == side else np.inf)
+        patch.setattr(winograd, "MATRICES", ())
+        patch.setattr(winograd, "HELD", held)
+        for isa in ISAS:
+            for threads in (1, 2):
+                e = engine_module.Engine(program, threads=threads, isa=isa)
+                np.testing.assert_array_equal(e(x), expected, err_msg=isa)
+
+
+def test_the_choice() -> None:
+    """Large maps with many channels are filtered, with the larger patches if codes leave room; few pixels are not."""
+
+    def choose(codes: str, weights: str, channels: int, size: int, isa: str = "avx512_vnni") -> int:
+        program = convolution(codes, weights, channels, 64, (size, size), (1, 1, 1, 1))
+        conv, narrow = program.operations[1], isa in ("avx512", "avx2")
+        assert isinstance(conv, p.Conv)
+        side, share = winograd.choose(conv, CodeType.parse(codes), program.values[1].shape, isa, narrow)
+        assert (share < winograd.GAIN) == (side > 0)
+        return side
+
+    assert choose("u2", "t", 64, 32) == 3 and choose("u4", "t", 64, 32) == 2 and choose("u2", "b2", 64, 32) == 2
+    assert choose("u8", "t", 64, 32) == 0 and choose("u2", "t", 64, 3) == 0
+    assert choose("u2", "t", 64, 32, "amx") == 0 and choose("u2", "t", 64, 32, "avx512") == 2
