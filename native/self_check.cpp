@@ -213,7 +213,7 @@ void append_winograd(const DotSet& set, int side, const std::vector<uint8_t>& by
   alignas(64) int32_t sums[kDotPixels * kDotOutputs] = {};
   set.patches({side, bytes.data(), kDotDepth, 5 * kDotDepth, 1, kDotDepth, bytes.data(), pixels.data(), kDotDepth});
   set.kernels({side, taps.data(), weights.data(), kDotChunk});
-  set.products({side, products.data(), kDotOutputs, 1, sums});
+  set.products({side, products.data(), kDotOutputs, 1, kDotOutputs, sums});
   results.insert(results.end(), pixels.begin(), pixels.end());
   results.insert(results.end(), weights.begin(), weights.end());
   results.insert(results.end(), std::begin(sums), std::end(sums));
@@ -242,8 +242,8 @@ std::string dot_fault(const DotSet& set) {
     std::vector<int32_t>& got = sums[s == &set];
     alignas(64) int32_t out[3][kDotPixels * kDotOutputs];
     s->begin();
-    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels, 0});
-    s->run({x.data(), step, offsets, quads, chunks, small.data(), start, 0, out[2], pixels, narrow_quads});
+    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels, kDotOutputs, 0});
+    s->run({x.data(), step, offsets, quads, chunks, small.data(), start, 0, out[2], pixels, kDotOutputs, narrow_quads});
     s->depthwise({x.data(), step, offsets, chunks, depth_weights, start, out[1], pixels});
     s->end();
     for (const auto& tile : out) got.insert(got.end(), tile, tile + pixels * kDotOutputs);

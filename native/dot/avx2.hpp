@@ -69,6 +69,28 @@ static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64
   return false;
 }
 
+// Whether 32 channels of every row were compared at once: numbers of limits that are not reached are packed as bytes.
+template <int Count>
+static inline bool compare_whole(const DotRows& rows, const int32_t* limits, DotCode code, uint8_t* const* target) {
+  const Vector order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const Vector all = _mm256_set1_epi8(static_cast<char>((Count << code.shift) + code.add));
+  const __m128i shift = _mm_cvtsi32_si128(code.shift);
+  for (int i = 0; i < rows.count; ++i) {
+    const int32_t* const v = rows.sums + rows.row[i] * 32;
+    Vector missed[4];
+    for (int part = 0; part < 4; ++part) {
+      const Vector sums = load(v + 8 * part);
+      missed[part] = _mm256_cmpgt_epi32(load(limits + 8 * part), sums);
+      for (int k = 1; k < Count; ++k)
+        missed[part] = _mm256_add_epi32(missed[part], _mm256_cmpgt_epi32(load(limits + k * 32 + 8 * part), sums));
+    }
+    const Vector low = _mm256_packs_epi32(missed[0], missed[1]), high = _mm256_packs_epi32(missed[2], missed[3]);
+    const Vector bytes = _mm256_packs_epi16(_mm256_sll_epi16(low, shift), _mm256_sll_epi16(high, shift));
+    store(target[i], _mm256_add_epi8(_mm256_permutevar8x32_epi32(bytes, order), all));
+  }
+  return true;
+}
+
 struct Line {
   __m256 slope, intercept, last;
   Line(const float* a, const float* b, float n)

@@ -76,6 +76,12 @@ static inline bool requantize_narrow(const DotRows& rows, const int64_t* multipl
   return true;
 }
 
+// Nothing is gained here by comparing 32 channels at once.
+template <int Count>
+static inline bool compare_whole(const DotRows&, const int32_t*, DotCode, uint8_t* const*) {
+  return false;
+}
+
 struct Line {
   __m512 slope, intercept, last;
   Line(const float* a, const float* b, float n)

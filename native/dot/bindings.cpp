@@ -438,7 +438,7 @@ void bind_dot(nb::module_& m) {
         for (int c = 0; c < chunks; ++c) offsets.push_back(c * kDotPixels * kDotDepth);
         const std::vector<uint8_t> quads(static_cast<size_t>(chunks), kDotDepth / 4);
         const DotTile tile{pixels.data(), kDotDepth, offsets.data(), quads.data(), chunks,     weights.data(),
-                           start.data(),  0,         sums.data(),    kDotPixels, narrow_quads};
+                           start.data(),  0,         sums.data(),    kDotPixels, kDotOutputs, narrow_quads};
         nb::gil_scoped_release unlocked;
         set.begin();
         const auto begin = std::chrono::steady_clock::now();

@@ -2,11 +2,11 @@
 // Vector, kLanes (int32), kAcross (vectors of outputs in a register tile), kDown (pixels in it).
 #define UNROLL _Pragma("GCC unroll 16")
 
-template <int P>
+template <int P, int Across>
 static void dot_rows(const DotTile& t, int first, int output) {
-  Vector sum[P][kAcross];
+  Vector sum[P][Across];
   UNROLL for (int p = 0; p < P; ++p)
-    UNROLL for (int a = 0; a < kAcross; ++a)
+    UNROLL for (int a = 0; a < Across; ++a)
       sum[p][a] = load(t.start + (first + p) * t.start_step + output + a * kLanes);
   const int8_t* weights = t.weights + output / 16 * (kDotChunk / 2) + output % 16 * 4;
   const uint8_t* const x0 = t.x + first * t.step;
@@ -14,28 +14,32 @@ static void dot_rows(const DotTile& t, int first, int output) {
     const uint8_t* x = x0 + t.offsets[c];
     const int8_t* w = weights + int64_t{c} * kDotChunk;
     for (int q = 0; q < t.quads[c]; ++q) {
-      Vector values[kAcross];
-      UNROLL for (int a = 0; a < kAcross; ++a)
+      Vector values[Across];
+      UNROLL for (int a = 0; a < Across; ++a)
         values[a] = load(w + (a * kLanes / 16) * (kDotChunk / 2) + a * kLanes % 16 * 4);
       UNROLL for (int p = 0; p < P; ++p) {
         const Vector four = broadcast(x + p * t.step);
-        UNROLL for (int a = 0; a < kAcross; ++a) sum[p][a] = dot(sum[p][a], four, values[a]);
+        UNROLL for (int a = 0; a < Across; ++a) sum[p][a] = dot(sum[p][a], four, values[a]);
       }
       x += 4;
       w += 64;
     }
   }
   UNROLL for (int p = 0; p < P; ++p)
-    UNROLL for (int a = 0; a < kAcross; ++a) store(t.sums + (first + p) * kDotOutputs + output + a * kLanes, sum[p][a]);
+    UNROLL for (int a = 0; a < Across; ++a) store(t.sums + (first + p) * kDotOutputs + output + a * kLanes, sum[p][a]);
+}
+
+template <int Across>
+static void dot_columns(const DotTile& t, int output) {
+  int p = 0;
+  for (; p + kDown <= t.pixels; p += kDown) dot_rows<kDown, Across>(t, p, output);
+  for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) dot_rows<4, Across>(t, p, output);  // some may not be there
+  for (; p < t.pixels; ++p) dot_rows<1, Across>(t, p, output);
 }
 
 static void dot_run(const DotTile& t) {
-  for (int output = 0; output < kDotOutputs; output += kAcross * kLanes) {
-    int p = 0;
-    for (; p + kDown <= t.pixels; p += kDown) dot_rows<kDown>(t, p, output);
-    for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) dot_rows<4>(t, p, output);  // some may not be there
-    for (; p < t.pixels; ++p) dot_rows<1>(t, p, output);
-  }
+  if (t.outputs <= kLanes) return dot_columns<1>(t, 0);
+  for (int output = 0; output < t.outputs; output += kAcross * kLanes) dot_columns<kAcross>(t, output);
 }
 
 static void depthwise(const DotDepthwise& d) {
@@ -76,7 +80,9 @@ static void expand_bits(const int8_t* tables, const uint8_t* __restrict packed, 
   constexpr int fields = 4 / Bits, bytes = sizeof(Vector);
   Vector table[fields];
   UNROLL for (int f = 0; f < fields; ++f) table[f] = load_table(tables + 16 * f);
-  for (int v = 0; v < vectors; ++v, packed += 64, out += 64 * 2 * fields)
+  constexpr int ahead = 4608;  // what is asked for next, mostly: further than the processor foresees
+  for (int v = 0; v < vectors; ++v, packed += 64, out += 64 * 2 * fields) {
+    __builtin_prefetch(packed + ahead);
     UNROLL for (int part = 0; part < 64; part += bytes) {
       const Vector all = load(packed + part);
       const Vector low = low_nibbles(all), high = high_nibbles(all);
@@ -85,6 +91,7 @@ static void expand_bits(const int8_t* tables, const uint8_t* __restrict packed, 
         store(out + 64 * (fields + f) + part, lookup(table[f], high));
       }
     }
+  }
 }
 
 static void expand(int bits, const int8_t* tables, const uint8_t* packed, int vectors, int8_t* out) {
@@ -121,18 +128,19 @@ static inline void copy(void* to, const T* from, int count) {
 }
 
 static void store_sums(const DotRows& rows, bool narrow, void* const* target) {
-  const int count = rows.count;
+  const int count = rows.count, channels = rows.channels;
+  const bool vectors = channels % kLanes == 0;
   for (int i = 0; i < count; ++i) {
     const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
     if (narrow) {
       alignas(64) int16_t kept[kDotOutputs];
-      int16_t* const to = rows.channels == kDotOutputs ? static_cast<int16_t*>(target[i]) : kept;
-      UNROLL for (int a = 0; a < kParts; ++a) narrow16(to + a * kLanes, load(v + a * kLanes));
-      if (to == kept) copy(target[i], kept, rows.channels);
-    } else if (rows.channels == kDotOutputs) {
-      UNROLL for (int a = 0; a < kParts; ++a) store(static_cast<int32_t*>(target[i]) + a * kLanes, load(v + a * kLanes));
+      int16_t* const to = vectors ? static_cast<int16_t*>(target[i]) : kept;
+      for (int c = 0; c < channels; c += kLanes) narrow16(to + c, load(v + c));
+      if (!vectors) copy(target[i], kept, channels);
+    } else if (vectors) {
+      for (int c = 0; c < channels; c += kLanes) store(static_cast<int32_t*>(target[i]) + c, load(v + c));
     } else {
-      copy(target[i], v, rows.channels);
+      copy(target[i], v, channels);
     }
   }
 }
@@ -162,6 +170,7 @@ static inline void each_part(const DotRows& rows, int part, DotCode code, uint8_
 
 template <int Count>
 static void compare_few(const DotRows& rows, const int32_t* limits, DotCode code, uint8_t* const* target) {
+  if (rows.channels == kDotOutputs && compare_whole<Count>(rows, limits, code, target)) return;
   for (int part = 0; part < kParts; ++part) {
     Vector bar[Count];
     UNROLL for (int k = 0; k < Count; ++k) bar[k] = load(limits + k * kDotOutputs + part * kLanes);

@@ -14,7 +14,7 @@ constexpr int kDotDepth = 64;    // bytes of a chunk of taps
 constexpr int kDotChunk = kDotDepth * kDotOutputs;  // bytes of its weights
 
 // sums[p][o] = start[p][o] + sum over chunks and their bytes of x[p][byte] * weights[byte][o], for a tile of pixels.
-// All 32 rows may be computed and read, however few are asked for.
+// All 32 rows may be computed and read, and all 32 outputs, however few are asked for.
 struct DotTile {
   const uint8_t* x;        // first pixel
   ptrdiff_t step;          // bytes from pixel to pixel
@@ -26,6 +26,7 @@ struct DotTile {
   int start_step;          // 0, or 32 to go on with sums
   int32_t* sums;           // [32][32]
   int pixels;              // 1..32
+  int outputs;             // 1..32
   int narrow_quads;        // quads whose sums of pairs fit int16, start aside; 0: not even one
 };
 
@@ -85,8 +86,9 @@ struct DotCode {
 };
 
 // Winograd's filtering of 3 x 3 kernels (stride 1): a patch of n x n pixels, n = side + 2, gives side x side outputs by
-// n x n products a channel. All of it in integers: pixels are transformed by B^T, weights by c G (c = 2 or 6), and the
-// transform of the products by A^T is c^2 times the outputs, exactly (Winograd 1980; Lavin and Gray, CVPR 2016).
+// n x n products a channel. All of it in integers: factors of c = 2 or 6 are shared out among the rows of G, for the
+// weights, and the columns of A^T, for the outputs, which are then c^2 times too large (Winograd 1980; Lavin and Gray,
+// CVPR 2016).
 // Patches of a row, side by side, to numbers modulo 256; planes are the n x n numbers of a patch.
 struct DotPatches {
   int side;             // 2 or 3
@@ -113,6 +115,7 @@ struct DotProducts {
   const int32_t* products;  // [n * n] planes of [count][32]
   ptrdiff_t plane;          // numbers from plane to plane
   int count;                // patches, not more than most = 32 / (side * side)
+  int outputs;              // that are wanted; the others may become anything
   int32_t* sums;            // [32][32], row (dy * most + patch) * side + dx
 };
 

@@ -4,16 +4,16 @@
 //   widen_pairs(sum, narrow): neighbours of int16 added to int32,
 // and kNarrowDown (pixels of a register tile).
 
-template <int P>
+template <int P, int Across>
 static void narrow_rows(const DotTile& t, int first, int output) {
   const int8_t* weights = t.weights + output / 16 * (kDotChunk / 2) + output % 16 * 4;
   const uint8_t* const x0 = t.x + first * t.step;
   const int32_t* start = t.start + first * t.start_step + output;
   int start_step = t.start_step, held = 0;
-  Vector sum[P][kAcross] = {};
+  Vector sum[P][Across] = {};
   const auto spill = [&] {
     UNROLL for (int p = 0; p < P; ++p)
-      UNROLL for (int a = 0; a < kAcross; ++a) {
+      UNROLL for (int a = 0; a < Across; ++a) {
         int32_t* const to = t.sums + (first + p) * kDotOutputs + output + a * kLanes;
         store(to, widen_pairs(load(start + p * start_step + a * kLanes), sum[p][a]));
         sum[p][a] = zero();
@@ -29,12 +29,12 @@ static void narrow_rows(const DotTile& t, int first, int output) {
       if (held != 0 && held + left > t.narrow_quads) spill();  // whole chunks where they fit: loops of foreseeable length
       const int now = left < t.narrow_quads - held ? left : t.narrow_quads - held;
       for (int q = 0; q < now; ++q) {
-        Vector values[kAcross];
-        UNROLL for (int a = 0; a < kAcross; ++a)
+        Vector values[Across];
+        UNROLL for (int a = 0; a < Across; ++a)
           values[a] = load(w + (a * kLanes / 16) * (kDotChunk / 2) + a * kLanes % 16 * 4);
         UNROLL for (int p = 0; p < P; ++p) {
           const Vector four = broadcast(x + p * t.step);
-          UNROLL for (int a = 0; a < kAcross; ++a) sum[p][a] = narrow_dot(sum[p][a], four, values[a]);
+          UNROLL for (int a = 0; a < Across; ++a) sum[p][a] = narrow_dot(sum[p][a], four, values[a]);
         }
         x += 4;
         w += 64;
@@ -46,12 +46,16 @@ static void narrow_rows(const DotTile& t, int first, int output) {
   spill();
 }
 
+template <int Across>
+static void narrow_columns(const DotTile& t, int output) {
+  int p = 0;
+  for (; p + kNarrowDown <= t.pixels; p += kNarrowDown) narrow_rows<kNarrowDown, Across>(t, p, output);
+  for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) narrow_rows<4, Across>(t, p, output);  // some may not be there
+  for (; p < t.pixels; ++p) narrow_rows<1, Across>(t, p, output);
+}
+
 static void run(const DotTile& t) {
   if (t.narrow_quads == 0) return dot_run(t);
-  for (int output = 0; output < kDotOutputs; output += kAcross * kLanes) {
-    int p = 0;
-    for (; p + kNarrowDown <= t.pixels; p += kNarrowDown) narrow_rows<kNarrowDown>(t, p, output);
-    for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) narrow_rows<4>(t, p, output);  // some may not be there
-    for (; p < t.pixels; ++p) narrow_rows<1>(t, p, output);
-  }
+  if (t.outputs <= kLanes) return narrow_columns<1>(t, 0);
+  for (int output = 0; output < t.outputs; output += kAcross * kLanes) narrow_columns<kAcross>(t, output);
 }

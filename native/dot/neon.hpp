@@ -66,6 +66,12 @@ static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64
   return false;
 }
 
+// Nothing is gained here by comparing 32 channels at once.
+template <int Count>
+static inline bool compare_whole(const DotRows&, const int32_t*, DotCode, uint8_t* const*) {
+  return false;
+}
+
 struct Line {
   float32x4_t slope, intercept, last;
   Line(const float* a, const float* b, float n) : slope(vld1q_f32(a)), intercept(vld1q_f32(b)), last(vdupq_n_f32(n)) {}

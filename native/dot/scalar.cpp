@@ -128,6 +128,12 @@ static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64
   return false;
 }
 
+// Nothing is gained here by comparing 32 channels at once.
+template <int Count>
+static inline bool compare_whole(const DotRows&, const int32_t*, DotCode, uint8_t* const*) {
+  return false;
+}
+
 struct Line {
   const float *slope, *intercept;
   float last;

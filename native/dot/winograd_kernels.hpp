@@ -49,19 +49,20 @@ struct Winograd<3> {
     out[3] = odd;
     out[4] = (d[4] - d[2]) - (odd + odd);
   }
+  // Each row is taken as few times as leaves the largest products small; `outputs` takes it the other times.
   static inline void weights(const Bytes (&g)[3], Bytes (&out)[5]) {
-    const Bytes ends = g[0] + g[2], all = ends + g[1], twice = g[1] + (g[2] + g[2]), thrice = g[2] + (g[2] + g[2]);
+    const Bytes ends = g[0] + g[2], twice = g[1] + (g[2] + g[2]);
     out[0] = g[0] + (g[0] + g[0]);
-    out[1] = all + (all + all);
+    out[1] = ends + g[1];
     out[2] = ends - g[1];
     out[3] = g[0] + (twice + twice);
-    out[4] = thrice + thrice;
+    out[4] = g[2] + (g[2] + g[2]);
   }
   static inline void outputs(const Numbers (&m)[5], Numbers (&out)[3]) {
-    const Numbers sum = m[1] + m[2], twice = m[3] + m[3];
+    const Numbers thrice = m[1] + (m[1] + m[1]), sum = thrice + m[2], twice = m[3] + m[3], far = twice + m[4];
     out[0] = (m[0] + m[3]) + sum;
-    out[1] = (m[1] - m[2]) + twice;
-    out[2] = (sum + m[4]) + (twice + twice);
+    out[1] = (thrice - m[2]) + twice;
+    out[2] = sum + (far + far);
   }
   // What is a multiple of 36: of 9 times its inverse modulo 2^32.
   static inline Vector divide(Numbers a) { return multiply32(quarter(a.v), splat(0x38E38E39)); }
@@ -119,7 +120,7 @@ template <class W>
 static void transform_products(const DotProducts& t) {
   constexpr int n = W::kSize, side = W::kSide, patches = kDotPixels / (side * side);
   for (int k = 0; k < t.count; ++k)
-    for (int a = 0; a < kDotOutputs; a += kLanes) {
+    for (int a = 0; a < t.outputs; a += kLanes) {
       const int32_t* const from = t.products + k * kDotOutputs + a;
       Numbers rows[side][n];  // of which the second index is the column
       UNROLL for (int j = 0; j < n; ++j) {

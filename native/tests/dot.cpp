@@ -42,7 +42,7 @@ int small(Random& random, int most) { return static_cast<int>(random.between(1, 
 Bytes products(const DotSet* set, Random& random) {
   constexpr int chunks_most = 4;
   const int chunks = small(random, chunks_most), step = static_cast<int>(random.between(1, 200));
-  const int pixels = small(random, kDotPixels);
+  const int pixels = small(random, kDotPixels), outputs = small(random, kDotOutputs);
   const int narrow_quads = random.between(0, 1) ? small(random, 40) : 0;
   const int most = narrow_quads ? 1 << random.between(0, 7) : 255;
   const int largest = narrow_quads ? std::min(128, 32767 / (2 * most * narrow_quads)) : 128;
@@ -62,7 +62,7 @@ Bytes products(const DotSet* set, Random& random) {
   int32_t* const out = in_place ? start.data() : sums.data();
   if (set) {
     set->begin();
-    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels, narrow_quads});
+    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels, outputs, narrow_quads});
     set->end();
   } else {
     for (int p = 0; p < pixels; ++p)
@@ -76,7 +76,7 @@ Bytes products(const DotSet* set, Random& random) {
       }
   }
   Bytes bytes;
-  append(bytes, out, pixels * kDotOutputs);
+  for (int p = 0; p < pixels; ++p) append(bytes, out + p * kDotOutputs, outputs);
   return bytes;
 }
 
@@ -401,8 +401,8 @@ constexpr Factors kFactors[] = {
      {{1, 1, 1}, {0, 1, -1, -1}},
      4},
     {{{2, -1, -2, 1}, {0, 2, 1, -1}, {0, -2, 3, -1}, {0, -1, 0, 1}, {0, 2, -1, -2, 1}},
-     {{3}, {3, 3, 3}, {1, -1, 1}, {1, 2, 4}, {0, 0, 6}},
-     {{1, 1, 1, 1}, {0, 1, -1, 2}, {0, 1, 1, 4, 1}},
+     {{3}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {0, 0, 3}},
+     {{1, 3, 1, 1}, {0, 3, -1, 2}, {0, 3, 1, 4, 2}},
      36}};
 
 // left * x * left^T, rows x across of the result from `size` x `size` numbers.
@@ -452,7 +452,7 @@ Bytes kernels(const DotSet* set, Random& random) {
 // Products are such that the division leaves no rest: of transformed pixels and weights of one channel.
 Bytes filtered(const DotSet* set, Random& random) {
   const int side = static_cast<int>(random.between(2, 3)), n = side + 2, most = kDotPixels / (side * side);
-  const int count = small(random, most);
+  const int count = small(random, most), outputs = small(random, kDotOutputs);
   const int64_t plane = int64_t{kDotOutputs} * count + 16 * random.between(0, 2);
   const Factors& f = kFactors[side - 2];
   Lines<int32_t> products(n * n * plane), sums(kTile);
@@ -475,9 +475,9 @@ Bytes filtered(const DotSet* set, Random& random) {
       }
     }
   if (!set) expect(exact, "Winograd's factors");
-  if (set) set->products({side, products.data(), plane, count, sums.data()});
+  if (set) set->products({side, products.data(), plane, count, outputs, sums.data()});
   Bytes out;
-  append(out, sums.data(), kTile);
+  for (int row = 0; row < kDotPixels; ++row) append(out, sums.data() + row * kDotOutputs, outputs);
   return out;
 }
 }  // namespace

@@ -4,10 +4,11 @@ A patch of ``n x n`` pixels, ``n = side + 2``, gives ``side x side`` outputs by 
 instead of ``9 * side * side``: 2.25 times fewer for a side of 2, 3.24 times for 3. With ``x`` a patch and ``g`` a
 kernel,
 
-    y = A^T ((c G g G^T c) * (B^T x B)) A / c^2
+    y = (A^T K) ((G' g G'^T) * (B^T x B)) (A^T K)^T / c^2        K G' = c G
 
-in which all factors are integers where ``c`` is 2 or 6 and the division leaves no rest. Codes of few bits leave room
-in a byte for ``B^T x B`` and ternary weights for ``c G g G^T c``, so the products are what they were: bytes.
+in which all factors are integers where ``c`` is 2 or 6, and the division leaves no rest. Codes of few bits leave room
+in a byte for ``B^T x B`` and ternary weights for ``G' g G'^T``, so the products are what they were: bytes. The diagonal
+``K`` moves factors to where the products are large, so that these stay small.
 
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks (CVPR 2016). The native side is ``native/dot/winograd.hpp``. NumPy only.
@@ -35,9 +36,9 @@ PIXELS: dict[int, Ints] = {
 """``B^T`` by side; the points are 0, 1, -1, infinity, and 2 with a side of 3."""
 WEIGHTS: dict[int, Ints] = {
     2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64),
-    3: np.array([[3, 0, 0], [3, 3, 3], [1, -1, 1], [1, 2, 4], [0, 0, 6]], np.int64),
+    3: np.array([[3, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [0, 0, 3]], np.int64),
 }
-"""``c G`` by side."""
+"""``G'`` by side."""
 
 MATRICES = ("amx",)
 """Instruction sets that multiply so fast that the transforms would take longer than they save."""
@@ -66,13 +67,13 @@ class Filtering:
 def fits(side: int, codes: CodeType, weights: CodeType) -> bool:
     """Whether the transformed codes and weights are bytes."""
     least, most = _range(side, codes)
-    return int((most - least).max()) <= 255 and _largest(side, weights) <= 127
+    return int((most - least).max()) <= 255 and int(_largest(side, weights).max()) <= 127
 
 
 def narrow_quads(side: int, codes: CodeType, weights: CodeType) -> int:
     """As :func:`~bitbranch.runtime.dot.narrow_quads`, of the transformed numbers."""
     least, most = _range(side, codes)
-    quads = (2**15 - 1) // (2 * int((most - least).max()) * _largest(side, weights))
+    quads = (2**15 - 1) // (2 * int(((most - least) * _largest(side, weights)).max()))
     return quads if quads >= FEWEST_QUADS else 0
 
 
@@ -177,6 +178,7 @@ def _range(side: int, codes: CodeType) -> tuple[Ints, Ints]:
     return up * lo + down * hi, up * hi + down * lo
 
 
-def _largest(side: int, weights: CodeType) -> int:
+def _largest(side: int, weights: CodeType) -> Ints:
+    """``[n, n]``: the largest magnitude of the transformed weights."""
     rows = np.abs(WEIGHTS[side]).sum(axis=1)
-    return int(rows.max() ** 2) * max(-weights.lo, weights.hi)
+    return np.outer(rows, rows) * max(-weights.lo, weights.hi)
