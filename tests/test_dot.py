@@ -72,7 +72,7 @@ def test_packed_weights_come_back(
     weight = np.random.default_rng(depth).integers(0, weight_type.count, shape, dtype=np.uint8)
     op = p.Conv("conv", (0,), weight, weight_type, groups=groups)
     positions = dot.taps(op)
-    step = 4 if groups * depth <= 4 else -(-groups * depth // 32) * 32
+    step = groups * depth if groups * depth <= 4 else -(-groups * depth // 32) * 32
     packed = dot.pack(
         engine_module._core(), op, positions, partial(dot.chunks, positions, step=step, pitch=10, gathered=gathered)
     )

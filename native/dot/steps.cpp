@@ -458,9 +458,14 @@ void DotEncode::run(const Run& run) const {
           for (int row = 0; row < here; ++row) {
             uint8_t* const out = target.at(image, top + row, left) + 4 * quad;
             const uint8_t* const from = mixed + 4 * row * count;
-            if (target.step == 4) std::memcpy(out, from, 4 * static_cast<size_t>(count));
-            else
-              for (int x = 0; x < count; ++x) std::memcpy(out + x * target.step, from + 4 * x, 4);
+            if (target.step == 4) {
+              std::memcpy(out, from, 4 * static_cast<size_t>(count));
+              continue;
+            }
+            // With fewer than four channels the next pixel is written over what is too much, but nothing else.
+            for (int x = 0; x < count - 1; ++x) std::memcpy(out + x * target.step, from + 4 * x, 4);
+            const ptrdiff_t last = count - 1;
+            std::memcpy(out + last * target.step, from + 4 * last, std::min<size_t>(4, target.step));
           }
         }
       }

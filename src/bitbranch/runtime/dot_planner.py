@@ -252,7 +252,7 @@ class DotPlanner:
 
     def _codes(self, value: int, v: p.Codes) -> Place:
         channels, height, width = v.shape
-        step = 4 if channels <= 4 else round_up(channels, OUTPUTS)
+        step = channels if channels <= 4 else round_up(channels, OUTPUTS)
         pad_rows, pad_columns = self.pads.get(value, (0, 0))
         rows, pitch = height + pad_rows, width + pad_columns
         head = round_up((pad_rows * pitch + pad_columns) * step, LINE)

@@ -39,7 +39,7 @@ class Cost:
             if not dot.fits_byte(op.weight_type):
                 rate /= self.wide
             if products and not dot.is_depthwise(op):
-                rate *= value.shape[0] / round_up(value.shape[0], dot.OUTPUTS)
+                rate *= value.shape[0] / round_up(value.shape[0], dot.OUTPUTS // 2)
             if products and isinstance(op, p.Conv):
                 rate /= winograd.choose(op, source.code_type, value.shape, products, self.narrow > 0)[1]
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
@@ -50,10 +50,10 @@ class Cost:
 PRODUCTS = {
     "amx": Cost((1200,), 0.3, 0.065, wide=2),
     "avx512_vnni": Cost((235,), 0.3, 0.065, wide=2),
-    "avx512_vbmi": Cost((45,), 0.33, 0.065, narrow=175, wide=2),
-    "avx512": Cost((45,), 0.33, 0.065, narrow=175, wide=2),
+    "avx512_vbmi": Cost((45,), 0.33, 0.065, narrow=225, wide=2),
+    "avx512": Cost((45,), 0.33, 0.065, narrow=225, wide=2),
     "avx_vnni": Cost((130,), 0.4, 0.1, wide=2),
-    "avx2": Cost((33,), 0.45, 0.1, narrow=130, wide=2),
+    "avx2": Cost((33,), 0.45, 0.1, narrow=150, wide=2),
 }
 """The dot-product path, where the processor has instructions for it.
 
