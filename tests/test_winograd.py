@@ -22,7 +22,7 @@ except BitbranchError:
     pytest.skip("the compiled core is not installed", allow_module_level=True)
 
 CODES = ["u1", "u2", "u3", "u4", "u6", "b1", "b2", "b4", "s3", "t"]
-WEIGHTS = ["t", "b1", "b2", "s3", "s4", "u2"]
+WEIGHTS = ["t", "b1", "b2", "b4", "s3", "s4", "u2"]
 
 
 def byte(values: np.ndarray, codes: CodeType) -> np.ndarray:
@@ -43,19 +43,10 @@ def test_transformed_codes_fill_their_range(side: int, codes: str) -> None:
             (most, np.where(factor > 0, values.max(), values.min())),
         ):
             assert (factor * patch).sum() == bound[i, j]
-    if winograd.fits(side, t, CodeType.parse("t")):
+    if (most - least).max() <= 255:
         x = np.random.default_rng(0).choice(values, (50, n, n))
         numbers = (b @ byte(x, t) @ b.T + winograd.summands(side, t).reshape(n, n)) % 256
         np.testing.assert_array_equal(numbers, b @ x @ b.T - least)
-
-
-def test_what_fits_a_byte() -> None:
-    def fits(side: int, codes: str, weights: str) -> bool:
-        return winograd.fits(side, CodeType.parse(codes), CodeType.parse(weights))
-
-    assert fits(3, "u2", "t") and fits(3, "u3", "t") and not fits(3, "u4", "t") and not fits(3, "u2", "b2")
-    assert fits(2, "u4", "t") and fits(2, "u6", "s4") and fits(2, "b4", "b2")
-    assert not fits(2, "u2", "b4") and not fits(2, "u8", "t")
 
 
 def convolution(
@@ -64,12 +55,36 @@ def convolution(
     t, w = CodeType.parse(codes), CodeType.parse(weights)
     rng = np.random.default_rng(channels + outputs)
     encode = p.Encode("input", (), (channels, *size), t, np.linspace(-1.5, 1.5, t.count - 1).astype(np.float32))
-    weight = rng.integers(0, w.count, (outputs, channels, 3, 3), dtype=np.uint8)
+    weight = rng.binomial(w.count - 1, 0.5, (outputs, channels, 3, 3)).astype(np.uint8)
     conv = p.Conv("conv", (0,), weight, w, padding=padding)
     values = [encode.infer()]
     values.append(conv.infer(values[0]))
     scale = p.Scale("scale", (1,), np.ones(outputs, np.float32), np.zeros(outputs, np.float32))
     return p.Program((encode, conv, scale), (values[1].shape,))
+
+
+def test_what_fits_a_byte() -> None:
+    def fits(side: int, codes: str, weights: str, code: int | None = None) -> bool:
+        """With all codes of a type, or with one kernel of the same one among such of the smallest weight."""
+        conv = convolution(codes, weights, 3, 40, (4, 4), (1, 1, 1, 1)).operations[1]
+        assert isinstance(conv, p.Conv)
+        if code is not None:
+            weight = np.full(conv.weight.shape, conv.weight_type.count // 2, np.uint8)
+            weight[17, 2] = code
+            conv = p.Conv("conv", (0,), weight, conv.weight_type)
+        return winograd.fits(side, CodeType.parse(codes), conv)
+
+    assert fits(3, "u2", "t") and fits(3, "u3", "t") and not fits(3, "u4", "t")
+    assert fits(2, "u4", "t") and fits(2, "u6", "s4") and fits(2, "b4", "b2")
+    assert not fits(2, "u2", "s8") and not fits(2, "u8", "t") and not fits(2, "u2", "b8")
+    # 9 times 15, and 49 times 3, are beyond a byte; 9 times 13 is not.
+    assert (
+        fits(2, "b4", "b4", 7)
+        and fits(2, "b4", "b4", 14)
+        and not fits(2, "b4", "b4", 15)
+        and not fits(2, "b4", "b4", 0)
+    )
+    assert fits(3, "u2", "b2", 2) and not fits(3, "u2", "b2", 3) and not fits(3, "u2", "b2", 0)
 
 
 @examples(120)
@@ -107,6 +122,16 @@ def test_the_choice() -> None:
         assert (share < winograd.GAIN) == (side > 0)
         return side
 
-    assert choose("u2", "t", 64, 32) == 3 and choose("u4", "t", 64, 32) == 2 and choose("u2", "b2", 64, 32) == 2
+    assert choose("u2", "t", 64, 32) == 3 and choose("u4", "t", 64, 32) == 2 and choose("u4", "b4", 64, 32) == 2
     assert choose("u8", "t", 64, 32) == 0 and choose("u2", "t", 64, 3) == 0
-    assert choose("u2", "t", 64, 32, "amx") == 0 and choose("u2", "t", 64, 32, "avx512") == 2
+    assert choose("u2", "t", 64, 32, "amx") == 0 and choose("u2", "t", 64, 32, "avx512") == 3
+    assert choose("u4", "s4", 64, 32) == 2 and choose("u4", "s4", 64, 32, "avx512") == 0  # sums would outgrow 16 bits
+
+
+def test_sums_that_stay_narrow() -> None:
+    def quads(side: int, codes: str, weights: str) -> int:
+        return winograd.narrow_quads(side, CodeType.parse(codes), CodeType.parse(weights))
+
+    assert quads(2, "u2", "t") == (2**15 - 1) // (2 * 12 * 9)
+    assert quads(3, "u2", "t") == (2**15 - 1) // (2 * 3 * 18 * 18)  # of no plane is 6 * 6 * 3 times 7 * 7
+    assert quads(2, "u4", "s4") == 0

@@ -7,8 +7,9 @@ kernel,
     y = (A^T K) ((G' g G'^T) * (B^T x B)) (A^T K)^T / c^2        K G' = c G
 
 in which all factors are integers where ``c`` is 2 or 6, and the division leaves no rest. Codes of few bits leave room
-in a byte for ``B^T x B`` and ternary weights for ``G' g G'^T``, so the products are what they were: bytes. The diagonal
-``K`` moves factors to where the products are large, so that these stay small.
+in a byte for ``B^T x B`` and ternary weights for ``G' g G'^T``, so the products are what they were: bytes. So do weights
+of 2 and 4 branches, unless a kernel consists of the largest ones. The diagonal ``K`` moves factors to where the products
+are large, so that these stay small.
 
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks (CVPR 2016). The native side is ``native/dot/winograd.hpp``. NumPy only.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +49,9 @@ GAIN = 0.95
 HELD = 384 << 10
 """Bytes that a convolution's transformed weights, and its transformed pixels, take in the second cache each."""
 
+_known: WeakKeyDictionary[p.Conv, dict[int, bool]] = WeakKeyDictionary()
+"""By side, whether the weights of a convolution fit, where their type does not say."""
+
 
 @dataclass(frozen=True)
 class Filtering:
@@ -64,10 +69,29 @@ class Filtering:
     """Bytes that a thread needs."""
 
 
-def fits(side: int, codes: CodeType, weights: CodeType) -> bool:
-    """Whether the transformed codes and weights are bytes."""
+def fits(side: int, codes: CodeType, op: p.Conv) -> bool:
+    """Whether the transformed codes and weights of a convolution are bytes."""
     least, most = _range(side, codes)
-    return int((most - least).max()) <= 255 and int(_largest(side, weights).max()) <= 127
+    if int((most - least).max()) > 255:
+        return False
+    beyond = _largest(side, op.weight_type) > 127
+    if not beyond.any():
+        return True
+    known = _known.setdefault(op, {})
+    if side not in known:
+        known[side] = not (_largest(side, op.weight_type) > 2 * 127).any() and _weights_fit(side, op, beyond)
+    return known[side]
+
+
+def _weights_fit(side: int, op: p.Conv, planes: npt.NDArray[np.bool_]) -> bool:
+    """Whether the weights' transforms are bytes at some planes, ``[n, n]``."""
+    g = WEIGHTS[side].astype(np.float32)
+    factors = np.stack([np.outer(g[i], g[j]).ravel() for i, j in np.argwhere(planes)], axis=1)
+    for _, codes in op.packed.pieces():
+        transformed = op.weight_type.decode(codes).reshape(-1, 9).astype(np.float32) @ factors
+        if transformed.min() < -128 or transformed.max() > 127:
+            return False
+    return True
 
 
 def narrow_quads(side: int, codes: CodeType, weights: CodeType) -> int:
@@ -137,7 +161,7 @@ def choose(
     for side in PIXELS:
         slow = narrow and narrow_quads(side, codes, op.weight_type) == 0
         effort = _effort(side, channels, outputs, _patches(side, shape)) / (9 * shape[1] * shape[2])
-        if not slow and effort < min(share, GAIN) and fits(side, codes, op.weight_type):
+        if not slow and effort < min(share, GAIN) and fits(side, codes, op):
             best, share = side, effort
     return best, share
 
