@@ -7,9 +7,9 @@ kernel,
     y = (A^T K) ((G' g G'^T) * (B^T x B)) (A^T K)^T / c^2        K G' = c G
 
 in which all factors are integers where ``c`` is 2 or 6, and the division leaves no rest. Codes of few bits leave room
-in a byte for ``B^T x B`` and ternary weights for ``G' g G'^T``, so the products are what they were: bytes. So do weights
-of 2 and 4 branches, unless a kernel consists of the largest ones. The diagonal ``K`` moves factors to where the products
-are large, so that these stay small.
+in a byte for ``B^T x B`` and ternary weights for ``G' g G'^T``, so the products are of bytes, as before. Weights of 2
+and 4 branches fit, too, unless a kernel consists of the largest ones. The diagonal ``K`` moves factors to where the
+products are large, so that these stay small.
 
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional
 Neural Networks (CVPR 2016). The native side is ``native/dot/winograd.hpp``. NumPy only.
