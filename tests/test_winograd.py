@@ -135,3 +135,40 @@ def test_sums_that_stay_narrow() -> None:
     assert quads(2, "u2", "t") == (2**15 - 1) // (2 * 12 * 9)
     assert quads(3, "u2", "t") == (2**15 - 1) // (2 * 3 * 18 * 18)  # of no plane is 6 * 6 * 3 times 7 * 7
     assert quads(2, "u4", "s4") == 0
+
+
+def test_patches_read_no_codes_of_another_type() -> None:
+    """A value takes over another's memory; of images that are not there, the earlier codes stay behind the last one."""
+    rng = np.random.default_rng(0)
+    types = [CodeType.parse(t) for t in ("s2", "t", "u2", "s4")]
+    shape, pads = (32, 4, 4), (1, 1, 1, 1)
+    encode = p.Encode("input", (), shape, types[0], np.linspace(-1, 1, types[0].count - 1).astype(np.float32))
+    operations: list[p.Operation] = [encode]
+    values: list[p.Value] = [encode.infer()]
+
+    def add(op: p.Operation) -> int:
+        operations.append(op)
+        values.append(op.infer(*(values[i] for i in op.inputs)))
+        return len(values) - 1
+
+    source = 0
+    for k in range(6):
+        weight = rng.integers(0, 3, (32, 32, 3, 3), dtype=np.uint8)
+        sums = add(p.Conv(f"conv{k}", (source,), weight, CodeType.parse("t"), padding=pads))
+        t = types[1] if k % 2 == 0 else types[3]  # of one zero, so that they lie alike
+        bars = np.sort(rng.integers(-60, 60, (32, t.count - 1)), axis=1).astype(np.int32)
+        source = add(p.Threshold(f"codes{k}", (sums,), t, bars))
+    weight = rng.integers(0, 3, (32, 32, 3, 3), dtype=np.uint8)
+    sums = add(p.Conv("last", (source,), weight, CodeType.parse("t"), padding=pads))
+    ones = np.ones(32, np.float32)
+    program = p.Program((*operations, p.Scale("scale", (sums,), ones, 0 * ones)), (shape,))
+    x = rng.normal(size=(4, *shape)).astype(np.float32)
+    expected = program.reference(x)
+    for isa in ISAS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
+            patch.setattr(winograd, "_effort", lambda side, *_: 1.0 / side)
+            patch.setattr(winograd, "MATRICES", ())
+            e = engine_module.Engine(program, isa=isa)
+            for count in (4, 3, 4, 3):
+                np.testing.assert_array_equal(e(x[:count]), expected[:count], err_msg=isa)

@@ -425,6 +425,12 @@ void DotBytes::run(const Run& run) const {
   });
 }
 
+// The first bytes of each four to a pixel.
+template <int Bytes>
+static void spread(const uint8_t* from, uint8_t* out, ptrdiff_t step, int count) {
+  for (int x = 0; x < count; ++x) std::memcpy(out + x * step, from + 4 * x, Bytes);
+}
+
 void DotEncode::run(const Run& run) const {
   const int width = target.width, height = target.height, quads = (target.channels + 3) / 4;
   const int64_t plane = int64_t{height} * width;
@@ -458,14 +464,11 @@ void DotEncode::run(const Run& run) const {
           for (int row = 0; row < here; ++row) {
             uint8_t* const out = target.at(image, top + row, left) + 4 * quad;
             const uint8_t* const from = mixed + 4 * row * count;
-            if (target.step == 4) {
-              std::memcpy(out, from, 4 * static_cast<size_t>(count));
-              continue;
-            }
-            // With fewer than four channels the next pixel is written over what is too much, but nothing else.
-            for (int x = 0; x < count - 1; ++x) std::memcpy(out + x * target.step, from + 4 * x, 4);
-            const ptrdiff_t last = count - 1;
-            std::memcpy(out + last * target.step, from + 4 * last, std::min<size_t>(4, target.step));
+            if (target.step == 1) std::memcpy(out, bytes[0] + row * count, static_cast<size_t>(count));
+            else if (target.step == 2) spread<2>(from, out, 2, count);
+            else if (target.step == 3) spread<3>(from, out, 3, count);
+            else if (target.step == 4) std::memcpy(out, from, 4 * static_cast<size_t>(count));
+            else spread<4>(from, out, target.step, count);
           }
         }
       }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..contract import CodeType
 from ..errors import FormatError
 from . import dot, winograd
 from . import program as p
@@ -76,7 +77,8 @@ class Layout:
     rows: int
     pitch: int
     shape: tuple[int, int, int]
-    fill: int
+    code_type: CodeType
+    """Behind the last image there may be codes of an earlier run, and transforms of patches have room for no others."""
 
 
 @dataclass(eq=False)
@@ -264,7 +266,9 @@ class DotPlanner:
             tail += PIXELS * rows * pitch * step
         fill = dot.zero(v.code_type)
         memory = self._memory(
-            head + self.capacity * rows * pitch * step + tail, Layout(head, step, rows, pitch, v.shape, fill), fill
+            head + self.capacity * rows * pitch * step + tail,
+            Layout(head, step, rows, pitch, v.shape, v.code_type),
+            fill,
         )
         return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
 
@@ -310,10 +314,10 @@ class DotPlanner:
 
     @staticmethod
     def _layout(place: Place, v: p.Value) -> Layout | None:
-        """Whose memory a value may take over: integers any, codes that of codes with the same pads."""
+        """Whose memory a value may take over: integers any, codes that of codes of one type with the same pads."""
         if not isinstance(v, p.Codes):
             return None
-        return Layout(place.start, place.step, place.rows, place.pitch, place.shape, dot.zero(v.code_type))
+        return Layout(place.start, place.step, place.rows, place.pitch, place.shape, v.code_type)
 
     # ---- chains -------------------------------------------------------------------------------------------------
 
