@@ -61,7 +61,7 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --count 10000 $(ARGS)
 
 # The engine's tests on cores that check memory, undefined behaviour and races as they run.
-ENGINE_TESTS := tests/test_engine.py tests/test_first_layer.py tests/test_dot.py tests/test_callers.py tests/test_inputs.py
+ENGINE_TESTS := tests/test_engine.py tests/test_first_layer.py tests/test_dot.py tests/test_winograd.py tests/test_callers.py tests/test_inputs.py
 sanitize: setup
 	tools/sanitize.sh address $(VENV) $(ENGINE_TESTS) tests/test_program.py tests/test_decompose.py $(ARGS)
 	tools/sanitize.sh thread $(VENV) $(ENGINE_TESTS) $(ARGS)

@@ -207,28 +207,27 @@ static void line(const DotRows& rows, const float* slope, const float* intercept
   }
 }
 
-// The count k is one of r - 1, r, r + 1 for the line's r; bars r - 1 and r, which are rows r and r + 1, say which.
+// The count is the line's r or one more, which bar r says.
 static void near_line(const DotRows& rows, const float* slope, const float* intercept, const int32_t* limits, int last,
                       bool same, DotCode code, uint8_t* const* target) {
   constexpr int few = 16;  // bars that are looked up in registers
-  alignas(64) int32_t bar[few + 1];
+  alignas(64) int32_t bar[few];
   if (same && last < few)
-    for (int k = 0; k < last + 2; ++k) bar[k] = limits[k * kDotOutputs];
+    for (int k = 0; k <= last; ++k) bar[k] = limits[k * kDotOutputs];
   for (int part = 0; part < kParts; ++part) {
     const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
     if (same && last < few) {
-      const Sixteen first(bar), second(bar + 1);
+      const Sixteen bars(bar);
       each_part(rows, part, code, target, [&](Vector v) {
         const Vector r = l(v);
-        return count_reached(count_reached(add32(r, splat(-1)), v, first[r]), v, second[r]);
+        return count_reached(r, v, bars[r]);
       });
       continue;
     }
     const int32_t* const bars = limits + part * kLanes;
     each_part(rows, part, code, target, [&](Vector v) {
       const Vector r = l(v);
-      const Vector below = count_reached(add32(r, splat(-1)), v, gather_rows(bars, r));
-      return count_reached(below, v, gather_rows(bars + kDotOutputs, r));
+      return count_reached(r, v, gather_rows(bars, r));
     });
   }
 }

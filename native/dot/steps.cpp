@@ -142,7 +142,7 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
         break;
       case DotOp::Kind::near:
         set->near(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
-                  op.limits + int64_t{block} * (op.count + 2) * kDotOutputs, op.count, op.same,
+                  op.limits + int64_t{block} * (op.count + 1) * kDotOutputs, op.count, op.same,
                   op.code, reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::scale: break;

@@ -267,9 +267,9 @@ Bytes lines(const DotSet& set, Random& random, bool near) {
     slope.data()[o] = static_cast<float>(random.between(-1000, 1000)) * static_cast<float>(last) / (1000 * static_cast<float>(spread));
     intercept.data()[o] = static_cast<float>(random.between(-1000, 1000)) * 1e-2f;
   }
-  auto limits = ascending(random, last + 2, spread);
+  auto limits = ascending(random, last + 1, spread);
   const bool same = random.between(0, 1);
-  for (int k = 0; same && k < last + 2; ++k) std::fill_n(limits.data() + k * kDotOutputs, kDotOutputs, limits.data()[k * kDotOutputs]);
+  for (int k = 0; same && k <= last; ++k) std::fill_n(limits.data() + k * kDotOutputs, kDotOutputs, limits.data()[k * kDotOutputs]);
   const DotCode how = code(random);
   if (near) set.near(c.rows, slope.data(), intercept.data(), limits.data(), last, same, how, c.to<uint8_t>());
   else set.line(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());

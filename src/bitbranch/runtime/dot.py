@@ -283,12 +283,12 @@ def _rows(op: p.Conv | p.ConvTranspose) -> tuple[Callable[[slice], npt.NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Per channel, ``int(clamp(float32(v) * slope + intercept, 0, n))``, which counts ``n`` thresholds, or nearly."""
+    """Per channel ``int(clamp(float32(v) * slope + intercept, 0, n))``, which counts ``n`` thresholds, or one fewer."""
 
     slope: npt.NDArray[np.float32]
     intercept: npt.NDArray[np.float32]
     off: Ints
-    """How far the count is off at most."""
+    """0: the count is right; 1: right or one too few; 2: neither."""
 
     @property
     def exact(self) -> bool:
@@ -373,17 +373,27 @@ class _Fit:
         channels, n = bars.shape
         a = slope.astype(np.float32)
         least, most = _room(a.astype(np.float64), bars, passed, never)
-        with np.errstate(invalid="ignore"):
-            middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
-        b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
         # The integers where a wrong line shows, and what they count: all channels in one sorted list.
         shows = np.concatenate([np.clip(bars, self.lo, self.hi), np.clip(bars - 1, self.lo, self.hi)], axis=1)
         apart = np.arange(channels)[:, None] << 34
         counts = np.searchsorted((thresholds + apart).ravel(), (shows + apart).ravel(), side="right")
         counts = counts.reshape(shows.shape) - np.arange(channels)[:, None] * n
         shown = shows.astype(np.int32).astype(np.float32)
-        got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
-        return Lines(a, b, np.abs(got - counts).max(axis=1))
+
+        def between(least: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], Ints]:
+            """The middle of the intercepts, and how many thresholds are missed where a wrong line shows."""
+            with np.errstate(invalid="ignore"):
+                middle = np.where(
+                    np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2)
+                )
+            b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
+            got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
+            return b, counts - got
+
+        exact, missed = between(least)
+        below, fewer = between(least - 1)
+        right, near = ~missed.any(axis=1), (fewer.min(axis=1) >= 0) & (fewer.max(axis=1) <= 1)
+        return Lines(a, np.where(right, exact, below), np.where(right, 0, np.where(near, 1, 2)))
 
 
 def _room(

@@ -430,9 +430,8 @@ class DotPlanner:
                 last = bars.shape[1]
                 if lines.exact:
                     return self.core.DotOp.line(target.view, slope, intercept, last, shift, add)
-                always = np.full((len(op.thresholds), 1), -(2**31), np.int32)
-                never = np.full_like(always, 2**31 - 1)
-                limits = self._by_block(np.concatenate([always, op.thresholds, never], axis=1), blocks, 2**31 - 1)
+                never = np.full((len(op.thresholds), 1), 2**31 - 1, np.int32)
+                limits = self._by_block(np.concatenate([op.thresholds, never], axis=1), blocks, 2**31 - 1)
                 same = len(op.thresholds) == 1
                 return self.core.DotOp.near(target.view, slope, intercept, limits, last, same, shift, add)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
