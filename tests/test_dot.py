@@ -320,6 +320,34 @@ def test_the_largest_sums(codes: str, weights: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("images", [2, 3])
+def test_one_output_pixel_of_large_maps(images: int) -> None:
+    """A tile is a pixel of each image; kernels may read rows of images that are not there."""
+    rng = np.random.default_rng(0)
+    encode = p.Encode("input", (), (64, 20, 20), CodeType.parse("u2"), np.array([-0.5, 0.2, 0.9], np.float32))
+    t = CodeType.parse("t")
+    conv = p.Conv("conv", (0,), rng.integers(0, 3, (40, 64, 1, 1), dtype=np.uint8), t, stride=(20, 20))
+    ones = np.ones(40, np.float32)
+    compare(p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((40, 1, 1),)), images)
+
+
+@pytest.mark.parametrize("codes", ["u2", "s3", "b1", "u8", "s8"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_inputs_of_few_channels(channels: int, codes: str) -> None:
+    """Their pixels lie side by side; rows end at pads, or at rows of another thread."""
+    rng, t = np.random.default_rng(channels), CodeType.parse(codes)
+    for size, padding, kernel in (((9, 7), 1, 3), ((70, 33), 0, 3), ((5, 40), 2, 5)):
+        encode = p.Encode("input", (), (channels, *size), t, np.linspace(-1, 1, t.count - 1).astype(np.float32))
+        weight = rng.integers(0, 3, (20, channels, kernel, kernel), dtype=np.uint8)
+        conv = p.Conv("conv", (0,), weight, CodeType.parse("t"), padding=(padding,) * 4)
+        ones = np.ones(20, np.float32)
+        out = tuple(s + 2 * padding - kernel + 1 for s in size)
+        program = p.Program((encode, conv, p.Scale("scale", (1,), ones, ones)), ((20, *out),))
+        for side in (0, 2):
+            with filtering(side):
+                compare(program, 3)
+
+
 def test_sums_stay_narrow_for_as_long_as_they_fit() -> None:
     def quads(codes: str, weights: str) -> int:
         return dot.narrow_quads(CodeType.parse(codes), CodeType.parse(weights))

@@ -39,7 +39,7 @@ from bitbranch.twostep.codes import has_low_bit_weight
 from bitbranch.twostep.descent import Descent, Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.histogram import Histogram, equalize
-from bitbranch.twostep.layer import holds_any_weights, loosen, write_weight
+from bitbranch.twostep.layer import LayerProblem, holds_any_weights, loosen, write_weight
 from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
@@ -564,6 +564,37 @@ def test_transposed_convolutions_and_joined_codes_are_solved(seed):
     assert all(r.solved > r.start for r in reports[:2]), reports
     x = stroke_images(20, 1)[0]
     assert verify(student, compile(student, x), [x]).codes_differing < 30
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_an_output_keeps_weights_that_agree_more(reestimate, monkeypatch):
+    """No output gives fewer samples the right code than its first weights, BatchNorm's statistics treated alike."""
+    torch.manual_seed(5)
+    net, loader = quantize(Hourglass(), "tsq:wt-a2"), batches(*stroke_images(300, 0))
+    teacher, keep, seen = learn_codes(net, loader, epochs=2, progress=None), LayerProblem.keep_better, []
+
+    def keep_better(problem, code, *, renormalise):
+        assert renormalise == reestimate
+        if not isinstance(code, Staircase):
+            return
+        first = Solution(problem._start[0].double(), problem._start[1].clone())
+        problem.solution.weight[:, :, ::2] *= -1  # some that are surely worse
+        solved = Solution(problem.solution.weight.clone(), problem.solution.scale.clone())
+        keep(problem, code, renormalise=renormalise)
+        shares = []
+        for s in (first, solved, problem.solution):
+            s = problem._renormalised(s) if renormalise else s
+            shares.append(agreement(problem.file, problem.moments, s, code, problem.shift))
+        torch.testing.assert_close(shares[2], torch.maximum(shares[0], shares[1]))
+        before = problem.agreement(code)
+        problem.write(renormalise=renormalise)
+        after = problem.agreement(code)
+        torch.testing.assert_close(after, shares[2] if renormalise else before, rtol=0, atol=5e-3)  # as it was foreseen
+        seen.append(int((shares[0] > shares[1]).sum()))
+
+    monkeypatch.setattr(LayerProblem, "keep_better", keep_better)
+    learn_transforms(net, teacher, loader, samples=1500, reestimate=reestimate, progress=None)
+    assert len(seen) == 3 and sum(seen) > 0
 
 
 class DataDependent(nn.Module):

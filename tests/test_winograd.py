@@ -25,6 +25,11 @@ CODES = ["u1", "u2", "u3", "u4", "u6", "b1", "b2", "b4", "s3", "t"]
 WEIGHTS = ["t", "b1", "b2", "b4", "s3", "s4", "u2"]
 
 
+def has_narrow_sums(isa: str) -> bool:
+    core = engine_module._core()
+    return core.dot_has_narrow_sums(core.Machine(isa, 1))
+
+
 def byte(values: np.ndarray, codes: CodeType) -> np.ndarray:
     return values + dot.zero(codes)
 
@@ -65,7 +70,7 @@ def convolution(
 
 def test_what_fits_a_byte() -> None:
     def fits(side: int, codes: str, weights: str, code: int | None = None) -> bool:
-        """With all codes of a type, or with one kernel of the same one among such of the smallest weight."""
+        """With weights of a type, or with small ones but for one kernel, all of one code."""
         conv = convolution(codes, weights, 3, 40, (4, 4), (1, 1, 1, 1)).operations[1]
         assert isinstance(conv, p.Conv)
         if code is not None:
@@ -99,7 +104,9 @@ def test_convolutions_of_all_sizes(codes, weights, channels, outputs, size, padd
     size = tuple(max(s, 3 - before - after) for s, before, after in zip(size, padding[::2], padding[1::2], strict=True))
     program = convolution(codes, weights, channels, outputs, size, padding)
     x = np.random.default_rng(0).normal(size=(images, *program.input.shape)).astype(np.float32)
-    expected = program.reference(x)
+    expected, t, w = program.reference(x), CodeType.parse(codes), CodeType.parse(weights)
+    fits = winograd.fits(side, t, program.operations[1])
+    slow = dot.narrow_quads(t, w) > 0 and winograd.narrow_quads(side, t, w) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
         patch.setattr(winograd, "_effort", lambda other, *_: 0.0 if other == side else np.inf)
@@ -109,6 +116,9 @@ def test_convolutions_of_all_sizes(codes, weights, channels, outputs, size, padd
             for threads in (1, 2):
                 e = engine_module.Engine(program, threads=threads, isa=isa)
                 np.testing.assert_array_equal(e(x), expected, err_msg=isa)
+                np.testing.assert_array_equal(e(x[:1]), expected[:1], err_msg=isa)
+                families = {row.family for row in e.profile(x, repeat=1).rows}
+                assert any(f.startswith("winograd") for f in families) == (fits and not (has_narrow_sums(isa) and slow))
 
 
 def test_the_choice() -> None:
@@ -118,7 +128,12 @@ def test_the_choice() -> None:
         program = convolution(codes, weights, channels, 64, (size, size), (1, 1, 1, 1))
         conv, narrow = program.operations[1], isa in ("avx512", "avx2")
         assert isinstance(conv, p.Conv)
-        side, share = winograd.choose(conv, CodeType.parse(codes), program.values[1].shape, isa, narrow)
+        sums = program.values[1]
+        assert isinstance(sums, p.Integers)
+        side, share = winograd.choose(conv, CodeType.parse(codes), sums, isa, narrow)
+        if side:  # what is divided in the end would not fit
+            large = p.Integers(sums.shape, 0, -(-(2**31) // winograd.DIVISORS[side]))
+            assert winograd.choose(conv, CodeType.parse(codes), large, isa, narrow)[0] != side
         assert (share < winograd.GAIN) == (side > 0)
         return side
 

@@ -131,6 +131,9 @@ void add_winograd(DotPlan& p, const DotWalk& walk, int channels, const std::vect
                   const HeldDotView& source, int side, Pair top_left, Array<int64_t> outputs, Array<uint8_t> quads,
                   Array<uint8_t> add, Array<int32_t> start, Array<uint8_t> weights, int bits,
                   MaybeArray<int8_t> tables, int narrow_quads, int group, bool together, Memory scratch, int threads) {
+  if ((side != 2 && side != 3) || add.size() != static_cast<size_t>((side + 2) * (side + 2)) || group < 1 ||
+      start.size() != outputs.shape(0) * add.size() * kDotOutputs)
+    throw std::invalid_argument("not the numbers of a filtering");
   DotWinograd& s = p.add_chained<DotWinograd>(walk, channels, chain);
   s.source = p.view(source);
   s.side = side;

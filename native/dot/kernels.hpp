@@ -26,7 +26,7 @@ struct DotTile {
   int start_step;          // 0, or 32 to go on with sums
   int32_t* sums;           // [32][32]
   int pixels;              // 1..32
-  int outputs;             // 1..32
+  int outputs;             // that are wanted, 16 or 32
   int narrow_quads;        // quads whose sums of pairs fit int16, start aside; 0: not even one
 };
 
@@ -115,7 +115,7 @@ struct DotProducts {
   const int32_t* products;  // [n * n] planes of [count][32]
   ptrdiff_t plane;          // numbers from plane to plane
   int count;                // patches, not more than most = 32 / (side * side)
-  int outputs;              // that are wanted; the others may become anything
+  int outputs;              // that are wanted, 16 or 32
   int32_t* sums;            // [32][32], row (dy * most + patch) * side + dx
 };
 

@@ -13,7 +13,7 @@ static void run(const DotTile& t) {
           extra[half * kParts / 2 + a] = dot(extra[half * kParts / 2 + a], lowest, load(w + 16 * a));
     }
   alignas(64) int32_t start[kDotPixels * kDotOutputs];
-  const int rows = t.start_step ? t.pixels : 1;
+  const int rows = t.start_step ? (t.pixels + 3) / 4 * 4 : 1;  // four at a time are computed
   for (int p = 0; p < rows; ++p)
     UNROLL for (int a = 0; a < kParts; ++a)
       store(start + p * kDotOutputs + a * kLanes, vsubq_s32(load(t.start + p * t.start_step + a * kLanes), extra[a]));

@@ -12,8 +12,6 @@ constexpr int kTogether = 8, kFewTiles = 4, kSlabOfFew = 8, kSlab = 16;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Channels that are computed: the kernels leave out the second half of a block where it is empty.
-int half_blocks(int channels) { return channels <= kDotOutputs / 2 ? kDotOutputs / 2 : kDotOutputs; }
 }  // namespace
 
 int DotChained::block_channels(int block) const { return std::min(kDotOutputs, channels - block * kDotOutputs); }
@@ -101,7 +99,7 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
   for (const DotOp& op : chain) {
     const bool is_bytes =
         op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line || op.kind == DotOp::Kind::near;
-    rows.channels = whole && !op.view.exact ? half_blocks(existing) : existing;
+    rows.channels = whole && !op.view.exact ? computed(existing) : existing;
     if (op.kind == DotOp::Kind::scale) {
       rows.channels = existing;
       const int64_t size = int64_t{op.view.height} * op.view.width;
@@ -238,7 +236,7 @@ DotTile DotConvolution::place(const Outputs& o, int part, const Span& span, Gath
   t.start = o.start;
   t.sums = pixels.sums;
   t.pixels = span.count;
-  t.outputs = o.channels;
+  t.outputs = computed(o.channels);
   t.narrow_quads = narrow_quads;
   return t;
 }

@@ -99,6 +99,8 @@ class DotChained : public Step {
   virtual int first_channel(int block) const { return block * kDotOutputs; }
   virtual int block_channels(int block) const;
   virtual bool is_window() const { return false; }  // reads a band, else stores to it
+  // Channels that are computed: kernels leave out the second half of a block where it is empty.
+  static int computed(int channels) { return channels <= kDotOutputs / 2 ? kDotOutputs / 2 : kDotOutputs; }
   void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
 };
 

@@ -87,12 +87,12 @@ void DotWinograd::run(const Run& run) const {
           const int8_t* const w = weights + (together ? b * weights_bytes() : 0);
           for (int plane = 0; plane < planes(); ++plane)
             set->run({numbers + plane * numbers_plane() + int64_t{batch} * chunks() * kDotDepth, int64_t{chunks()} * kDotDepth,
-                      offsets.data(), quads.data(), chunks(), w + plane * weights_plane(), outputs[b].start + plane * kDotOutputs, 0, products + plane * kPlane, here, outputs[b].channels, narrow_quads});
+                      offsets.data(), quads.data(), chunks(), w + plane * weights_plane(), outputs[b].start + plane * kDotOutputs, 0, products + plane * kPlane, here, computed(outputs[b].channels), narrow_quads});
           for (int k = 0; k < parts; ++k) {
             DotBlock& pixels = described[k];
             pixels.sums = sums;
             set->products({side, products + k * patches() * kDotOutputs, kPlane, std::min(patches(), here - k * patches()),
-                           outputs[b].channels, sums});
+                           computed(outputs[b].channels), sums});
             finish(run, b, {}, pixels);
           }
         }

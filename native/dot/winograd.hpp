@@ -28,7 +28,7 @@ class DotWinograd : public DotChained {
   int bits = 8;                        // of the packed weights
   const int8_t* tables = nullptr;      // see DotSet::expand
   int narrow_quads = 0;
-  int group = kBatch;                  // patches, a multiple of the batch
+  int group = kBatch;                  // patches
   bool together = true;                // all blocks' weights are held; else those of one
   uint8_t* scratch = nullptr;          // [threads][scratch_bytes()]
 

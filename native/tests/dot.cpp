@@ -42,7 +42,7 @@ int small(Random& random, int most) { return static_cast<int>(random.between(1, 
 Bytes products(const DotSet* set, Random& random) {
   constexpr int chunks_most = 4;
   const int chunks = small(random, chunks_most), step = static_cast<int>(random.between(1, 200));
-  const int pixels = small(random, kDotPixels), outputs = small(random, kDotOutputs);
+  const int pixels = small(random, kDotPixels), outputs = 16 * small(random, 2);
   const int narrow_quads = random.between(0, 1) ? small(random, 40) : 0;
   const int most = narrow_quads ? 1 << random.between(0, 7) : 255;
   const int largest = narrow_quads ? std::min(128, 32767 / (2 * most * narrow_quads)) : 128;
@@ -452,7 +452,7 @@ Bytes kernels(const DotSet* set, Random& random) {
 // Products are such that the division leaves no rest: of transformed pixels and weights of one channel.
 Bytes filtered(const DotSet* set, Random& random) {
   const int side = static_cast<int>(random.between(2, 3)), n = side + 2, most = kDotPixels / (side * side);
-  const int count = small(random, most), outputs = small(random, kDotOutputs);
+  const int count = small(random, most), outputs = 16 * small(random, 2);
   const int64_t plane = int64_t{kDotOutputs} * count + 16 * random.between(0, 2);
   const Factors& f = kFactors[side - 2];
   Lines<int32_t> products(n * n * plane), sums(kTile);

@@ -114,7 +114,8 @@ class DotPlanner:
         self.filtered = self._filtered()
         self._measure()
         scratch = max((f.scratch for f in self.filtered.values()), default=0)
-        self.winograd_scratch = self._buffer(self.threads * scratch) if scratch else None
+        # Of threads, not of images: it does not count when a batch is cut into parts.
+        self.winograd_scratch = self.core.Buffer(self.threads * scratch) if scratch else None
         self.scratch = self.core.Buffer(self.threads * SCRATCH_CHUNKS * DEPTH * OUTPUTS)
         self.gather_scratch: Any = None
 
@@ -184,10 +185,13 @@ class DotPlanner:
         for i, op in enumerate(self.operations):
             if not isinstance(op, p.Conv) or self._pool_behind(i) is not None:
                 continue
-            shape = self.values[i].shape
-            side, _ = winograd.choose(op, self._code_type(op.inputs[0]), shape, self.isa, narrow)
+            sums = self.values[i]
+            assert isinstance(sums, p.Integers)
+            side, _ = winograd.choose(op, self._code_type(op.inputs[0]), sums, self.isa, narrow)
             if side:
-                found[i] = winograd.plan(self.core, side, op.packed.shape[1], shape)
+                patches = self.capacity * winograd.patches(side, sums.shape)
+                channels = op.packed.shape[1]
+                found[i] = winograd.plan(self.core, side, channels, sums.shape[0], patches, self.threads)
         return found
 
     def _measure(self) -> None:
@@ -273,7 +277,7 @@ class DotPlanner:
         return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
 
     def _by_images(self, root: int) -> bool:
-        return self.capacity > 4 and any(
+        return self.capacity > 1 and any(
             isinstance(op, p.Conv) and self._root(op.inputs[0]) == root and self.values[i].shape[1:] == (1, 1)
             for i, op in enumerate(self.operations)
         )

@@ -40,8 +40,8 @@ class Cost:
                 rate /= self.wide
             if products and not dot.is_depthwise(op):
                 rate *= value.shape[0] / round_up(value.shape[0], dot.OUTPUTS // 2)
-            if products and isinstance(op, p.Conv):
-                rate /= winograd.choose(op, source.code_type, value.shape, products, self.narrow > 0)[1]
+            if products and isinstance(op, p.Conv) and isinstance(value, p.Integers):
+                rate /= winograd.choose(op, source.code_type, value, products, self.narrow > 0)[1]
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
             total += 1e-6 * (nanoseconds + outputs * self.output)
         return total

@@ -28,6 +28,7 @@ from ..contract import CodeType
 from . import dot
 from . import program as p
 from .dot import FEWEST_QUADS, Ints, zero
+from .layout import round_up
 
 PIXELS: dict[int, Ints] = {
     2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.int64),
@@ -41,6 +42,8 @@ WEIGHTS: dict[int, Ints] = {
     3: np.array([[3, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [0, 0, 3]], np.int64),
 }
 """``G'`` by side."""
+DIVISORS = {2: 4, 3: 36}
+"""``c^2`` by side."""
 
 MATRICES = ("amx",)
 """Instruction sets that multiply so fast that the transforms would take longer than they save."""
@@ -135,9 +138,7 @@ def chunks(channels: int) -> dot.Chunks:
     return dot.Chunks(np.zeros(9 * count, np.int32), quads.ravel(), columns)
 
 
-def choose(
-    op: p.Conv, codes: CodeType, shape: tuple[int, int, int], isa: str, narrow_sums: bool
-) -> tuple[int, float]:  # fmt: skip
+def choose(op: p.Conv, codes: CodeType, sums: p.Integers, isa: str, narrow_sums: bool) -> tuple[int, float]:
     """How a convolution of one image is fastest.
 
     More images would share the transform of the weights, but these would be packed in two ways.
@@ -145,7 +146,7 @@ def choose(
     Args:
         op: the convolution.
         codes: its input.
-        shape: of its output.
+        sums: its output.
         isa: the instruction set.
         narrow_sums: whether sums of products of few bits stay in 16 bits there.
 
@@ -158,33 +159,42 @@ def choose(
     outputs, channels = op.packed.shape[:2]
     narrow = narrow_sums and dot.narrow_quads(codes, op.weight_type) > 0
     best, share = 0, 1.0
-    for side in PIXELS:
+    _, height, width = sums.shape
+    for side, divisor in DIVISORS.items():
         slow = narrow and narrow_quads(side, codes, op.weight_type) == 0
-        effort = _effort(side, channels, outputs, _patches(side, shape)) / (9 * shape[1] * shape[2])
-        if not slow and effort < min(share, GAIN) and fits(side, codes, op):
+        effort = _effort(side, channels, outputs, patches(side, sums.shape)) / (9 * height * width)
+        large = divisor * max(-sums.lo, sums.hi) >= 2**31
+        if not slow and not large and effort < min(share, GAIN) and fits(side, codes, op):
             best, share = side, effort
     return best, share
 
 
-def plan(core: Any, side: int, channels: int, shape: tuple[int, int, int]) -> Filtering:
+def plan(core: Any, side: int, channels: int, outputs: int, patches: int, threads: int) -> Filtering:
     """Groups and memory.
 
     Args:
         core: the compiled module.
         side: of the outputs of a patch.
         channels: of the input.
-        shape: of the output.
+        outputs: channels of the output.
+        patches: of all images.
+        threads: that share them.
     """
-    chunks, blocks = -(-channels // 64), -(-shape[0] // 32)
+    chunks, blocks = -(-channels // 64), -(-outputs // 32)
     planes, batch = (side + 2) ** 2, core.winograd_batch
     together = planes * chunks * core.dot_depth * core.dot_outputs * blocks <= HELD
-    most = max(1, HELD // (planes * batch * chunks * core.dot_depth))
-    group = batch * (1 if together else min(most, -(-_patches(side, shape) // batch)))
+    if together:  # groups are what threads share: a multiple of their number, of about the same size
+        groups = round_up(-(-patches // batch), threads)
+        group = min(batch, round_up(-(-patches // groups), 4))
+    else:
+        most = max(1, HELD // (planes * batch * chunks * core.dot_depth))
+        group = batch * min(most, -(-patches // batch))
     scratch = core.winograd_scratch(side, chunks, group, blocks if together else 1)
     return Filtering(side, chunks, group, together, scratch)
 
 
-def _patches(side: int, shape: tuple[int, int, int]) -> int:
+def patches(side: int, shape: tuple[int, int, int]) -> int:
+    """How many there are in an image of an output."""
     return -(-shape[1] // side) * -(-shape[2] // side)
 
 

@@ -344,8 +344,7 @@ def _solve(
                 iterations=recipe.iterations,
                 sweeps=recipe.sweeps,
             )
-            # The alternation lowers a relaxed objective, which is not always the codes' own.
-            problem.restart(problem.agreement(following.code) < start)
+            problem.keep_better(code, renormalise=recipe.reestimate)
         problem.write(renormalise=recipe.reestimate)
         solved = problem.agreement(following.code)
         label = following.label if recipe.method == "tsq" else "linear"

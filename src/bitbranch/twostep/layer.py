@@ -84,6 +84,39 @@ class LayerProblem:
             return torch.full_like(self.shift, math.nan)
         return agreement(self.file, self.moments, self.solution, code, self.shift)
 
+    def keep_better(self, code: object, *, renormalise: bool) -> None:
+        """Give outputs their first weights back where these give more samples the right code.
+
+        The alternation lowers a relaxed objective, which is not always the codes' own.
+
+        Args:
+            code: ``Q``; nothing happens if it is no staircase.
+            renormalise: compare them as :meth:`write` will leave them, each with the variance that it makes.
+        """
+        if not isinstance(code, Staircase):
+            return
+        first = Solution(self._start[0].double(), self._start[1])
+        shares = [
+            agreement(self.file, self.moments, self._renormalised(s) if renormalise else s, code, self.shift)
+            for s in (first, self.solution)
+        ]
+        self.restart(shares[0] > shares[1])
+
+    def _renormalised(self, s: Solution) -> Solution:
+        """What a solution becomes when BatchNorm's variance follows from it."""
+        norm = self.norm
+        if norm is None:
+            return s
+        slope = self.slope.view_as(s.scale)
+        unit = s.scale / slope
+        variance = self._variance(s.weight) * unit**2
+        gain = 1.0 if norm.weight is None else norm.weight.double().abs().view_as(s.scale)
+        return Solution(s.weight, unit * gain * (variance + norm.eps).rsqrt())
+
+    def _variance(self, weight: Tensor) -> Tensor:
+        """Of ``w^T X``, ``[G, O]``."""
+        return self.moments.power(weight) / max(1, self.moments.count - 1)
+
     def restart(self, outputs: Tensor) -> None:
         """Give outputs, ``[G, O]`` bool, the weights and scales back that the layer came with."""
         solution, (weight, scale) = self.solution, self._start
@@ -120,8 +153,7 @@ class LayerProblem:
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean if bias is None else mean + bias)
         if renormalise:
-            variance = self.moments.power(solution.weight).flatten() / max(1, self.moments.count - 1)
-            norm.running_var.copy_(variance * unit**2)
+            norm.running_var.copy_(self._variance(solution.weight).flatten() * unit**2)
             slope, _ = self._behind()
             solution.scale = (unit * slope.abs()).view_as(solution.scale)
 
