@@ -152,6 +152,20 @@ def test_sums_that_stay_narrow() -> None:
     assert quads(2, "u4", "s4") == 0
 
 
+def test_a_profile_compares_with_the_products_alone() -> None:
+    assert winograd.family_of("winograd2") == ("dot", 16 / 36) and winograd.family_of("dot") is None
+    program = convolution("u2", "t", 64, 64, (30, 30), (1, 1, 1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
+        patch.setattr(winograd, "_effort", lambda side, *_: 0.0 if side == 3 else np.inf)
+        patch.setattr(winograd, "MATRICES", ())
+        for isa in ISAS:
+            x = np.zeros((1, *program.input.shape), np.float32)
+            row = next(r for r in engine_module.Engine(program, isa=isa).profile(x, repeat=3).rows if r.macs)
+            assert row.family == winograd.family(3, has_narrow_sums(isa))
+            assert row.of_ceiling is not None and row.of_ceiling > 0
+
+
 def test_patches_read_no_codes_of_another_type() -> None:
     """A value takes over another's memory; of images that are not there, the earlier codes stay behind the last one."""
     rng = np.random.default_rng(0)

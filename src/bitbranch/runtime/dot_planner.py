@@ -517,7 +517,7 @@ class DotPlanner:
             together=how.together, scratch=self.winograd_scratch, threads=self.threads,
         )  # fmt: skip
         self._finished(i)
-        self._add(i, "winograd16" if quads else "winograd", complete, op.macs(self.values[op.inputs[0]]))
+        self._add(i, winograd.family(how.side, quads > 0), complete, op.macs(self.values[op.inputs[0]]))
 
     def _stream_count(self, i: int) -> int:
         return sum(isinstance(self.operations[r], p.Requantize) for r in self.readers[i])

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from . import winograd
+
 CEILING_TAPS = 36
 """Of the micro-benchmark's tile: as many as a 3x3 convolution of 16 channels has, all in the first cache."""
 MANY_QUADS = 1000
@@ -151,8 +153,14 @@ def ceiling(core: Any, isa: str, family: str, bits: int) -> float | None:
         bits: of the kernel's activations; 0: any.
 
     Returns:
-        ``None`` where the instruction set has no such kernel, or there is no micro-benchmark for it.
+        ``None`` where the instruction set has no such kernel, or there is no micro-benchmark for it. For Winograd's
+        filtering, what the products alone would allow.
     """
+    filtered = winograd.family_of(family)
+    if filtered is not None:
+        products, share = filtered
+        plain = ceiling(core, isa, products, bits)
+        return None if plain is None else plain / share
     machine = core.Machine(isa, 1)
     if family in ("dot", "dot16"):
         quads = 0 if family == "dot" else MANY_QUADS

@@ -17,6 +17,7 @@ Neural Networks (CVPR 2016). The native side is ``native/dot/winograd.hpp``. Num
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -125,6 +126,20 @@ def starts(side: int, codes: CodeType, sums: Ints) -> Ints:
     g = WEIGHTS[side]
     transformed = g @ sums @ g.T
     return (transformed * _range(side, codes)[0]).reshape(len(sums), -1)
+
+
+def family(side: int, narrow: bool) -> str:
+    """What a profile calls a filtered convolution: ``winograd3``, or ``winograd3_16`` where sums stay narrow."""
+    return f"winograd{side}_16" if narrow else f"winograd{side}"
+
+
+def family_of(name: str) -> tuple[str, float] | None:
+    """The family whose products a filtered convolution takes, and what share of them; None for another family."""
+    found = re.fullmatch(r"winograd(\d)(_16)?", name)
+    if found is None:
+        return None
+    side = int(found[1])
+    return ("dot16" if found[2] else "dot"), (side + 2) ** 2 / (9 * side**2)
 
 
 def chunks(channels: int) -> dot.Chunks:
