@@ -20,17 +20,23 @@ except BitbranchError:
 
 
 def network(
-    bits: str, channels: int = 256, size: int = 14, groups: int = 1, depth: int = 3, weights: str = "b1"
+    bits: str,
+    channels: int = 256,
+    size: int = 14,
+    groups: int = 1,
+    depth: int = 3,
+    weights: str = "b1",
+    kernel: int = 3,
 ) -> p.Program:
-    """3x3 convolutions of one kind, one after the other."""
+    """Convolutions of one kind, one after the other."""
     t = CodeType.parse(bits)
     thresholds = np.linspace(-1, 1, t.count - 1).astype(np.float32)
     operations: list[p.Operation] = [p.Encode("input", (), (channels, size, size), t, thresholds)]
     rng = np.random.default_rng(0)
     for i in range(depth):
-        weight = rng.integers(0, 2, (channels, channels // groups, 3, 3), dtype=np.uint8)
+        weight = rng.integers(0, 2, (channels, channels // groups, kernel, kernel), dtype=np.uint8)
         last = (len(operations) - 1,)
-        pads = {"stride": (1, 1), "padding": (1, 1, 1, 1), "groups": groups}
+        pads = {"stride": (1, 1), "padding": (kernel // 2,) * 4, "groups": groups}
         operations.append(p.Conv(f"conv{i}", last, weight, CodeType.parse(weights), **pads))
         bars = np.sort(rng.integers(-9, 9, (1, t.count - 1)), axis=1).astype(np.int32)
         operations.append(p.Threshold(f"codes{i}", (len(operations) - 1,), t, bars))
@@ -62,8 +68,15 @@ def test_few_bits_are_planar_without_matrices_of_bytes() -> None:
 def test_sums_of_few_bits_stay_narrow_without_instructions_for_bytes() -> None:
     for isa in ("avx512", "avx2"):
         assert paths.prefers_products(network("u4"), isa, sextets=False)
-        assert not paths.prefers_products(network("u2"), isa, sextets=False)
         assert not paths.prefers_products(network("u4", groups=256), isa, sextets=False)
+    assert not paths.prefers_products(network("u2", kernel=1), "avx512", sextets=False)
+
+
+def test_filtering_makes_products_of_two_bits_the_faster_ones() -> None:
+    for isa in ("avx512_vnni", "avx512", "avx2"):
+        assert paths.prefers_products(network("u2"), isa, sextets=False)
+        assert not paths.prefers_products(network("u2", channels=16, size=32), isa, sextets=False)
+    assert not paths.prefers_products(network("u1"), "avx512", sextets=False)
 
 
 def test_weights_of_two_bytes_take_twice_as_long() -> None:

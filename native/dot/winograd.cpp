@@ -57,46 +57,67 @@ void DotWinograd::describe_patches(int64_t first, int count, DotBlock& block) co
   }
 }
 
+// The products of a batch with the weights of a block: a matrix for each number of a patch.
+void DotWinograd::multiply(const Scratch& own, const Batch& batch, int block) const {
+  const int64_t bytes = int64_t{chunks()} * kDotDepth;
+  const int8_t* const weights = own.weights + (together ? block * weights_bytes() : 0);
+  for (int plane = 0; plane < planes(); ++plane) {
+    DotTile t{};
+    t.x = own.numbers + plane * numbers_plane() + batch.at * bytes;
+    t.step = bytes;
+    t.offsets = offsets.data();
+    t.quads = quads.data();
+    t.chunks = chunks();
+    t.weights = weights + plane * weights_plane();
+    t.start = outputs[block].start + plane * kDotOutputs;
+    t.sums = own.products + plane * kPlane;
+    t.pixels = batch.count;
+    t.outputs = computed(outputs[block].channels);
+    t.narrow_quads = narrow_quads;
+    set->run(t);
+  }
+}
+
+// The outputs of a batch, as many patches at a time as a tile holds, to the chain.
+void DotWinograd::run_batch(const Run& run, const Scratch& own, const Batch& batch, int first_block, int last_block) const {
+  constexpr int most = kBatch / 3;  // at least three patches are finished at once
+  alignas(64) int32_t sums[kDotPixels * kDotOutputs];
+  DotBlock pixels[most];
+  for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) {
+    describe_patches(batch.first + done, std::min(patches(), batch.count - done), pixels[k]);
+    pixels[k].sums = sums;
+  }
+  for (int b = first_block; b < last_block; ++b) {
+    multiply(own, batch, b);
+    for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) {
+      set->products({side, own.products + done * kDotOutputs, kPlane, std::min(patches(), batch.count - done),
+                     computed(outputs[b].channels), sums});
+      finish(run, b, {}, pixels[k]);
+    }
+  }
+}
+
+// An item is a group with all blocks, where their weights are held together, or with one.
 void DotWinograd::run(const Run& run) const {
   const int64_t all = int64_t{run.images} * rows() * columns(), groups = divide_up(all, group);
-  const int64_t per_group = together ? 1 : blocks();
-  const int64_t cost = 64 + int64_t{2} * group * planes() * chunks() * (together ? blocks() : 1);
-  run.pool.parallel(groups * per_group, 1 + kWorthWaking / cost, [&](int part, int64_t begin, int64_t end) {
-    uint8_t* const own = scratch + part * scratch_bytes();
-    int8_t* const weights = reinterpret_cast<int8_t*>(own);
-    uint8_t* const numbers = own + weights_bytes() * (together ? blocks() : 1);
-    int32_t* const products = reinterpret_cast<int32_t*>(numbers + numbers_bytes());
-    alignas(64) int32_t sums[kDotPixels * kDotOutputs];
-    constexpr int most = kBatch / 3;  // at least three patches are finished at once
-    DotBlock described[most];
+  const int items = together ? 1 : blocks();
+  const int64_t cost = 64 + int64_t{2} * group * planes() * chunks() * (blocks() / items);
+  run.pool.parallel(groups * items, 1 + kWorthWaking / cost, [&](int part, int64_t begin, int64_t end) {
+    uint8_t* const memory = scratch + part * scratch_bytes();
+    uint8_t* const numbers = memory + weights_bytes() * (together ? blocks() : 1);
+    const Scratch own{reinterpret_cast<int8_t*>(memory), numbers, reinterpret_cast<int32_t*>(numbers + numbers_bytes())};
     set->begin();
-    for (int b = 0; together && begin < end && b < blocks(); ++b) prepare_weights(b, weights + b * weights_bytes());
-    int64_t held = -1;
+    for (int b = 0; together && begin < end && b < blocks(); ++b) prepare_weights(b, own.weights + b * weights_bytes());
+    int64_t prepared = -1;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t which = item / per_group, first = which * group;
+      const int64_t which = item / items, first = which * group;
       const int count = static_cast<int>(std::min<int64_t>(group, all - first));
-      if (which != held) prepare_numbers(first, count, numbers);
-      held = which;
-      const int from = together ? 0 : static_cast<int>(item % per_group), to = together ? blocks() : from + 1;
-      if (!together) prepare_weights(from, weights);
-      for (int batch = 0; batch < count; batch += kBatch) {
-        const int here = std::min(kBatch, count - batch), parts = static_cast<int>(divide_up(here, patches()));
-        for (int k = 0; k < parts; ++k)
-          describe_patches(first + batch + k * patches(), std::min(patches(), here - k * patches()), described[k]);
-        for (int b = from; b < to; ++b) {
-          const int8_t* const w = weights + (together ? b * weights_bytes() : 0);
-          for (int plane = 0; plane < planes(); ++plane)
-            set->run({numbers + plane * numbers_plane() + int64_t{batch} * chunks() * kDotDepth, int64_t{chunks()} * kDotDepth,
-                      offsets.data(), quads.data(), chunks(), w + plane * weights_plane(), outputs[b].start + plane * kDotOutputs, 0, products + plane * kPlane, here, computed(outputs[b].channels), narrow_quads});
-          for (int k = 0; k < parts; ++k) {
-            DotBlock& pixels = described[k];
-            pixels.sums = sums;
-            set->products({side, products + k * patches() * kDotOutputs, kPlane, std::min(patches(), here - k * patches()),
-                           computed(outputs[b].channels), sums});
-            finish(run, b, {}, pixels);
-          }
-        }
-      }
+      const int block = static_cast<int>(item % items);
+      if (which != prepared) prepare_numbers(first, count, own.numbers);
+      prepared = which;
+      if (!together) prepare_weights(block, own.weights);
+      for (int at = 0; at < count; at += kBatch)
+        run_batch(run, own, {first + at, at, std::min(kBatch, count - at)}, block, together ? blocks() : block + 1);
     }
     set->end();
   });

@@ -10,7 +10,7 @@ namespace bitbranch {
 class DotWinograd : public DotChained {
  public:
   using DotChained::DotChained;
-  static constexpr int kBatch = 24;                           // patches that are multiplied at once
+  static constexpr int kBatch = 24;  // patches that are multiplied at once
   // What is read or written side by side would lie in one set of a cache, were it a power of two apart.
   static constexpr int kLine = 64;
   static constexpr int kPlane = (kDotPixels + 1) * kDotOutputs;  // numbers between planes of products
@@ -23,14 +23,14 @@ class DotWinograd : public DotChained {
   int top = 0, left = 0;
   DotView source;
   std::vector<Outputs> outputs;
-  std::vector<int32_t> offsets;        // [chunks] of a number's channels
-  std::vector<uint8_t> quads, add;     // [chunks]; [n * n], see DotPatches
-  int bits = 8;                        // of the packed weights
-  const int8_t* tables = nullptr;      // see DotSet::expand
-  int narrow_quads = 0;
-  int group = kBatch;                  // patches
-  bool together = true;                // all blocks' weights are held; else those of one
-  uint8_t* scratch = nullptr;          // [threads][scratch_bytes()]
+  std::vector<int32_t> offsets;     // [chunks] of a number's channels
+  std::vector<uint8_t> quads, add;  // [chunks]; [n * n], see DotPatches
+  int bits = 8;                     // of the packed weights
+  const int8_t* tables = nullptr;   // see DotSet::expand
+  int narrow_quads = 0;             // see DotTile
+  int group = kBatch;               // patches
+  bool together = true;             // all blocks' weights are held; else those of one
+  uint8_t* scratch = nullptr;       // [threads][scratch_bytes()]
 
   int64_t scratch_bytes() const {
     return scratch_bytes(side, static_cast<int>(offsets.size()), group, together ? blocks() : 1);
@@ -60,9 +60,21 @@ class DotWinograd : public DotChained {
   int64_t numbers_plane() const { return int64_t{group} * chunks() * kDotDepth + kLine; }
   int64_t numbers_bytes() const { return planes() * numbers_plane() + int64_t{kDotPixels} * chunks() * kDotDepth; }
 
+  // A thread's memory: transformed weights, transformed pixels of a group, and products of a batch.
+  struct Scratch {
+    int8_t* weights;
+    uint8_t* numbers;
+    int32_t* products;
+  };
+  struct Batch {
+    int64_t first;  // patch
+    int at, count;  // within its group
+  };
   void prepare_weights(int block, int8_t* out) const;
   void prepare_numbers(int64_t first, int count, uint8_t* out) const;
   void describe_patches(int64_t first, int count, DotBlock& block) const;
+  void multiply(const Scratch& own, const Batch& batch, int block) const;
+  void run_batch(const Run& run, const Scratch& own, const Batch& batch, int first_block, int last_block) const;
 };
 
 }  // namespace bitbranch
