@@ -29,17 +29,28 @@ static void dot_rows(const DotTile& t, int first, int output) {
     UNROLL for (int a = 0; a < Across; ++a) store(t.sums + (first + p) * kDotOutputs + output + a * kLanes, sum[p][a]);
 }
 
-template <int Across>
-static void dot_columns(const DotTile& t, int output) {
-  int p = 0;
-  for (; p + kDown <= t.pixels; p += kDown) dot_rows<kDown, Across>(t, p, output);
-  for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) dot_rows<4, Across>(t, p, output);  // some may not be there
-  for (; p < t.pixels; ++p) dot_rows<1, Across>(t, p, output);
+template <int N>
+struct Fixed {
+  static constexpr int value = N;
+};
+
+// The rows and outputs of a tile in pieces that registers hold: `piece(rows, across, first row, first output)`.
+template <int Down, class Piece>
+static inline void in_pieces(const DotTile& t, const Piece& piece) {
+  const auto column = [&](auto across, int output) {
+    int p = 0;
+    for (; p + Down <= t.pixels; p += Down) piece(Fixed<Down>{}, across, p, output);
+    for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) piece(Fixed<4>{}, across, p, output);  // some may not be there
+    for (; p < t.pixels; ++p) piece(Fixed<1>{}, across, p, output);
+  };
+  if (t.outputs <= kLanes) return column(Fixed<1>{}, 0);
+  for (int output = 0; output < t.outputs; output += kAcross * kLanes) column(Fixed<kAcross>{}, output);
 }
 
 static void dot_run(const DotTile& t) {
-  if (t.outputs <= kLanes) return dot_columns<1>(t, 0);
-  for (int output = 0; output < t.outputs; output += kAcross * kLanes) dot_columns<kAcross>(t, output);
+  in_pieces<kDown>(t, [&](auto rows, auto across, int first, int output) {
+    dot_rows<decltype(rows)::value, decltype(across)::value>(t, first, output);
+  });
 }
 
 static void depthwise(const DotDepthwise& d) {

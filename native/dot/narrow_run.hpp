@@ -46,16 +46,9 @@ static void narrow_rows(const DotTile& t, int first, int output) {
   spill();
 }
 
-template <int Across>
-static void narrow_columns(const DotTile& t, int output) {
-  int p = 0;
-  for (; p + kNarrowDown <= t.pixels; p += kNarrowDown) narrow_rows<kNarrowDown, Across>(t, p, output);
-  for (; p + 1 < t.pixels && p + 4 <= kDotPixels; p += 4) narrow_rows<4, Across>(t, p, output);  // some may not be there
-  for (; p < t.pixels; ++p) narrow_rows<1, Across>(t, p, output);
-}
-
 static void run(const DotTile& t) {
   if (t.narrow_quads == 0) return dot_run(t);
-  if (t.outputs <= kLanes) return narrow_columns<1>(t, 0);
-  for (int output = 0; output < t.outputs; output += kAcross * kLanes) narrow_columns<kAcross>(t, output);
+  in_pieces<kNarrowDown>(t, [&](auto rows, auto across, int first, int output) {
+    narrow_rows<decltype(rows)::value, decltype(across)::value>(t, first, output);
+  });
 }

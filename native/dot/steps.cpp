@@ -9,9 +9,6 @@ namespace {
 // Tiles of a deep convolution that are summed together, and the chunks of weights that are expanded for few and for
 // many of them: sums and weights share the first cache.
 constexpr int kTogether = 8, kFewTiles = 4, kSlabOfFew = 8, kSlab = 16;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 int DotChained::block_channels(int block) const { return std::min(kDotOutputs, channels - block * kDotOutputs); }

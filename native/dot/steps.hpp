@@ -25,6 +25,8 @@ struct DotView {
   uint8_t* at(int64_t image, int64_t y, int64_t x) const { return base + ((image * rows + y) * pitch + x) * step; }
 };
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int64_t kWorthWaking = 2048;  // a thread, in about thousands of multiply-accumulates
 
 // Which pixels a step goes through, and in what order they lie in its source.

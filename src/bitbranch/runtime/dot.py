@@ -244,8 +244,8 @@ def pack(
                 out=data[first * block_bytes : (first + step) * block_bytes],
             )  # fmt: skip
         if by_tap or isinstance(op, p.ConvTranspose):
-            values = op.weight_type.decode(codes[:, :, index])
-            sums[part] = values.sum(axis=1 if by_tap else (1, 2), dtype=np.int64)
+            weights = op.weight_type.decode(codes[:, :, index])
+            sums[part] = weights.sum(axis=1 if by_tap else (1, 2), dtype=np.int64)
     tables = None
     if bits < 8:
         value = np.zeros(2**bits, np.int8)

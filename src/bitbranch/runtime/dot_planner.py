@@ -267,13 +267,10 @@ class DotPlanner:
         reach = [max((r[axis] for r in reaches), default=0) for axis in (0, 1)]
         tail = ((max(reach[0], pad_rows) + 1) * pitch + reach[1] + PIXELS) * step + 2 * DEPTH
         if self._by_images(value):  # tiles of one pixel per image read beyond the last image
-            tail += PIXELS * rows * pitch * step
+            tail += (PIXELS if self.capacity > 4 else 4) * rows * pitch * step
         fill = dot.zero(v.code_type)
-        memory = self._memory(
-            head + self.capacity * rows * pitch * step + tail,
-            Layout(head, step, rows, pitch, v.shape, v.code_type),
-            fill,
-        )
+        layout = Layout(head, step, rows, pitch, v.shape, v.code_type)
+        memory = self._memory(head + self.capacity * rows * pitch * step + tail, layout, fill)
         return self._describe(memory, head, step, rows, pitch, v.shape, step < OUTPUTS)
 
     def _by_images(self, root: int) -> bool:

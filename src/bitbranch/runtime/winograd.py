@@ -63,8 +63,6 @@ class Filtering:
 
     side: int
     """Of the outputs of a patch."""
-    chunks: int
-    """Of 64 channels."""
     group: int
     """Patches whose transformed pixels are held at once."""
     together: bool
@@ -184,7 +182,7 @@ def choose(op: p.Conv, codes: CodeType, sums: p.Integers, isa: str, narrow_sums:
     return best, share
 
 
-def plan(core: Any, side: int, channels: int, outputs: int, patches: int, threads: int) -> Filtering:
+def plan(core: Any, side: int, channels: int, outputs: int, count: int, threads: int) -> Filtering:
     """Groups and memory.
 
     Args:
@@ -192,20 +190,20 @@ def plan(core: Any, side: int, channels: int, outputs: int, patches: int, thread
         side: of the outputs of a patch.
         channels: of the input.
         outputs: channels of the output.
-        patches: of all images.
+        count: of the patches of all images.
         threads: that share them.
     """
     chunks, blocks = -(-channels // 64), -(-outputs // 32)
     planes, batch = (side + 2) ** 2, core.winograd_batch
     together = planes * chunks * core.dot_depth * core.dot_outputs * blocks <= HELD
     if together:  # groups are what threads share: a multiple of their number, of about the same size
-        groups = round_up(-(-patches // batch), threads)
-        group = min(batch, round_up(-(-patches // groups), 4))
+        groups = round_up(-(-count // batch), threads)
+        group = min(batch, round_up(-(-count // groups), 4))
     else:
         most = max(1, HELD // (planes * batch * chunks * core.dot_depth))
-        group = batch * min(most, -(-patches // batch))
+        group = batch * min(most, -(-count // batch))
     scratch = core.winograd_scratch(side, chunks, group, blocks if together else 1)
-    return Filtering(side, chunks, group, together, scratch)
+    return Filtering(side, group, together, scratch)
 
 
 def patches(side: int, shape: tuple[int, int, int]) -> int:
