@@ -515,7 +515,7 @@ NB_MODULE(_core, m) {
       .def(
           "run",
           [](HeldPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
-             int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
+             int end, std::optional<SecondsArray> seconds) { return run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
   bind_training(m);
   bind_dot(m);

@@ -35,7 +35,7 @@ bool find_line(const std::vector<float>& thresholds, FloatEncoder& e) {
 }
 }  // namespace
 
-Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int multiplier, int add)
+InputCodes::InputCodes(const InstructionSet* set, std::vector<float> thresholds, int multiplier, int add)
     : isa(set), thresholds_(std::move(thresholds)) {
   const int count = static_cast<int>(thresholds_.size());
   float low = thresholds_.front(), high = thresholds_.back();
@@ -68,8 +68,12 @@ Encode::Encode(const InstructionSet* set, std::vector<float> thresholds, int mul
               line.offset, line.least, multiplier, add};
 }
 
-void Encode::encode(const Images& images, int channel, int64_t from, uint8_t* bytes, int count) const {
-  if (images.is_float) return isa->encode(encoder_, static_cast<const float*>(images.data) + from, bytes, count);
+void InputCodes::encode(const Run& run, int channel, int64_t from, uint8_t* bytes, int count) const {
+  const Images& images = run.inputs[input];
+  if (images.is_float) {
+    if (isa->encode(encoder_, static_cast<const float*>(images.data) + from, bytes, count)) run.not_a_number = input;
+    return;
+  }
   const uint8_t* const pixels = static_cast<const uint8_t*>(images.data) + from;
   const uint8_t* const codes = table + channel * 256;
   for (int i = 0; i < count; ++i) bytes[i] = codes[pixels[i]];
@@ -93,7 +97,7 @@ void Encode::run_single(const Run& run) const {
       for (int y = 0; y < height; y += rows)
         for (int x = 0; x < width; x += columns) {
           const int here = std::min(rows, height - y), count = std::min(columns, width - x);
-          encode(run.inputs[input], channel, item * plane + int64_t{y} * width + x, bytes, here * count);
+          encode(run, channel, item * plane + int64_t{y} * width + x, bytes, here * count);
           for (int row = 0; row < here; ++row) {
             const int phase_row = (y + row) % stride_y;
             for (int phase = 0; phase < std::min(stride_x, count); ++phase) {
@@ -121,7 +125,7 @@ void Encode::run_pairs(const Run& run) const {
         for (int x = 0; x < width; x += columns) {
           const int here = std::min(rows, height - y), count = std::min(columns, width - x);
           for (int c = 0; c < used; ++c)
-            encode(run.inputs[input], first + c, (image * channels + first + c) * plane + int64_t{y} * width + x,
+            encode(run, first + c, (image * channels + first + c) * plane + int64_t{y} * width + x,
                    bytes[c], here * count);
           for (int row = 0; row < here; ++row)
             isa->interleave(bytes[0] + row * count, bytes[1] + row * count,

@@ -6,31 +6,40 @@
 
 namespace bitbranch {
 
-// Float32 through thresholds or uint8 through a table, to bytes: pairs of channels, or single ones (a target of one
-// byte per pixel) in the phases of a stride, whose planes are [channel][phase row][phase column].
-class Encode final : public Step {
+// Float32 through thresholds or uint8 through a table, to bytes.
+class InputCodes {
  public:
-  Encode(const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add);
+  InputCodes(const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add);
 
   const InstructionSet* isa;
-  int input = 0;  // which of the run's
-  int channels = 0;
+  int input = 0;                   // which of the run's
   const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
+
+  const FloatEncoder& encoder() const { return encoder_; }
+  // `count` pixels of a channel from one on; tells the run of a NaN among them.
+  void encode(const Run& run, int channel, int64_t from, uint8_t* bytes, int count) const;
+
+ private:
+  std::vector<float> thresholds_;
+  std::vector<int32_t> start_;
+  FloatEncoder encoder_{};
+};
+
+// The bytes in pairs of channels, or single ones (a target of one byte per pixel) in the phases of a stride, whose
+// planes are [channel][phase row][phase column].
+class Encode final : public Step, public InputCodes {
+ public:
+  using InputCodes::InputCodes;
+  int channels = 0;
   View target;                     // single: height, width of one phase
   int height = 0, width = 0;       // of an image
   int stride_y = 1, stride_x = 1;
 
-  const FloatEncoder& encoder() const { return encoder_; }
   void run(const Run& run) const override;
 
  private:
-  void encode(const Images& images, int channel, int64_t from, uint8_t* bytes, int count) const;
   void run_single(const Run& run) const;
   void run_pairs(const Run& run) const;
-
-  std::vector<float> thresholds_;
-  std::vector<int32_t> start_;
-  FloatEncoder encoder_{};
 };
 
 // Planes of pairs from planes of single bytes: pixel p of a pair's plane holds pixel p of one plane and pixel

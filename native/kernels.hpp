@@ -148,7 +148,7 @@ struct InstructionSet {
   void (*affine32)(int32_t* sums, int count, int multiplier, int32_t constant);
   void (*to_int32)(const int16_t* sums, int32_t* out, int count);
 
-  void (*encode)(const FloatEncoder&, const float* x, uint8_t* out, int count);
+  bool (*encode)(const FloatEncoder&, const float* x, uint8_t* out, int count);  // whether there is a NaN
   void (*interleave)(const uint8_t* even, const uint8_t* odd, uint8_t* out, int count);
   void (*rescale16)(const Rescale& r, const int16_t* acc, const int32_t* other, int32_t* out, int64_t count);
   void (*rescale32)(const Rescale& r, const int32_t* acc, const int32_t* other, int32_t* out, int64_t count);

@@ -24,7 +24,8 @@ inline bool interrupted() {
   return PyErr_CheckSignals() != 0;
 }
 
-inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs,
+// Returns the number of an input that holds a NaN, at which the run ended, or -1.
+inline int run_plan(Plan& plan, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs,
                      int begin, int end, std::optional<SecondsArray> seconds) {
   if (inputs.empty()) throw std::invalid_argument("a run needs an input");
   std::vector<Images> images;
@@ -38,13 +39,15 @@ inline void run_plan(Plan& plan, const std::vector<InputArray>& inputs, const st
   const int count = static_cast<int>(inputs[0].shape(0));
   if (seconds && static_cast<int>(seconds->size()) < end) throw std::invalid_argument("seconds has fewer than `end` steps");
   double* const s = seconds ? seconds->data() : nullptr;
-  bool stopped;
+  Plan::End end_as;
+  int bad = -1;
   {
     nanobind::gil_scoped_release unlocked;
     const CountAllocations counted;
-    stopped = plan.run(begin, end, count, images.data(), out.data(), s, interrupted);
+    end_as = plan.run(begin, end, count, images.data(), out.data(), s, interrupted, bad);
   }
-  if (stopped) throw nanobind::python_error();
+  if (end_as == Plan::End::interrupted) throw nanobind::python_error();
+  return bad;
 }
 
 }  // namespace bitbranch

@@ -1,5 +1,6 @@
 // A plan is a list of steps over buffers that were laid out before; running it allocates nothing.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -23,6 +24,7 @@ struct Run {
   const Images* inputs;
   float* const* outputs;  // each [images][C][H][W]
   ThreadPool& pool;
+  std::atomic<int>& not_a_number;  // an input that holds a NaN, which is for a step to find; -1: none so far
 };
 
 // The grain of plain work, which is worth waking a thread only in larger pieces; see ThreadPool::parallel.
@@ -60,24 +62,29 @@ class Plan {
     return step;
   }
 
+  enum class End { done, interrupted, not_a_number };
+
   // Runs steps begin .. end on a batch; adds each step's seconds to `seconds` [steps] if that is given. Every so often
-  // asks `interrupted` between two steps, and returns whether it was: the buffers can be used again either way.
-  bool run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds,
-           bool (*interrupted)()) {
+  // asks `interrupted` between two steps. The buffers can be used again, whatever the end; `bad` is then the input with
+  // a NaN.
+  End run(int begin, int end, int images, const Images* inputs, float* const* outputs, double* seconds,
+          bool (*interrupted)(), int& bad) {
     using Clock = std::chrono::steady_clock;
     constexpr std::chrono::milliseconds period{50};
-    const Run run{images, inputs, outputs, machine_->pool};
+    std::atomic<int> not_a_number{-1};
+    const Run run{images, inputs, outputs, machine_->pool, not_a_number};
     Clock::time_point asked = Clock::now(), start = asked;
     for (int i = begin; i < end; ++i) {
       steps_[i]->run(run);
+      if ((bad = not_a_number) >= 0) return End::not_a_number;
       const Clock::time_point now = Clock::now();
       if (seconds) seconds[i] += std::chrono::duration<double>(now - start).count();
       start = now;
       if (now - asked < period) continue;
-      if (interrupted()) return true;
+      if (interrupted()) return End::interrupted;
       asked = start = Clock::now();
     }
-    return false;
+    return End::done;
   }
 
  private:

@@ -234,7 +234,8 @@ void add_bytes(DotPlan& p, const HeldDotView& source, const HeldDotView& target,
 
 void add_encode(DotPlan& p, int input, std::vector<float> thresholds, MaybeArray<uint8_t> table, int multiplier, int add,
                 const HeldDotView& target) {
-  DotEncode& s = p.add(std::make_unique<DotEncode>(p.set(), p.isa(), std::move(thresholds), multiplier, add));
+  DotEncode& s = p.add(std::make_unique<DotEncode>(p.isa(), std::move(thresholds), multiplier, add));
+  s.set = p.set();
   s.input = input;
   s.table = hold(p.keep_, table);
   s.target = p.view(target);
@@ -425,7 +426,7 @@ void bind_dot(nb::module_& m) {
       .def(
           "run",
           [](DotPlan& p, const std::vector<InputArray>& inputs, const std::vector<OutputArray>& outputs, int begin,
-             int end, std::optional<SecondsArray> seconds) { run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
+             int end, std::optional<SecondsArray> seconds) { return run_plan(p.plan_, inputs, outputs, begin, end, seconds); },
           "inputs"_a.noconvert(), "outputs"_a.noconvert(), "begin"_a, "end"_a, "seconds"_a.noconvert() = nb::none());
 
   m.def("dot_pack", pack, nb::kw_only(), "codes"_a.noconvert(), "taps"_a.noconvert(), "columns"_a.noconvert(),

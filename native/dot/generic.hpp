@@ -245,52 +245,94 @@ static void near_line(const DotRows& rows, const float* slope, const float* inte
 
 // What follows is plain loops over channels, which the compiler vectorises.
 
+typedef float Four __attribute__((vector_size(16)));
+typedef uint8_t SixteenBytes __attribute__((vector_size(16)));
+#ifdef __clang__
+#define SHUFFLE(Mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourPlaces __attribute__((vector_size(16)));
+#define SHUFFLE(Mask, a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
+#endif
+
+// Four rows of four numbers to four columns.
+static inline void transpose4(const float* from, ptrdiff_t from_step, float* out, ptrdiff_t out_step) {
+  Four row[4];
+  UNROLL for (int i = 0; i < 4; ++i) std::memcpy(&row[i], from + i * from_step, sizeof(Four));
+  const Four a = SHUFFLE(FourPlaces, row[0], row[1], 0, 4, 1, 5), b = SHUFFLE(FourPlaces, row[2], row[3], 0, 4, 1, 5);
+  const Four c = SHUFFLE(FourPlaces, row[0], row[1], 2, 6, 3, 7), d = SHUFFLE(FourPlaces, row[2], row[3], 2, 6, 3, 7);
+  const Four column[4] = {SHUFFLE(FourPlaces, a, b, 0, 1, 4, 5), SHUFFLE(FourPlaces, a, b, 2, 3, 6, 7),
+                          SHUFFLE(FourPlaces, c, d, 0, 1, 4, 5), SHUFFLE(FourPlaces, c, d, 2, 3, 6, 7)};
+  UNROLL for (int i = 0; i < 4; ++i) std::memcpy(out + i * out_step, &column[i], sizeof(Four));
+}
+
+// The first three bytes of each of four words; four bytes behind them are written, too.
+static inline void first_three(const uint32_t* words, uint8_t* out) {
+  SixteenBytes v;
+  std::memcpy(&v, words, sizeof v);
+  v = SHUFFLE(SixteenBytes, v, v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+  std::memcpy(out, &v, sizeof v);
+}
+
+// Blocks of up to 16 channels are half the work; loops of a known length become vectors without a rest.
+template <class Piece>
+static inline void half_or_whole(int channels, const Piece& piece) {
+  channels <= kDotOutputs / 2 ? piece(Fixed<kDotOutputs / 2>{}) : piece(Fixed<kDotOutputs>{});
+}
+
 static void scale(const DotRows& rows, const float* factor, const float* bias, float* const* target,
                   int64_t channel_step) {
   alignas(64) float out[kDotPixels][kDotOutputs];
-  const int count = rows.count, channels = rows.channels, used = (channels + kLanes - 1) / kLanes * kLanes;
-  for (int i = 0; i < count; ++i) {
-    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    for (int c = 0; c < used; ++c) {
-      const float product = static_cast<float>(v[c]) * factor[c];
-      out[i][c] = product + bias[c];
+  const int count = rows.count, channels = rows.channels;
+  half_or_whole(channels, [&](auto computed) {
+    for (int i = 0; i < count; ++i) {
+      const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
+      for (int c = 0; c < computed.value; ++c) {
+        const float product = static_cast<float>(v[c]) * factor[c];
+        out[i][c] = product + bias[c];
+      }
+      if (channel_step == 1) copy(target[i], out[i], channels);
     }
-    if (channel_step == 1) copy(target[i], out[i], channels);
-  }
+  });
   if (channel_step == 1) return;
   // Pixels mostly lie side by side; channels often lie a multiple of the cache's size apart.
   for (int i = 0; i < count;) {
     float* const first = target[i];
     int run = 1;
     while (i + run < count && target[i + run] == first + run) ++run;
-    for (int c = 0; c < channels; ++c) {
-      float* const plane = first + c * channel_step;
-      const float* from = &out[i][c];
-      int k = 0;
-      for (; k + 4 <= run; k += 4, from += 4 * kDotOutputs) {
+    int k = 0;
+    for (int line = 0; line < run; line += 16)
+      for (int c = 0; c < channels; ++c) __builtin_prefetch(first + c * channel_step + line + 2 * kDotPixels, 1);
+    for (; k + 4 <= run; k += 4) {
+      int c = 0;
+      for (; c + 4 <= channels; c += 4) transpose4(&out[i + k][c], kDotOutputs, first + c * channel_step + k, channel_step);
+      for (; c < channels; ++c) {
+        const float* const from = &out[i + k][c];
         const float four[4] = {from[0], from[kDotOutputs], from[2 * kDotOutputs], from[3 * kDotOutputs]};
-        copy(plane + k, four, 4);
+        copy(first + c * channel_step + k, four, 4);
       }
-      for (; k < run; ++k, from += kDotOutputs) plane[k] = *from;
     }
+    for (; k < run; ++k)
+      for (int c = 0; c < channels; ++c) first[c * channel_step + k] = out[i + k][c];
     i += run;
   }
 }
 
-static void max_bytes(const uint8_t* const* x, int count, int bytes, uint8_t* out) {
+static void max_bytes(const DotMembers& m, int bytes, uint8_t* out, ptrdiff_t step) {
   constexpr int whole = sizeof(Vector);
-  int b = 0;
-  for (; b + whole <= bytes; b += whole) {
-    Vector most = load(x[0] + b);
-    for (int i = 1; i < count; ++i) most = larger8(most, load(x[i] + b));
-    store(out + b, most);
-  }
-  if (b < bytes) {  // what lies behind may be read, not written
-    Vector most = load(x[0] + b);
-    for (int i = 1; i < count; ++i) most = larger8(most, load(x[i] + b));
-    alignas(64) uint8_t kept[whole];
-    store(kept, most);
-    copy(out + b, kept, bytes - b);
+  const uint8_t* x = m.x;
+  for (int p = 0; p < m.windows; ++p, x += m.step, out += step) {
+    const auto largest = [&](int b, Vector most) {
+      for (int i = 0; i < m.count; ++i) most = larger8(most, load(x + m.offsets[i] + b));
+      return most;
+    };
+    int b = 0;
+    for (; b + whole <= bytes; b += whole) store(out + b, largest(b, m.more ? load(out + b) : load(x + m.offsets[0] + b)));
+    if (b == bytes) continue;
+    alignas(64) uint8_t kept[whole];  // what lies behind may be read, not written
+    if (m.more) copy(kept, out + b, bytes - b);
+    store(kept, largest(b, m.more ? load(kept) : load(x + m.offsets[0] + b)));
+    for (; b + 16 <= bytes; b += 16) copy(out + b, kept + b % whole, 16);
+    if (b < bytes) copy(out + b, kept + b % whole, bytes - b);
   }
 }
 
@@ -299,52 +341,55 @@ static inline Vector number(const void* p, bool narrow, int at) {
   return narrow ? widen16(static_cast<const int16_t*>(p) + at) : load(static_cast<const int32_t*>(p) + at);
 }
 
-static void max_sums(const void* const* x, int count, bool narrow, int32_t* sums) {
-  UNROLL for (int a = 0; a < kParts; ++a) {
-    Vector most = number(x[0], narrow, a * kLanes);
-    for (int i = 1; i < count; ++i) most = larger(most, number(x[i], narrow, a * kLanes));
-    store(sums + a * kLanes, most);
-  }
+static void max_sums(const DotMembers& m, bool narrow, int32_t* sums) {
+  const auto all = [&](auto is_narrow) {
+    const uint8_t* x = m.x;
+    for (int p = 0; p < m.windows; ++p, x += m.step, sums += kDotOutputs)
+      UNROLL for (int a = 0; a < kParts; ++a) {
+        Vector most = m.more ? load(sums + a * kLanes) : number(x + m.offsets[0], is_narrow.value, a * kLanes);
+        for (int i = 0; i < m.count; ++i) most = larger(most, number(x + m.offsets[i], is_narrow.value, a * kLanes));
+        store(sums + a * kLanes, most);
+      }
+  };
+  narrow ? all(Fixed<1>{}) : all(Fixed<0>{});
 }
 
-// sums += multiplier * x
-static void sum_bytes(const uint8_t* const* x, int count, int multiplier, int32_t* sums) {
-  const Vector m = splat(multiplier);
-  UNROLL for (int a = 0; a < kParts; ++a) {
-    Vector sum = load(sums + a * kLanes);
-    for (int i = 0; i < count; ++i) sum = multiply_add(sum, widen(x[i] + a * kLanes), m);
-    store(sums + a * kLanes, sum);
-  }
-}
-
-static void sum_sums(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums) {
-  for (int a = 0; a < kParts; ++a) {
-    Vector sum = zero();
-    for (int i = 0; i < count; ++i) sum = add32(sum, number(x[i], narrow, a * kLanes));
-    alignas(64) int32_t part[kLanes];
-    store(part, sum);
-    for (int c = 0; c < kLanes; ++c) sums[a * kLanes + c] += multiplier * part[c];
-  }
+static void sum_members(const DotMembers& m, int size, int zero_code, int32_t* sums) {
+  const auto all = [&](auto fixed) {
+    constexpr int bytes = decltype(fixed)::value;
+    const auto number_at = [](const uint8_t* at, int a) {
+      if constexpr (bytes == 1) return widen(at + a * kLanes);
+      else return number(at, bytes == 2, a * kLanes);
+    };
+    const Vector start = splat(-m.count * zero_code);
+    const uint8_t* x = m.x;
+    for (int p = 0; p < m.windows; ++p, x += m.step, sums += kDotOutputs)
+      UNROLL for (int a = 0; a < kParts; ++a) {
+        Vector sum = add32(load(sums + a * kLanes), start);
+        for (int i = 0; i < m.count; ++i) sum = add32(sum, number_at(x + m.offsets[i], a));
+        store(sums + a * kLanes, sum);
+      }
+  };
+  size == 1 ? all(Fixed<1>{}) : size == 2 ? all(Fixed<2>{}) : all(Fixed<4>{});
 }
 
 // Down first: a column of the source serves all pixels beside it. Of one or two bytes it fits the multiply-add.
-template <int Size>
+template <int Size, int Channels>
 static void blend_row(const DotBlend& b) {
   const int first = b.across[0].at[0], columns = b.across[b.count - 1].at[1] - first + 1;
-  const int lanes = (b.channels + kLanes - 1) / kLanes * kLanes;
   alignas(64) uint32_t column[kDotPixels + 1][kDotOutputs];
   for (int j = 0; j < columns; ++j) {
     const uint8_t *const upper = b.rows[0] + (first + j) * b.step, *const lower = b.rows[1] + (first + j) * b.step;
     if constexpr (Size == 4) {
       const auto *const x = reinterpret_cast<const int32_t*>(upper), *const y = reinterpret_cast<const int32_t*>(lower);
       const uint32_t above = b.down[0], below = b.down[1];
-      for (int c = 0; c < lanes; ++c) column[j][c] = static_cast<uint32_t>(x[c]) * above + static_cast<uint32_t>(y[c]) * below;
+      for (int c = 0; c < Channels; ++c) column[j][c] = static_cast<uint32_t>(x[c]) * above + static_cast<uint32_t>(y[c]) * below;
     } else {
       const auto number = [](const uint8_t* row, int c) {
         if constexpr (Size == 1) return widen(row + c);
         else return widen16(reinterpret_cast<const int16_t*>(row) + c);
       };
-      for (int c = 0; c < lanes; c += kLanes)
+      UNROLL for (int c = 0; c < Channels; c += kLanes)
         store(&column[j][c], multiply_add(multiply_add(zero(), number(upper, c), splat(b.down[0])), number(lower, c), splat(b.down[1])));
     }
   }
@@ -352,22 +397,47 @@ static void blend_row(const DotBlend& b) {
     const DotBetween& at = b.across[i];
     const uint32_t *const x = column[at.at[0] - first], *const y = column[at.at[1] - first];
     const uint32_t left = at.weight[0], right = at.weight[1], add = b.add;
-    int32_t* const out = b.sums + b.row[i] * kDotOutputs;
-    for (int c = 0; c < lanes; ++c) out[c] = static_cast<int32_t>(x[c] * left + y[c] * right + add);
+    int32_t* const __restrict out = b.sums + b.row[i] * kDotOutputs;
+    for (int c = 0; c < Channels; ++c) out[c] = static_cast<int32_t>(x[c] * left + y[c] * right + add);
   }
 }
 
 static void blend(const DotBlend& b) {
-  if (b.size == 1) blend_row<1>(b);
-  else if (b.size == 2) blend_row<2>(b);
-  else blend_row<4>(b);
+  half_or_whole(b.channels, [&](auto computed) {
+    constexpr int channels = decltype(computed)::value;
+    if (b.size == 1) blend_row<1, channels>(b);
+    else if (b.size == 2) blend_row<2, channels>(b);
+    else blend_row<4, channels>(b);
+  });
 }
 
-static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int count) {
+static void interleave(const uint8_t* const* rows, int used, uint8_t* __restrict out, int count) {
   const uint8_t *__restrict a = rows[0], *__restrict b = rows[1], *__restrict c = rows[2], *__restrict d = rows[3];
-  uint32_t* const words = reinterpret_cast<uint32_t*>(out);
-  for (int i = 0; i < count; ++i)
-    words[i] = a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
+  if (used == 1) return copy(out, a, count);
+  if (used == 2) {
+    for (int i = 0; i < count; ++i) {
+      out[2 * i] = a[i];
+      out[2 * i + 1] = b[i];
+    }
+    return;
+  }
+  const auto word = [&](int i) {
+    return a[i] | static_cast<uint32_t>(b[i]) << 8 | static_cast<uint32_t>(c[i]) << 16 | static_cast<uint32_t>(d[i]) << 24;
+  };
+  if (used == 4) {
+    uint32_t* const words = reinterpret_cast<uint32_t*>(out);
+    for (int i = 0; i < count; ++i) words[i] = word(i);
+    return;
+  }
+  constexpr int together = 32;
+  int i = 0;
+  for (; i + together + 2 <= count; i += together) {  // four bytes too many are written, and then those that belong there
+    alignas(64) uint32_t words[together];
+    for (int k = 0; k < together; ++k) words[k] = word(i + k);
+    for (int k = 0; k < together; k += 4) first_three(words + k, out + 3 * (i + k));
+  }
+  for (; i < count; ++i)
+    for (int k = 0; k < 3; ++k) out[3 * i + k] = rows[k][i];
 }
 
 #include "winograd_kernels.hpp"
@@ -376,6 +446,6 @@ static void interleave4(const uint8_t* const* rows, uint8_t* __restrict out, int
   {                                                                                                                 \
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
-        space::sum_bytes, space::sum_sums, space::blend, space::interleave4,                                                    \
+        space::sum_members, space::blend, space::interleave,                                                    \
         space::patches, space::kernels, space::products                                                              \
   }

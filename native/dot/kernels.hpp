@@ -119,6 +119,16 @@ struct DotProducts {
   int32_t* sums;            // [32][32], row (dy * most + patch) * side + dx
 };
 
+// Windows side by side: member i of window p lies at x + p * step + offsets[i].
+struct DotMembers {
+  const uint8_t* x;
+  const ptrdiff_t* offsets;  // [count]
+  int count;                 // at least one
+  ptrdiff_t step;            // bytes from window to window
+  int windows;
+  bool more;                 // of windows whose largest so far is in the target
+};
+
 struct DotSet {
   const char* name;
   bool fast;        // products of bytes are instructions; else the path is for what no other can run
@@ -149,13 +159,14 @@ struct DotSet {
                DotCode, uint8_t* const* target);
   void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
 
-  void (*max_bytes)(const uint8_t* const* x, int count, int bytes, uint8_t* out);
-  // 32 channels of each of `count` pixels to sums.
-  void (*max_sums)(const void* const* x, int count, bool narrow, int32_t* sums);
-  void (*sum_bytes)(const uint8_t* const* x, int count, int multiplier, int32_t* sums);  // adds; |multiplier| < 2^15
-  void (*sum_sums)(const void* const* x, int count, bool narrow, int multiplier, int32_t* sums);  // adds
+  // `bytes` channels of each window to out + window * step.
+  void (*max_bytes)(const DotMembers&, int bytes, uint8_t* out, ptrdiff_t step);
+  void (*max_sums)(const DotMembers&, bool narrow, int32_t* sums);  // 32 channels of each window to a row
+  // Adds 32 channels of each window, less `zero` a member, to a row; numbers of 1 byte, which are codes, or 2 or 4.
+  void (*sum_members)(const DotMembers&, int size, int zero, int32_t* sums);
   void (*blend)(const DotBlend&);
-  void (*interleave4)(const uint8_t* const* rows, uint8_t* out, int count);
+  // The bytes of four rows, or the first 1 to 3 of them, side by side.
+  void (*interleave)(const uint8_t* const* rows, int used, uint8_t* out, int count);
   void (*patches)(const DotPatches&);
   void (*kernels)(const DotKernels&);
   void (*products)(const DotProducts&);

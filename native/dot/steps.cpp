@@ -279,14 +279,9 @@ void DotDepthwiseConvolution::fill(int block, int, const Span& span, const DotBa
   set->depthwise(d);
 }
 
-void DotWindow::add(const void* const* from, int count, int multiplier, int32_t* sums) const {
-  if (bytes) set->sum_bytes(reinterpret_cast<const uint8_t* const*>(from), count, multiplier, sums);
-  else set->sum_sums(from, count, source.narrow, multiplier, sums);
-}
-
 void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) const {
   DotBlend b{};
-  b.size = bytes ? 1 : source.narrow ? 2 : 4;
+  b.size = number_bytes();
   b.step = source.step;
   b.channels = std::min(kDotOutputs, channels - block * kDotOutputs);
   const int each = across[0].weight[0] + across[0].weight[1];
@@ -307,58 +302,57 @@ void DotWindow::interpolate(int block, const DotBand& band, DotBlock& pixels) co
   }
 }
 
+namespace {
+constexpr int kMembers = 64;
+
+// The windows of `count` pixels of a row, so many at a time as have the same members: `call(first, members)`, more than
+// once for windows of more than kMembers. `at(y, x)` is where a pixel of the source lies.
+template <class Window, class At, class Call>
+void each_window(const Window& w, int y, int x, int count, const At& at, const Call& call) {
+  const auto there = [](int from, int dilation, int members, int size) {  // members begin .. end lie in 0 .. size
+    const int begin = from < 0 ? (dilation - 1 - from) / dilation : 0;
+    const int end = from < size ? std::min(members, (size - 1 - from) / dilation + 1) : 0;
+    return std::pair{begin, end};
+  };
+  ptrdiff_t offsets[kMembers];
+  const int top = y * w.stride_y - w.top;
+  const auto [above, below] = there(top, w.dilation_y, w.kernel_y, w.source.height);
+  for (int i = 0, windows; i < count; i += windows) {
+    const int left = (x + i) * w.stride_x - w.left;
+    const auto [before, behind] = there(left, w.dilation_x, w.kernel_x, w.source.width);
+    const bool whole = before == 0 && behind == w.kernel_x;
+    const int last = w.source.width - 1 - (w.kernel_x - 1) * w.dilation_x;  // where a whole window may begin
+    windows = whole ? std::min(count - i, (last - left) / w.stride_x + 1) : 1;
+    if (above >= below || before >= behind) continue;
+    DotMembers m{at(top + above * w.dilation_y, left + before * w.dilation_x), offsets, 0, w.source.step * w.stride_x,
+                 windows, false};
+    for (int a = 0; a < below - above; ++a)
+      for (int b = 0; b < behind - before; ++b) {
+        if (m.count == kMembers) {
+          call(i, m);
+          m.count = 0;
+          m.more = true;
+        }
+        offsets[m.count++] = (int64_t{a} * w.dilation_y * w.source.pitch + b * w.dilation_x) * w.source.step;
+      }
+    call(i, m);
+  }
+}
+}  // namespace
+
 void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&, DotBlock& pixels) const {
-  constexpr int together = 64;
-  const int first = block * kDotOutputs * (bytes ? 1 : source.narrow ? 2 : 4);
   if (kind == Kind::between) return interpolate(block, band, pixels);
-  const void* from[together];
-  for (int i = 0, n = 0, done = 0; i < pixels.count; ++i) {
-    while (i - done == pixels.segment[n].count) done += pixels.segment[n++].count;
-    const DotBlock::Segment& p = pixels.segment[n];
-    const int at_x = p.x + i - done;
-    int32_t* const sums = pixels.sums + pixels.row[i] * kDotOutputs;
-    if (kind == Kind::copy) {
-      from[0] = band.at(source, p.image, p.y, at_x) + first;
-      set->max_sums(from, 1, source.narrow, sums);
-      continue;
-    }
-    std::memset(sums, 0, sizeof(int32_t) * kDotOutputs);
-    int count = 0, seen = 0;
-    const auto flush = [&] {
-      if (count == 0) return;
-      alignas(64) int32_t largest[kDotOutputs];
-      if (kind == Kind::sum) {
-        add(from, count, 1, sums);
-      } else if (seen == count) {
-        set->max_sums(from, count, source.narrow, sums);
-      } else {
-        set->max_sums(from, count, source.narrow, largest);
-        for (int c = 0; c < kDotOutputs; ++c) sums[c] = std::max(sums[c], largest[c]);
-      }
-      count = 0;
-    };
-    const int y0 = p.y * stride_y - top, x0 = at_x * stride_x - left;
-    if (kernel_y * kernel_x <= together && y0 >= 0 && x0 >= 0 && y0 + (kernel_y - 1) * dilation_y < source.height &&
-        x0 + (kernel_x - 1) * dilation_x < source.width) {  // all of it inside
-      const uint8_t* row = band.at(source, p.image, y0, x0) + first;
-      const ptrdiff_t down = source.step * source.pitch * dilation_y, across = source.step * dilation_x;
-      for (int a = 0; a < kernel_y; ++a, row += down)
-        for (int b = 0; b < kernel_x; ++b) from[count++] = row + b * across;
-      seen = count;
-    } else for (int a = 0; a < kernel_y; ++a) {
-      const int y = p.y * stride_y - top + a * dilation_y;
-      if (y < 0 || y >= source.height) continue;
-      for (int b = 0; b < kernel_x; ++b) {
-        const int x = at_x * stride_x - left + b * dilation_x;
-        if (x < 0 || x >= source.width) continue;
-        from[count++] = band.at(source, p.image, y, x) + first;
-        ++seen;
-        if (count == together - 1) flush();
-      }
-    }
-    flush();
-    if (kind == Kind::sum && zero != 0)
-      for (int c = 0; c < kDotOutputs; ++c) sums[c] -= seen * zero;
+  const int first = block * kDotOutputs * number_bytes();
+  const uint8_t* row = pixels.row;
+  for (int k = 0; k < pixels.segments; row += pixels.segment[k++].count) {
+    const DotBlock::Segment& s = pixels.segment[k];
+    int32_t* const sums = pixels.sums + row[0] * kDotOutputs;  // a piece's rows follow one another
+    if (kind == Kind::sum) std::memset(sums, 0, sizeof(int32_t) * kDotOutputs * s.count);
+    each_window(*this, s.y, s.x, s.count, [&](int y, int x) { return band.at(source, s.image, y, x) + first; },
+                [&](int i, const DotMembers& m) {
+                  int32_t* const out = sums + i * kDotOutputs;
+                  kind == Kind::sum ? set->sum_members(m, number_bytes(), zero, out) : set->max_sums(m, source.narrow, out);
+                });
   }
 }
 
@@ -382,48 +376,19 @@ void DotBanded::run(const Run& run) const {
 }
 
 void DotBytes::run(const Run& run) const {
-  constexpr int together = 64;
   const int64_t rows = int64_t{run.images} * target.height;
-  const int bytes = target.channels;
-  run.pool.parallel(rows, plain_grain(int64_t{target.width} * bytes * kernel_y), [&](int, int64_t begin, int64_t end) {
-    const uint8_t* from[together];
+  run.pool.parallel(rows, plain_grain(int64_t{target.width} * target.channels * kernel_y), [&](int, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / target.height;
       const int at_y = static_cast<int>(row % target.height);
-      for (int at_x = 0; at_x < target.width; ++at_x) {
-        uint8_t* const out = target.at(image, at_y, at_x);
-        int count = 0;
-        bool first = true;
-        const auto flush = [&] {
-          if (count == 0) return;
-          if (!first) {
-            from[count++] = from[0];
-            from[0] = out;
-          }
-          set->max_bytes(from, count, bytes, out);
-          first = false;
-          count = 0;
-        };
-        for (int a = 0; a < kernel_y; ++a) {
-          const int y = at_y / factor_y * stride_y - top + a * dilation_y;
-          if (y < 0 || y >= source.height) continue;
-          for (int b = 0; b < kernel_x; ++b) {
-            const int x = at_x / factor_x * stride_x - left + b * dilation_x;
-            if (x < 0 || x >= source.width) continue;
-            from[count++] = source.at(image, y, x);
-            if (count == together - 1) flush();
-          }
-        }
-        flush();
-      }
+      uint8_t* const out = target.at(image, at_y, 0);
+      const auto at = [&](int y, int x) { return source.at(image, y, x); };
+      // Pixels that are repeated have the same window.
+      for (int x = 0; x < target.width; x += factor_x > 1 ? 1 : target.width)
+        each_window(*this, at_y / factor_y, x / factor_x, factor_x > 1 ? 1 : target.width, at,
+                    [&](int i, const DotMembers& m) { set->max_bytes(m, target.channels, out + (x + i) * target.step, target.step); });
     }
   });
-}
-
-// The first bytes of each four to a pixel.
-template <int Bytes>
-static void spread(const uint8_t* from, uint8_t* out, ptrdiff_t step, int count) {
-  for (int x = 0; x < count; ++x) std::memcpy(out + x * step, from + 4 * x, Bytes);
 }
 
 void DotEncode::run(const Run& run) const {
@@ -433,7 +398,6 @@ void DotEncode::run(const Run& run) const {
   constexpr int piece = 2048;
   const int columns = std::min(width, piece), rows = std::max(1, piece / width);
   const int64_t bands = divide_up(height, rows);
-  const Images& images = run.inputs[input];
   run.pool.parallel(run.images * bands, plain_grain(int64_t{rows} * width * target.channels), [&](int, int64_t begin, int64_t end) {
     alignas(64) uint8_t bytes[4][piece], mixed[4 * piece];
     const uint8_t* const each[4] = {bytes[0], bytes[1], bytes[2], bytes[3]};
@@ -447,23 +411,15 @@ void DotEncode::run(const Run& run) const {
           for (int k = 0; k < 4 && 4 * quad + k < target.channels; ++k) {
             const int c = 4 * quad + k;
             const int64_t from = (image * target.channels + c) * plane + int64_t{top} * width + left;
-            if (images.is_float) {
-              isa->encode(encode_.encoder(), static_cast<const float*>(images.data) + from, bytes[k], here * count);
-            } else {
-              const uint8_t* const pixels = static_cast<const uint8_t*>(images.data) + from;
-              const uint8_t* const codes = table + 256 * c;
-              for (int i = 0; i < here * count; ++i) bytes[k][i] = codes[pixels[i]];
-            }
+            encode(run, c, from, bytes[k], here * count);
           }
-          set->interleave4(each, mixed, here * count);
+          const int used = static_cast<int>(std::min<ptrdiff_t>(4, target.step));  // of one to four channels all
+          set->interleave(each, used, mixed, here * count);
           for (int row = 0; row < here; ++row) {
             uint8_t* const out = target.at(image, top + row, left) + 4 * quad;
-            const uint8_t* const from = mixed + 4 * row * count;
-            if (target.step == 1) std::memcpy(out, bytes[0] + row * count, static_cast<size_t>(count));
-            else if (target.step == 2) spread<2>(from, out, 2, count);
-            else if (target.step == 3) spread<3>(from, out, 3, count);
-            else if (target.step == 4) std::memcpy(out, from, 4 * static_cast<size_t>(count));
-            else spread<4>(from, out, target.step, count);
+            const uint8_t* const from = mixed + used * row * count;
+            if (target.step <= 4) std::memcpy(out, from, size_t{1} * used * count);
+            else for (int x = 0; x < count; ++x) std::memcpy(out + x * target.step, from + 4 * x, 4);
           }
         }
       }

@@ -217,7 +217,7 @@ class DotWindow : public DotStep {
   void fill(int block, int part, const Span& span, const DotBand& band, Gathered& gathered, DotBlock& pixels) const override;
 
  private:
-  void add(const void* const* from, int count, int multiplier, int32_t* sums) const;
+  int number_bytes() const { return bytes ? 1 : source.narrow ? 2 : 4; }
   void interpolate(int block, const DotBand& band, DotBlock& pixels) const;
 };
 
@@ -243,19 +243,12 @@ class DotBytes : public Step {
 };
 
 // The network's input, float32 or uint8 planes, to codes.
-class DotEncode : public Step {
+class DotEncode : public Step, public InputCodes {
  public:
-  DotEncode(const DotSet* set, const InstructionSet* isa, std::vector<float> thresholds, int multiplier, int add)
-      : set(set), isa(isa), encode_(isa, std::move(thresholds), multiplier, add) {}
-  const DotSet* set;
-  const InstructionSet* isa;
-  int input = 0;                   // which of the run's
-  const uint8_t* table = nullptr;  // stored bytes [channels][256], or null
+  using InputCodes::InputCodes;
+  const DotSet* set = nullptr;
   DotView target;
   void run(const Run& run) const override;
-
- private:
-  Encode encode_;  // for its thresholds' buckets
 };
 
 }  // namespace bitbranch

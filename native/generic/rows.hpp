@@ -68,7 +68,7 @@ static void encode_line(const FloatEncoder& e, const float* __restrict x, uint8_
   }
 }
 
-static void encode(const FloatEncoder& e, const float* x, uint8_t* out, int count) {
+static void encode_reals(const FloatEncoder& e, const float* x, uint8_t* out, int count) {
   switch (e.count) {
     case 1: return encode_few<1>(e, x, out, count);
     case 2: return encode_few<2>(e, x, out, count);
@@ -79,6 +79,13 @@ static void encode(const FloatEncoder& e, const float* x, uint8_t* out, int coun
       if (e.factor > 0) return encode_line(e, x, out, count);
       return e.start ? encode_many<false>(e, x, out, count) : encode_many<true>(e, x, out, count);
   }
+}
+
+static bool encode(const FloatEncoder& e, const float* x, uint8_t* out, int count) {
+  int nan = 0;
+  for (int i = 0; i < count; ++i) nan |= x[i] != x[i] ? 1 : 0;
+  encode_reals(e, x, out, count);
+  return nan != 0;
 }
 
 static void interleave(const uint8_t* __restrict even, const uint8_t* __restrict odd, uint8_t* __restrict out,

@@ -196,17 +196,22 @@ Bytes encode(const InstructionSet* set, Random& random) {
                              -most, 0.0f, -0.0f, static_cast<float>(random.between(-3000, 3000)) * 1e-3f};
     v = choices[random.next() % 10];
   }
+  const bool nan = random.between(0, 3) == 0;  // at one place, whose code does not matter
+  const size_t place = random.next() % x.size();
+  if (nan) x[place] = std::numeric_limits<float>::quiet_NaN();
   const int multiplier = static_cast<int>(random.between(1, 2)), add = static_cast<int>(random.between(-128, 0));
   Bytes out(count);
   if (set) {
     const Encode made(set, thresholds, multiplier, add);
-    set->encode(made.encoder(), x.data(), out.data(), count);
+    out.push_back(set->encode(made.encoder(), x.data(), out.data(), count));
   } else {
+    out.push_back(nan);
     for (int i = 0; i < count; ++i) {
       const auto rank = std::count_if(thresholds.begin(), thresholds.end(), [&](float t) { return x[i] >= t; });
       out[i] = static_cast<uint8_t>(multiplier * rank + add);
     }
   }
+  if (nan) out[place] = 0;
   return out;
 }
 

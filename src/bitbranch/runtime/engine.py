@@ -200,7 +200,7 @@ class Engine:
         Args:
             x: for each input float32 (normalised) or uint8 images ``[N, C, H, W]``.
             out: where to write what is returned: an array, or one for each output, that is C-contiguous and shares no
-                memory with another or with an input.
+                memory with another or with an input. What it holds after an error is not defined.
 
         Returns:
             float32 ``[N, *output_shape]``; a tuple of them in order if the program has several outputs.
@@ -208,7 +208,7 @@ class Engine:
         Raises:
             InputError: see :meth:`~bitbranch.runtime.program.Program.check_input`; ``out`` does not fit.
         """
-        batch = self.program.check_input(*x)
+        batch = self.program.check_input(*x, nan=False)
         outputs = self._outputs(len(batch[0])) if out is None else self._check_out(out, batch)
         self._run(batch, outputs)
         return outputs if len(outputs) > 1 else outputs[0]
@@ -293,7 +293,7 @@ class Engine:
         outputs: Sequence[npt.NDArray[np.float32]],
         seconds: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """Run a batch in parts, on one lane and, where steps are timed, on one plan."""
+        """Run a batch in parts, on one lane and, where steps are timed, on one plan; looks for NaN."""
         n = len(batch[0])
         lane = self._lanes.take()
         try:
@@ -303,7 +303,9 @@ class Engine:
                 if capacity not in lane.plans:
                     self._planned(capacity, lane)
                 plan = lane.plans[capacity]
-                plan.run([x[part] for x in batch], [y[part] for y in outputs], 0, len(plan), seconds)
+                bad = plan.run([x[part] for x in batch], [y[part] for y in outputs], 0, len(plan), seconds)
+                if bad >= 0:
+                    raise self.program.holds_nan(bad)
         finally:
             self._lanes.give_back(lane)
 

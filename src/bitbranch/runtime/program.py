@@ -640,8 +640,12 @@ class Program:
         """Multiply-accumulates of one image."""
         return sum(op.macs(*(self.values[j] for j in op.inputs)) for op in self.operations)
 
-    def check_input(self, *x: npt.ArrayLike) -> tuple[Images, ...]:
+    def check_input(self, *x: npt.ArrayLike, nan: bool = True) -> tuple[Images, ...]:
         """A batch as C-contiguous arrays, one per input: float32 (normalised) or uint8 images, ``[N, C, H, W]``.
+
+        Args:
+            x: an array for each input.
+            nan: whether to look for NaN; the engine does so itself while it encodes.
 
         Raises:
             InputError: another number of arrays, batch sizes that differ, wrong shape or type, NaN, or uint8 images
@@ -650,11 +654,25 @@ class Program:
         inputs = self.inputs
         if len(x) != len(inputs):
             raise InputError(f"the program takes {len(inputs)} inputs ({', '.join(self.input_names)}), got {len(x)}")
-        what = [f"input {op.name!r}" if len(inputs) > 1 else "input" for op in inputs]
-        batch = tuple(map(_check_images, what, x, inputs))
+        batch = tuple(
+            _check_images(self.describe_input(i), images, op)
+            for i, (images, op) in enumerate(zip(x, inputs, strict=True))
+        )
+        with np.errstate(invalid="ignore"):
+            for i, images in enumerate(batch):
+                if nan and images.dtype == np.float32 and images.size and np.isnan(images.min()):
+                    raise self.holds_nan(i)
         if len({len(a) for a in batch}) > 1:
             raise InputError(f"inputs of different batch sizes: {', '.join(str(len(a)) for a in batch)}")
         return batch
+
+    def describe_input(self, i: int) -> str:
+        """What errors call an input."""
+        return f"input {self.input_names[i]!r}" if len(self.inputs) > 1 else "input"
+
+    def holds_nan(self, i: int) -> InputError:
+        """The error about a NaN in an input."""
+        return InputError(f"{self.describe_input(i)}: holds NaN")
 
     def reference(self, *x: npt.ArrayLike) -> Output:
         """Run the NumPy oracle, see :func:`bitbranch.runtime.reference.run`."""
@@ -690,10 +708,7 @@ def _check_images(what: str, x: npt.ArrayLike, op: Encode) -> Images:
     if a.dtype.newbyteorder("=") not in (np.float32, np.float64, np.float16):
         raise InputError(f"{what}: expected float32 or uint8, got {a.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 it is infinite, which is beyond any threshold
-        reals = np.require(a, np.float32, ["C", "A"])
-        if reals.size and np.isnan(reals.min()):
-            raise InputError(f"{what}: holds NaN")
-    return reals
+        return np.require(a, np.float32, ["C", "A"])
 
 
 def load(path: str | os.PathLike[str]) -> Program:
