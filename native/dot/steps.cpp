@@ -52,6 +52,7 @@ void DotStep::run_tiles(const Run& run, int part, const Tiles& tiles, int64_t be
     if (span.tile != described) describe(span, pixels);
     described = span.tile;
     if (pixels.count == 0) continue;
+    if (cost() >= kWorthFetching) fetch_ahead(block, band, pixels);
     fill(block, part, span, band, gathered, pixels);
     finish(run, block, band, pixels);
   }
@@ -85,6 +86,27 @@ void DotStep::describe(const Span& span, DotBlock& block) const {
   }
 }
 
+void DotChained::places(const DotOp& op, const DotBand& band, const DotBlock& pixels, int offset, void** at) const {
+  const DotBand& where = op.kind == DotOp::Kind::store && !is_window() ? band : DotBand{};
+  const ptrdiff_t step = op.view.step * walk.step_x;
+  for (int k = 0; k < pixels.segments; ++k) {
+    const DotBlock::Segment& s = pixels.segment[k];
+    uint8_t* first = where.at(op.view, s.image, int64_t{s.y} * walk.step_y + walk.first_y, int64_t{s.x} * walk.step_x + walk.first_x) + offset;
+    for (int i = 0; i < s.count; ++i, first += step) *at++ = first;
+  }
+}
+
+void DotChained::fetch_ahead(int block, const DotBand& band, const DotBlock& pixels) const {
+  void* at[kDotPixels];
+  for (const DotOp& op : chain) {
+    if (op.kind != DotOp::Kind::add && op.kind != DotOp::Kind::store) continue;
+    const int size = op.view.narrow ? 2 : 4, bytes = size * computed(block_channels(block));
+    places(op, band, pixels, first_channel(block) * size, at);
+    for (int i = 0; i < pixels.count; ++i)
+      for (int b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const uint8_t*>(at[i]) + b, 1);
+  }
+}
+
 void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const {
   const int first = first_channel(block), existing = block_channels(block);
   // The last block may write the padding behind the last channel too, in whole vectors.
@@ -110,16 +132,8 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
                  reinterpret_cast<float* const*>(targets), size);
       continue;
     }
-    if (op.kind != DotOp::Kind::requantize) {
-      const ptrdiff_t step = op.view.step * walk.step_x;
-      int n = 0;
-      for (int k = 0; k < pixels.segments; ++k) {
-        const DotBlock::Segment& s = pixels.segment[k];
-        const DotBand& where = op.kind == DotOp::Kind::store && !is_window() ? band : DotBand{};
-        uint8_t* at = where.at(op.view, s.image, target_y(s), target_x(s)) + first * (is_bytes ? 1 : op.view.narrow ? 2 : 4);
-        for (int i = 0; i < s.count; ++i, at += step) targets[n++] = at;
-      }
-    }
+    if (op.kind != DotOp::Kind::requantize)
+      places(op, band, pixels, first * (is_bytes ? 1 : op.view.narrow ? 2 : 4), targets);
     switch (op.kind) {
       case DotOp::Kind::requantize:
         set->requantize(rows, op.multiplier + block * kDotOutputs, op.shift + block * kDotOutputs,

@@ -28,6 +28,7 @@ struct DotView {
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kWorthWaking = 2048;  // a thread, in about thousands of multiply-accumulates
+constexpr int64_t kWorthFetching = 256;  // memory, while a tile is summed
 
 // Which pixels a step goes through, and in what order they lie in its source.
 struct DotWalk {
@@ -104,6 +105,12 @@ class DotChained : public Step {
   // Channels that are computed: kernels leave out the second half of a block where it is empty.
   static int computed(int channels) { return channels <= kDotOutputs / 2 ? kDotOutputs / 2 : kDotOutputs; }
   void finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const;
+  // Before the sums are made: fetches the integers that the chain will add, and where it will store some.
+  void fetch_ahead(int block, const DotBand& band, const DotBlock& pixels) const;
+
+ private:
+  // Where the operation's number of each pixel lies, `offset` bytes on.
+  void places(const DotOp& op, const DotBand& band, const DotBlock& pixels, int offset, void** at) const;
 };
 
 // A step that goes through its walk tile by tile.

@@ -87,6 +87,7 @@ void DotWinograd::run_batch(const Run& run, const Scratch& own, const Batch& bat
     pixels[k].sums = sums;
   }
   for (int b = first_block; b < last_block; ++b) {
+    for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) fetch_ahead(b, {}, pixels[k]);
     multiply(own, batch, b);
     for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) {
       set->products({side, own.products + done * kDotOutputs, kPlane, std::min(patches(), batch.count - done),
