@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,55 @@ def test_engines_take_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(engine(x), expected)
             dot = any(row.family in ("dot", "dot16") for row in engine.profile(x, repeat=1).rows)
             assert dot == (preferred and engine_module.has_dot_products(isa))
+
+
+class Slow:
+    """A plan that takes its time."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+
+    def run(self, *given: Any) -> int:
+        """Some milliseconds later than the plan."""
+        time.sleep(0.005)
+        return self.plan.run(*given)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+def test_what_is_close_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    isa = next((isa for isa in ISAS if engine_module.has_dot_products(isa)), None)
+    if isa is None:
+        pytest.skip("no instruction set with products of bytes here")
+    program = network("u2", channels=24, size=10)
+    x = np.random.default_rng(1).normal(size=(5, 24, 10, 10)).astype(np.float32)
+    monkeypatch.setattr(paths, "are_close", lambda *_: True)
+    planned = engine_module.Engine._planned
+    for slow in (False, True):
+
+        def slowed(self: engine_module.Engine, capacity: int, lane: Any, slow: bool = slow) -> Any:
+            result = planned(self, capacity, lane)
+            if self._dot == slow:
+                lane.plans[capacity] = Slow(lane.plans[capacity])
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module.Engine, "_planned", slowed)
+            engine = engine_module.Engine(program, isa=isa)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module.Engine, "_race", None)  # a copy does as its original
+            copy = pickle.loads(pickle.dumps(engine))
+        for each in (engine, copy):
+            assert any(row.family == "dot" for row in each.profile(x[:1], repeat=1).rows) == (not slow)
+            np.testing.assert_array_equal(each(x), program.reference(x))
+
+
+def test_far_and_small_programs_are_not_timed() -> None:
+    assert paths.are_close(network("u2", channels=64, size=28), "avx512", sextets=False)
+    assert not paths.are_close(network("u2", channels=8, size=6), "avx512", sextets=False)  # well below 0.1 ms
+    assert not paths.are_close(network("u4", channels=256), "avx512_vnni", sextets=True)
+    assert not paths.are_close(network("u2", channels=64, size=28), "unheard of", sextets=False)
 
 
 def test_a_path_can_be_forced() -> None:

@@ -33,6 +33,8 @@ Measured: the time per image falls while small images fill the vectors better, a
 """
 PART_MAX = 64
 """Largest part of a batch."""
+RACE_TURNS, RACE_SECONDS = 5, 0.05
+"""How often both paths run an image when they are timed; after so many seconds no more."""
 COUNT_MAX = 1024
 """Most threads of a call, and most calls at once."""
 
@@ -90,12 +92,15 @@ def has_dot_products(isa: str) -> bool:
     return bool(core.has_fast_dot(core.Machine(isa, 1)))
 
 
-def takes_dot(program: p.Program, isa: str) -> bool:
-    """Whether the dot-product path runs a program: where the processor has instructions for it, and it is faster."""
+def takes_dot(program: p.Program, isa: str) -> bool | None:
+    """Whether the dot-product path runs a program: where the processor has instructions for it, and it is faster.
+
+    ``None``: only timing both paths would tell.
+    """
     if dot.refuses(program) or not has_dot_products(isa):
         return False
     sextets = any(kernel.family == "sextets" for kernel in _core().kernels(isa))
-    return paths.prefers_products(program, isa, sextets)
+    return None if paths.are_close(program, isa, sextets) else paths.prefers_products(program, isa, sextets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +143,8 @@ class Engine:
             exact; else the environment's ``BITBRANCH_FAMILY``, as for ``"*"``; else the fastest. Results do not
             depend on it.
         callers: most calls that run at once; ``None`` for as many as have ``threads`` cores each, at least one.
-        path: ``"planar"`` or ``"products"``, to force one of the engine's two paths; ``None`` for the faster one. A
-            forced family is planar. Results do not depend on it.
+        path: ``"planar"`` or ``"products"``, to force one of the engine's two paths; ``None`` for the faster one, which
+            is estimated or, where it is close, timed. A forced family is planar. Results do not depend on it.
 
     Raises:
         InputError: unknown instruction set or path, one that cannot run the program, ``threads`` or ``callers`` out of
@@ -172,19 +177,46 @@ class Engine:
         self._plans: dict[int, _Planned] = {}
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
         lane = self._lanes.take()
-        self._dot = not self._forced and self._takes_dot(path)
         self._part = PART_MAX  # of the first plan, which needs one image
+        takes_dot = False if self._forced else self._takes_dot(path)
+        if takes_dot is None:
+            takes_dot = self._race(lane)
+        self._dot = takes_dot
         images = WORKSPACE // self._planned(1, lane).size
         self._part = max(1, min(PART_MAX, 1 << max(0, images.bit_length() - 1)))
         self._lanes.give_back(lane)
 
-    def _takes_dot(self, path: str | None) -> bool:
-        """Whether the dot-product path runs the program, given which one is forced."""
+    def _takes_dot(self, path: str | None) -> bool | None:
+        """Whether the dot-product path runs the program, given which one is forced; see :func:`takes_dot`."""
         if path not in (None, "planar", "products"):
             raise InputError(f"path {path!r}: expected 'planar', 'products' or None")
         if path == "products" and (reason := dot.refuses(self.program)):
             raise InputError(f"path 'products': {reason}")
         return takes_dot(self.program, self.isa) if path is None else path == "products"
+
+    def _race(self, lane: Lane) -> bool:
+        """Plan both ways, run an image on both by turns and keep the faster: whether it has dot products."""
+        batch = [np.zeros((1, *op.shape), np.float32) for op in self.program.inputs]
+        outputs = self._outputs(1)
+        best = [float("inf")] * 2
+        plans = []
+        for self._dot in (False, True):
+            self._packed, self._plans, lane.plans = {}, {}, {}
+            self._planned(1, lane)
+            plans.append((self._packed, self._plans, lane.plans))
+        start = time.perf_counter()
+        for turn in range(RACE_TURNS + 1):
+            for way, (_, _, of_lane) in enumerate(plans):
+                plan = of_lane[1]
+                begin = time.perf_counter()
+                plan.run(batch, outputs, 0, len(plan))
+                if turn:  # the first fills the caches
+                    best[way] = min(best[way], time.perf_counter() - begin)
+            if turn and time.perf_counter() - start > RACE_SECONDS:
+                break
+        faster = best[1] <= best[0]
+        self._packed, self._plans, lane.plans = plans[faster]
+        return faster
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as the program and how it runs: a copy plans again."""

@@ -1,4 +1,7 @@
-"""Which of the engine's two paths runs a program: planar kernels, or products of bytes. Results do not depend on it."""
+"""Which of the engine's two paths runs a program: planar kernels, or products of bytes. Results do not depend on it.
+
+An estimate says so where one path is much faster; else the engine times both (:meth:`Engine._race`).
+"""
 
 from __future__ import annotations
 
@@ -68,15 +71,36 @@ PLANAR = {
 """The planar path by its kernels: with AVX-512 and look-ups of 64 entries, without these, and with AVX2."""
 
 
+CLOSE = 2.0
+"""Estimates that differ by less are not trusted: processors with the same instructions differ as much."""
+WORTH_TIMING = 0.1
+"""Milliseconds of an image below which it does not matter."""
+
+
+def estimates(program: p.Program, isa: str, sextets: bool) -> tuple[float, float]:
+    """Milliseconds of an image on the path of dot products and on the planar one, for :func:`prefers_products`.
+
+    An instruction set without costs takes no time at all.
+    """
+    if isa not in PRODUCTS:
+        return 0.0, 1.0
+    planar = PLANAR["avx2" if isa in ("avx_vnni", "avx2") else "sextets" if sextets else "avx512"]
+    return PRODUCTS[isa].milliseconds(program, isa), planar.milliseconds(program)
+
+
 def prefers_products(program: p.Program, isa: str, sextets: bool) -> bool:
-    """Whether the dot-product path is the faster one, where both can run a program.
+    """Whether the dot-product path is the faster one by the estimates, where both can run a program.
 
     Args:
         program: the program.
         isa: an instruction set that multiplies bytes and adds them up.
         sextets: whether its planar kernels look up tables of 64 entries.
     """
-    if isa not in PRODUCTS:
-        return True
-    planar = PLANAR["avx2" if isa in ("avx_vnni", "avx2") else "sextets" if sextets else "avx512"]
-    return PRODUCTS[isa].milliseconds(program, isa) <= planar.milliseconds(program)
+    products, planar = estimates(program, isa, sextets)
+    return products <= planar
+
+
+def are_close(program: p.Program, isa: str, sextets: bool) -> bool:
+    """Whether both paths should rather be timed than estimated."""
+    low, high = sorted(estimates(program, isa, sextets))
+    return low >= WORTH_TIMING and high < CLOSE * low
