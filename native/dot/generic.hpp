@@ -138,22 +138,35 @@ static inline void copy(void* to, const T* from, int count) {
   std::memcpy(to, from, count * sizeof(T));
 }
 
+// Blocks of up to 16 channels are half the work; loops of a known length become vectors without a rest.
+template <class Piece>
+static inline void half_or_whole(int channels, const Piece& piece) {
+  channels <= kDotOutputs / 2 ? piece(Fixed<kDotOutputs / 2>{}) : piece(Fixed<kDotOutputs>{});
+}
+
+// Numbers of a row as they lie in memory.
+template <int Channels>
+static inline void store_row(const int32_t* sums, bool narrow, void* to) {
+  UNROLL for (int c = 0; c < Channels; c += kLanes) {
+    if (narrow) narrow16(static_cast<int16_t*>(to) + c, load(sums + c));
+    else store(static_cast<int32_t*>(to) + c, load(sums + c));
+  }
+}
+
 static void store_sums(const DotRows& rows, bool narrow, void* const* target) {
   const int count = rows.count, channels = rows.channels;
-  const bool vectors = channels % kLanes == 0;
-  for (int i = 0; i < count; ++i) {
-    const int32_t* const v = rows.sums + rows.row[i] * kDotOutputs;
-    if (narrow) {
-      alignas(64) int16_t kept[kDotOutputs];
-      int16_t* const to = vectors ? static_cast<int16_t*>(target[i]) : kept;
-      for (int c = 0; c < channels; c += kLanes) narrow16(to + c, load(v + c));
-      if (!vectors) copy(target[i], kept, channels);
-    } else if (vectors) {
-      for (int c = 0; c < channels; c += kLanes) store(static_cast<int32_t*>(target[i]) + c, load(v + c));
-    } else {
-      copy(target[i], v, channels);
+  half_or_whole(channels, [&](auto computed) {
+    constexpr int most = decltype(computed)::value;
+    if (channels == most) {
+      for (int i = 0; i < count; ++i) store_row<most>(rows.sums + rows.row[i] * kDotOutputs, narrow, target[i]);
+      return;
     }
-  }
+    for (int i = 0; i < count; ++i) {
+      alignas(64) int32_t kept[most];
+      store_row<most>(rows.sums + rows.row[i] * kDotOutputs, narrow, kept);
+      copy(target[i], reinterpret_cast<const char*>(kept), channels * (narrow ? 2 : 4));
+    }
+  });
 }
 
 // Finishes a part of every row with rank(sums), a vector of ranks.
@@ -271,12 +284,6 @@ static inline void first_three(const uint32_t* words, uint8_t* out) {
   std::memcpy(&v, words, sizeof v);
   v = SHUFFLE(SixteenBytes, v, v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
   std::memcpy(out, &v, sizeof v);
-}
-
-// Blocks of up to 16 channels are half the work; loops of a known length become vectors without a rest.
-template <class Piece>
-static inline void half_or_whole(int channels, const Piece& piece) {
-  channels <= kDotOutputs / 2 ? piece(Fixed<kDotOutputs / 2>{}) : piece(Fixed<kDotOutputs>{});
 }
 
 static void scale(const DotRows& rows, const float* factor, const float* bias, float* const* target,

@@ -99,7 +99,8 @@ void DotChained::places(const DotOp& op, const DotBand& band, const DotBlock& pi
 void DotChained::fetch_ahead(int block, const DotBand& band, const DotBlock& pixels) const {
   void* at[kDotPixels];
   for (const DotOp& op : chain) {
-    if (op.kind != DotOp::Kind::add && op.kind != DotOp::Kind::store) continue;
+    const bool to_band = op.kind == DotOp::Kind::store && band.memory != nullptr;  // it is in the cache
+    if ((op.kind != DotOp::Kind::add && op.kind != DotOp::Kind::store) || to_band) continue;
     const int size = op.view.narrow ? 2 : 4, bytes = size * computed(block_channels(block));
     places(op, band, pixels, first_channel(block) * size, at);
     for (int i = 0; i < pixels.count; ++i)
