@@ -111,6 +111,11 @@ def test_commands_on_compiled_networks_do_not_import_torch(folder: Path) -> None
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_package_runs_as_a_module() -> None:
+    found = subprocess.run([sys.executable, "-m", "bitbranch", "--version"], capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("bitbranch")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])

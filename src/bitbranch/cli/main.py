@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--sweeps", type=_positive, default=2, metavar="N", help="of coordinate descent (default 2)")
     solve.add_argument("--samples", type=_positive, default=20_000, metavar="N", help="positions a layer")
     solve.add_argument("--keep-statistics", action="store_true", help="do not measure BatchNorm statistics anew")
+    solve.add_argument("--keep-outputs", action="store_true", help="do not fit outputs of many bits to the codes")
     solve.add_argument("--batch", type=_positive, default=64, metavar="N", help="images at once (default 64)")
     solve.add_argument("--threads", type=_positive, metavar="N", help="default: as many as there are cores")
     solve.add_argument("--seed", type=int, default=0)
@@ -279,6 +280,7 @@ def _solve(options: argparse.Namespace) -> Result:
         sweeps=options.sweeps,
         z_update=options.z_update,
         reestimate=not options.keep_statistics,
+        outputs=not options.keep_outputs,
         seed=options.seed,
     )
     return solve.run(

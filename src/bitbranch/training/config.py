@@ -132,7 +132,7 @@ class Phase(Settings):
         images: of ``transforms`` and ``hash``: training images to solve with.
         samples: of ``transforms`` and ``hash``: output positions for each layer.
         affine: of ``codes``: BatchNorms keep their affine part, see :func:`bitbranch.twostep.learn_codes`.
-        method, reestimate, lambdas, iterations, sweeps, z_update: of ``transforms``, see
+        method, reestimate, outputs, lambdas, iterations, sweeps, z_update: of ``transforms``, see
             :func:`bitbranch.twostep.learn_transforms`.
         guided, hint: of ``hints``: names of the student's and the teacher's layer.
     """
@@ -151,6 +151,7 @@ class Phase(Settings):
     affine: bool = False
     method: str = "tsq"
     reestimate: bool = True
+    outputs: bool = True
     lambdas: tuple[float, ...] = (0.01, 0.1, 1.0)
     iterations: int = 2
     sweeps: int = 2
@@ -170,7 +171,7 @@ class Phase(Settings):
         """How a phase of kind ``transforms`` solves layers."""
         from ..twostep import Recipe  # which trains
 
-        names = ("method", "samples", "lambdas", "iterations", "sweeps", "z_update", "reestimate")
+        names = ("method", "samples", "lambdas", "iterations", "sweeps", "z_update", "reestimate", "outputs")
         return Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
 
 

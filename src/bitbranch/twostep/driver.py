@@ -29,6 +29,7 @@ from .chains import Chain, Graph
 from .codes import has_low_bit_weight
 from .front import Front
 from .layer import LayerProblem, check_layer, collect
+from .outputs import fit_outputs, output_calls
 from .solver import fit_codes, fit_linear, target_cross
 from .staircase import Clip, Code, Staircase
 from .state import RunKey, State
@@ -107,6 +108,7 @@ class Recipe:
     sweeps: int = 2
     z_update: ZUpdate = "clipped"
     reestimate: bool = True
+    outputs: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,6 +154,7 @@ def learn_transforms(
     sweeps: int = 2,
     z_update: ZUpdate = "clipped",
     reestimate: bool = True,
+    outputs: bool = True,
     seed: int = 0,
     state: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = to_stderr,
@@ -159,10 +162,11 @@ def learn_transforms(
 ) -> nn.Module:
     """Give the network of step 1 low-bit weights, without gradients.
 
-    Layers whose weights are float or 8-bit in ``q`` (first and last) keep the weights of step 1. The others start from
-    the weights their quantizer gives (optimal ternary); ``z`` starts at the step-1 network's pre-activation, so that
-    the first fit is linear reconstruction. The steps of the ablation are ``method="start", reestimate=False``;
-    ``method="start"``; ``method="linear"``; ``method="tsq"``; and the last one trained further as any network.
+    Layers whose weights are float or 8-bit in ``q`` (first and last) keep the weights of step 1; those behind solved
+    layers, without a BatchNorm (outputs), are then fitted to the step-1 network's. The others start from the weights
+    their quantizer gives (optimal ternary); ``z`` starts at the step-1 network's pre-activation, so that the first fit
+    is linear reconstruction. The steps of the ablation are ``method="start", reestimate=False``; ``method="start"``;
+    ``method="linear"``; ``method="tsq"``; and the last one trained further as any network.
 
     The scale alpha is found for the normalised pre-activation. Re-estimation sets the BatchNorm's deviation to 1 again,
     and with it alpha to ``1 / std(w^T X)``; with ``reestimate=False`` the variance of step 1 and the solved alpha stay,
@@ -182,6 +186,7 @@ def learn_transforms(
         sweeps: cycles of coordinate descent after each.
         z_update: the exact staircase, or the clipped identity in its place.
         reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from all.
+        outputs: fit outputs of many bits, see :func:`~bitbranch.twostep.outputs.fit_outputs`; not for ``"start"``.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
         state: folder where each solved layer is kept. Called again with the same arguments and the same images, after
             it was interrupted, the run goes on there and gives the same result.
@@ -196,7 +201,7 @@ def learn_transforms(
             quantizers step 2 cannot serve or that is called twice, or a ``forward`` that cannot be traced; names the
             layer.
     """
-    recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate, seed)
+    recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate, outputs, seed)
     student, names = _start(q, teacher)
     return solve(student, teacher, names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
 
@@ -254,21 +259,24 @@ def solve(
             for front in fronts:
                 front.enter(images)
         kept = None if state is None else State(Path(state), key)
-        _solve_layers(fronts[0], fronts[1], [str(node.target) for node in nodes], recipe, kept, progress, on_layer)
+        _solve_layers(*fronts, nodes, recipe, kept, progress, on_layer)
     return student.to(device)
 
 
 def _solve_layers(
     student: Front,
     teacher: Front,
-    names: list[str],
+    solved: list[fx.Node],
     recipe: Recipe,
     kept: State | None,
     progress: Callable[[str], None] | None,
     on_layer: Callable[[LayerReport], None] | None,
 ) -> None:
     graph, own = student.graph, set[str]()
-    first = student.position[graph.call(names[0])]
+    calls = [graph.call(str(node.target)) for node in solved]
+    first = student.position[calls[0]]
+    fitted = output_calls(graph, calls) if recipe.outputs else []
+    names = [str(node.target) for node in sorted(calls + fitted, key=student.position.__getitem__)]
     for number, name in enumerate(names, 1):
         chain = graph.chain(graph.call(name))
         if recipe.reestimate:
@@ -277,7 +285,11 @@ def _solve_layers(
         changed = [graph.modules[m] for m in (name, chain.batchnorm) if m]
         known = kept.load(f"{number:03}") if kept else None
         if known is None:
-            report = _solve(student, teacher, chain, _following(graph, chain), recipe, recipe.seed * 1_000_003 + number)
+            seed = recipe.seed * 1_000_003 + number
+            if graph.call(name) in fitted:
+                report = _fit_outputs(student, teacher, chain, recipe, seed)
+            else:
+                report = _solve(student, teacher, chain, _following(graph, chain), recipe, seed)
             if kept:
                 states = [module.state_dict() for module in changed]
                 kept.store(f"{number:03}", {"report": asdict(report), "states": states})
@@ -350,6 +362,17 @@ def _solve(
         label = following.label if recipe.method == "tsq" else "linear"
         agrees = float(start.mean()), float(solved.mean())
         return LayerReport(chain.source, label, file.count, *agrees, time.perf_counter() - begin)
+
+
+def _fit_outputs(student: Front, teacher: Front, chain: Chain, recipe: Recipe, seed: int) -> LayerReport:
+    """Fit a layer of many bits behind solved ones, in place."""
+    with collect(student, teacher, chain, recipe.samples, seed) as file:
+        begin = time.perf_counter()
+        layer = student.graph.modules[chain.source]
+        assert isinstance(layer, QuantizedLayer)
+        before, after = fit_outputs(layer, file)
+        label = f"outputs, error {100 * before:.1f} -> {100 * after:.1f} % of their variance"
+        return LayerReport(chain.source, label, file.count, math.nan, math.nan, time.perf_counter() - begin)
 
 
 def _following(graph: Graph, chain: Chain) -> Following:
