@@ -211,6 +211,8 @@ def branching(draw):
         stream = b.add(p.MaxPool("max", (b.requantize(sums),), *window))
         other = b.requantize(b.conv(codes, b.values[codes].shape[0]))
         v = b.threshold(b.add(p.Add("sum", (other, stream), -900, 50000)), t)
+        if draw(st.booleans()):  # and codes that are not, or not alike
+            v = b.add(p.Concat("skip", (v, b.add(p.MaxPool("thin", (b.threshold(sums, t),), (1, 1), (2, 2))))))
     if draw(st.booleans()):
         left, right = b.requantize(b.conv(v, 7)), b.requantize(b.conv(v, draw(st.integers(1, 40))))
         both = b.add(p.Concat("concat of integers", (left, right)))

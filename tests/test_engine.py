@@ -17,7 +17,7 @@ from strategies import examples
 from bitbranch import contract
 from bitbranch.contract import ACCUMULATOR_MAX, CodeType
 from bitbranch.errors import BitbranchError, FormatError, InputError
-from bitbranch.runtime import choice, layout, reference
+from bitbranch.runtime import choice, layout, reference, rewrite
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import program as p
 
@@ -640,3 +640,34 @@ def test_accumulators_reach_the_contract_bound() -> None:
     assert_equal(program, np.full((2, 70, 6, 6), 99, np.float32))
     assert_equal(program, np.full((1, 70, 6, 6), -99, np.float32))
     assert contract.accumulator_bounds(b.operations[v].values(), CodeType.parse("b8"))[1][0] == program.values[v].hi
+
+
+@pytest.mark.parametrize("size", [(9, 12), (34, 7)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_stream_is_pooled_before_it_is_requantized(size: p.Pair, negative: bool) -> None:
+    """Beside codes that are not pooled, as a U-Net's first layer has them; not with negative multipliers."""
+    t, w, b = CodeType.parse("u2"), CodeType.parse("t"), Builder((5, *size), CodeType.parse("u3"), seed=1)
+    sums = b.conv_like(0, w, 3, 20)
+    skip = b.threshold(sums, t)
+    pooled = b.add(p.MaxPool("pool", (b.threshold(sums, t),), (3, 3), (2, 2), (1, 1, 1, 1)))
+    requantized = b.requantize(sums, negative=negative)
+    stream = b.add(p.MaxPool("pool", (requantized,), (3, 3), (2, 2), (1, 1, 1, 1)))
+    v = b.threshold(b.add(p.Add("sum", (b.requantize(b.conv_like(pooled, w, 3, 20)), stream), -900, 50000)), t)
+    thin = b.add(p.MaxPool("thin", (skip,), (1, 1), (2, 2)))
+    program = b.program(b.conv_like(b.add(p.Concat("both", (v, thin))), w, 1, 3))
+    whole = rewrite.Rewritten(program.operations, program.values, tuple(range(len(program.operations))))
+    found = rewrite.requantize_last(whole)
+    kinds = [type(op) for op in program.operations]
+    if not negative:
+        kinds[requantized], kinds[stream] = p.MaxPool, p.Requantize
+        assert found.origin[requantized] == -1
+        assert found.operations[stream].inputs == (requantized,)
+        assert found.values[requantized].shape == found.values[stream].shape == program.values[stream].shape
+    assert [type(op) for op in found.operations] == kinds
+    x = b.batch(3)
+    for isa in ISAS:
+        engine = engine_module.Engine(program, isa=isa, path="products")
+        np.testing.assert_array_equal(engine(x), program.reference(x))
+        expected = dict(reference.trace(program, x))
+        for number, value in engine.trace(x):
+            np.testing.assert_array_equal(value, expected[number], err_msg=f"{isa}, operation {number}")

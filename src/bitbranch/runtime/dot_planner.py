@@ -22,7 +22,7 @@ from . import program as p
 from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
 from .interpolation import Interpolation
 from .layout import LINE, round_up
-from .rewrite import Rewritten, interpolate_at_once
+from .rewrite import Rewritten, interpolate_at_once, requantize_last
 from .steps import StepInfo
 
 BAND = 384 << 10
@@ -97,7 +97,7 @@ class DotPlanner:
     def __post_init__(self) -> None:
         self.plan = self.core.DotPlan(self.machine)
         whole = Rewritten(self.program.operations, self.program.values, tuple(range(len(self.program.operations))))
-        rewritten = interpolate_at_once(whole, _blends)
+        rewritten = requantize_last(interpolate_at_once(whole, _blends))
         self.operations, self.values, self.origin = rewritten.operations, rewritten.values, rewritten.origin
         self.readers: dict[int, list[int]] = {i: [] for i in range(len(self.values))}
         for i, op in enumerate(self.operations):
@@ -452,7 +452,7 @@ class DotPlanner:
         op = self.operations[operation]
         name = f"{op.name or type(op).__name__.lower()}{what}"
         self.made.update(completes)
-        done = tuple(self.origin[value] for value in completes)
+        done = tuple(self.origin[value] for value in completes if self.origin[value] >= 0)
         self.steps.append(StepInfo(self.origin[operation], name, family, macs, done))
 
     # ---- operations ---------------------------------------------------------------------------------------------

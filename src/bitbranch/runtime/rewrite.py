@@ -98,6 +98,27 @@ def interpolate_at_once(
     return Rewritten(tuple(operations), tuple(values), tuple(origin))
 
 
+def requantize_last(program: Rewritten) -> Rewritten:
+    """Max-pools in front of the requantizations that they alone follow, where other readers are not pooled.
+
+    The accumulators, which those readers keep anyway or which are smaller, are pooled instead of the stream; only the
+    pooled pixels are requantized. Where all readers are pooled alike, that is left to :func:`pool_first`.
+    """
+    readers = readers_of(program.operations)
+    operations, values, origin = list(program.operations), list(program.values), list(program.origin)
+    for i, op in enumerate(program.operations):
+        if not isinstance(op, p.Requantize) or int(op.multiplier.min()) < 0 or len(readers[i]) != 1:
+            continue
+        (after,), (source,) = readers[i], op.inputs
+        pool = program.operations[after]
+        if not isinstance(pool, p.MaxPool) or not isinstance(program.operations[source], p.Conv):
+            continue
+        if _common_pool(program.operations, source, readers) is None:
+            operations[i], operations[after] = pool.reading((source,)), op.reading((i,))
+            values[i], origin[i] = pool.infer(program.values[source]), -1
+    return Rewritten(tuple(operations), tuple(values), tuple(origin))
+
+
 def _common_pool(operations: Sequence[p.Operation], i: int, readers: Mapping[int, list[int]]) -> p.MaxPool | None:
     """The pool that follows every reader of value ``i``, if each is monotone and one makes integers."""
     pool, integers = None, False
