@@ -267,15 +267,19 @@ typedef int32_t FourPlaces __attribute__((vector_size(16)));
 #define SHUFFLE(Mask, a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
 #endif
 
-// Four rows of four numbers to four columns.
-static inline void transpose4(const float* from, ptrdiff_t from_step, float* out, ptrdiff_t out_step) {
+// Four rows of four numbers to the first `used` of their columns.
+static inline void transpose4(const float* from, ptrdiff_t from_step, float* out, ptrdiff_t out_step, int used) {
   Four row[4];
   UNROLL for (int i = 0; i < 4; ++i) std::memcpy(&row[i], from + i * from_step, sizeof(Four));
   const Four a = SHUFFLE(FourPlaces, row[0], row[1], 0, 4, 1, 5), b = SHUFFLE(FourPlaces, row[2], row[3], 0, 4, 1, 5);
   const Four c = SHUFFLE(FourPlaces, row[0], row[1], 2, 6, 3, 7), d = SHUFFLE(FourPlaces, row[2], row[3], 2, 6, 3, 7);
   const Four column[4] = {SHUFFLE(FourPlaces, a, b, 0, 1, 4, 5), SHUFFLE(FourPlaces, a, b, 2, 3, 6, 7),
                           SHUFFLE(FourPlaces, c, d, 0, 1, 4, 5), SHUFFLE(FourPlaces, c, d, 2, 3, 6, 7)};
-  UNROLL for (int i = 0; i < 4; ++i) std::memcpy(out + i * out_step, &column[i], sizeof(Four));
+  if (used == 4) {
+    UNROLL for (int i = 0; i < 4; ++i) std::memcpy(out + i * out_step, &column[i], sizeof(Four));
+  } else {
+    for (int i = 0; i < used; ++i) std::memcpy(out + i * out_step, &column[i], sizeof(Four));
+  }
 }
 
 // The first three bytes of each of four words; four bytes behind them are written, too.
@@ -309,15 +313,9 @@ static void scale(const DotRows& rows, const float* factor, const float* bias, f
     int k = 0;
     for (int line = 0; line < run; line += 16)
       for (int c = 0; c < channels; ++c) __builtin_prefetch(first + c * channel_step + line + 2 * kDotPixels, 1);
-    for (; k + 4 <= run; k += 4) {
-      int c = 0;
-      for (; c + 4 <= channels; c += 4) transpose4(&out[i + k][c], kDotOutputs, first + c * channel_step + k, channel_step);
-      for (; c < channels; ++c) {
-        const float* const from = &out[i + k][c];
-        const float four[4] = {from[0], from[kDotOutputs], from[2 * kDotOutputs], from[3 * kDotOutputs]};
-        copy(first + c * channel_step + k, four, 4);
-      }
-    }
+    for (; k + 4 <= run; k += 4)
+      for (int c = 0; c < channels; c += 4)
+        transpose4(&out[i + k][c], kDotOutputs, first + c * channel_step + k, channel_step, channels - c < 4 ? channels - c : 4);
     for (; k < run; ++k)
       for (int c = 0; c < channels; ++c) first[c * channel_step + k] = out[i + k][c];
     i += run;
