@@ -644,14 +644,16 @@ def test_accumulators_reach_the_contract_bound() -> None:
 
 @pytest.mark.parametrize("size", [(9, 12), (34, 7)])
 @pytest.mark.parametrize("negative", [False, True])
-def test_a_stream_is_pooled_before_it_is_requantized(size: p.Pair, negative: bool) -> None:
+@pytest.mark.parametrize("kernel", [3, 9])  # of many members, too
+def test_a_stream_is_pooled_before_it_is_requantized(size: p.Pair, negative: bool, kernel: int) -> None:
     """Beside codes that are not pooled, as a U-Net's first layer has them; not with negative multipliers."""
     t, w, b = CodeType.parse("u2"), CodeType.parse("t"), Builder((5, *size), CodeType.parse("u3"), seed=1)
+    window = ((kernel, kernel), (2, 2), (kernel // 2,) * 4)
     sums = b.conv_like(0, w, 3, 20)
     skip = b.threshold(sums, t)
-    pooled = b.add(p.MaxPool("pool", (b.threshold(sums, t),), (3, 3), (2, 2), (1, 1, 1, 1)))
+    pooled = b.add(p.MaxPool("pool", (b.threshold(sums, t),), *window))
     requantized = b.requantize(sums, negative=negative)
-    stream = b.add(p.MaxPool("pool", (requantized,), (3, 3), (2, 2), (1, 1, 1, 1)))
+    stream = b.add(p.MaxPool("pool", (requantized,), *window))
     v = b.threshold(b.add(p.Add("sum", (b.requantize(b.conv_like(pooled, w, 3, 20)), stream), -900, 50000)), t)
     thin = b.add(p.MaxPool("thin", (skip,), (1, 1), (2, 2)))
     program = b.program(b.conv_like(b.add(p.Concat("both", (v, thin))), w, 1, 3))

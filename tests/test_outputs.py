@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitbranch import quantize
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.twostep import Recipe, convert
-from bitbranch.twostep.outputs import RIDGE, fit_outputs
+from bitbranch.twostep.chains import Graph
+from bitbranch.twostep.outputs import RIDGE, fit_outputs, output_calls
 from bitbranch.twostep.statistics import SampleFile
 
 torch.set_num_threads(1)  # small problems; the machine may be shared
@@ -148,3 +150,54 @@ def test_a_start_keeps_its_outputs() -> None:
     schemes = {"boxes": "w8a8", "classes": "w8a8"}
     kept = convert(network, [(x, None)], "tsq:wt-a2", layers=schemes, recipe=Recipe(method="start"), progress=None)
     assert torch.equal(kept.boxes.weight, network.boxes.weight)
+
+
+class Interleaved(nn.Module):
+    """Pre-activations that are used up while an earlier layer's BatchNorm has not been called yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.left, self.left_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.right, self.right_norm = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.gate, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        left, right = self.left(x), self.right(x)
+        right = F.relu(self.right_norm(right))
+        gate = torch.sigmoid(self.gate(right))
+        left = F.relu(self.left_norm(left))
+        return self.last(F.relu(left + right * gate))
+
+
+def test_layers_may_be_called_in_any_order() -> None:
+    network, x, reports = Interleaved().eval(), torch.randn(12, 3, 8, 8), []
+    convert(
+        network, [(x, None)], "tsq:wt-a2", layers={"gate": "w8a8"}, recipe=Recipe(samples=500), progress=None,
+        on_layer=reports.append,
+    )  # fmt: skip
+    assert [r.name for r in reports] == ["left", "right", "gate", "last"]
+
+
+def test_targets_that_are_all_alike() -> None:
+    layer, (x, t) = made_layer(nn.Linear(6, 2)), samples(3, 50, 1, 6, 2)
+    with file_of(x, torch.full_like(t, 3.7)) as file:
+        assert fit_outputs(layer, file) == (0.0, 0.0)
+    values = layer.input_quantizer.scale() * x[:, 0].float()
+    torch.testing.assert_close(values @ layer.weight.T + layer.bias, torch.full((50, 2), 3.7), rtol=0.05, atol=0.05)
+
+
+def test_weights_of_others_stay() -> None:
+    """Of several layers, or with inputs that are multiplied by more than codes."""
+    network = TwoHeads().eval()
+    network.classes = nn.Conv2d(16, 4, 3, padding=1)
+    q = quantize(network, "tsq:wt-a2", layers={"boxes": "w8a8", "classes": "w8a8"}).eval()
+    graph = Graph(q)
+    inner = [graph.call("inner")]
+    assert [str(n.target) for n in output_calls(graph, inner)] == ["boxes", "classes"]
+    q.classes.weight = q.boxes.weight
+    assert output_calls(graph, inner) == []
+    q = quantize(network, "tsq:wt-a2", layers={"boxes": "xnor:w32-a1", "classes": "w8a8"}).eval()
+    graph = Graph(q)
+    assert [str(n.target) for n in output_calls(graph, [graph.call("inner")])] == ["classes"]

@@ -73,8 +73,8 @@ PLANAR = {
 
 CLOSE = 2.0
 """Estimates that differ by less are not trusted: processors with the same instructions differ as much."""
-WORTH_TIMING = 0.1
-"""Milliseconds of an image below which it does not matter."""
+WORTH_TIMING = 0.1, 250.0
+"""Milliseconds of an image below which it does not matter, and above which it would take too long."""
 
 
 def estimates(program: p.Program, isa: str, sextets: bool) -> tuple[float, float]:
@@ -103,4 +103,4 @@ def prefers_products(program: p.Program, isa: str, sextets: bool) -> bool:
 def are_close(program: p.Program, isa: str, sextets: bool) -> bool:
     """Whether both paths should rather be timed than estimated."""
     low, high = sorted(estimates(program, isa, sextets))
-    return low >= WORTH_TIMING and high < CLOSE * low
+    return WORTH_TIMING[0] <= low <= WORTH_TIMING[1] and high < CLOSE * low

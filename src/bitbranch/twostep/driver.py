@@ -277,6 +277,7 @@ def _solve_layers(
     first = student.position[calls[0]]
     fitted = output_calls(graph, calls) if recipe.outputs else []
     names = [str(node.target) for node in sorted(calls + fitted, key=student.position.__getitem__)]
+    _keep_alive(teacher, [graph.chain(graph.call(name)) for name in names])
     for number, name in enumerate(names, 1):
         chain = graph.chain(graph.call(name))
         if recipe.reestimate:
@@ -303,6 +304,15 @@ def _solve_layers(
             on_layer(report)
     if recipe.reestimate:
         student.settle(first, len(student.nodes), own)
+
+
+def _keep_alive(teacher: Front, chains: list[Chain]) -> None:
+    """Let a pre-activation live until it is collected, also where an earlier layer's lies behind it."""
+    furthest = 0
+    for chain in chains:
+        behind = teacher.graph.call(chain.batchnorm or chain.source)
+        teacher.last_use[behind] = max(teacher.last_use[behind], furthest)
+        furthest = max(furthest, teacher.position[behind] + 1)
 
 
 def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:

@@ -27,17 +27,27 @@ RIDGE = 0.5
 So layers with more weights than samples keep nearly what they have, and those with many samples are free.
 """
 
+TAPS_MOST = 8192
+"""Weights of an output up to which it is fitted: some matrices have so many rows and columns of float64."""
+
 
 def output_calls(graph: Graph, solved: list[fx.Node]) -> list[fx.Node]:
-    """The calls of layers that can be fitted behind solved ones: with codes as input, a bias, and no BatchNorm."""
+    """The calls of layers that can be fitted behind solved ones.
+
+    They have codes as input, a bias and no BatchNorm, weights of their own that are used once and nothing else that
+    multiplies them, and not more than :data:`TAPS_MOST` of them for an output.
+    """
     times = Counter(node.target for node in graph.calls(QuantizedLayer))
+    owners = Counter(id(m.weight) for m in set(graph.modules.values()) if isinstance(m, QuantizedLayer))
     first = min(map(graph.nodes.index, solved))
     found = []
     for node in graph.nodes[first + 1 :]:
         layer = graph.module(node)
-        if not isinstance(layer, QuantizedLayer) or has_low_bit_weight(layer) or times[node.target] > 1:
+        if not isinstance(layer, QuantizedLayer) or has_low_bit_weight(layer) or layer.obstacle:
             continue
-        if layer.input_quantizer is not None and layer.bias is not None and graph.chain(node).batchnorm is None:
+        once = times[node.target] == 1 and owners[id(layer.weight)] == 1
+        plain = layer.input_quantizer is not None and layer.bias is not None and graph.chain(node).batchnorm is None
+        if once and plain and layer.outputs_first(layer.weight)[0].numel() <= TAPS_MOST:
             found.append(node)
     return found
 
@@ -86,8 +96,9 @@ def fit_outputs(layer: QuantizedLayer, file: SampleFile) -> tuple[float, float]:
         layer.weight.copy_(kept[0])
         layer.bias.copy_(kept[1])
         after = before
-    whole = max(float(cross.power.sum()), torch.finfo(torch.float64).tiny)
-    return before / whole, after / whole
+    whole = float(cross.power.sum())
+    alike = moments.count * file.reach**2 * torch.finfo(torch.float32).eps ** 2  # as targets of float32 can be
+    return (before / whole, after / whole) if whole > alike else (0.0, 0.0)
 
 
 @contextmanager
