@@ -22,7 +22,7 @@ from . import program as p
 from .dot import DEPTH, OUTPUTS, PIXELS, Ints, Tap
 from .interpolation import Interpolation
 from .layout import LINE, round_up
-from .rewrite import Rewritten, interpolate_at_once, requantize_last
+from .rewrite import interpolate_at_once, pool_first, requantize_last
 from .steps import StepInfo
 
 BAND = 384 << 10
@@ -96,8 +96,7 @@ class DotPlanner:
 
     def __post_init__(self) -> None:
         self.plan = self.core.DotPlan(self.machine)
-        whole = Rewritten(self.program.operations, self.program.values, tuple(range(len(self.program.operations))))
-        rewritten = requantize_last(interpolate_at_once(whole, _blends))
+        rewritten = requantize_last(interpolate_at_once(pool_first(self.program), _blends))
         self.operations, self.values, self.origin = rewritten.operations, rewritten.values, rewritten.origin
         self.readers: dict[int, list[int]] = {i: [] for i in range(len(self.values))}
         for i, op in enumerate(self.operations):
@@ -183,7 +182,7 @@ class DotPlanner:
         found: dict[int, winograd.Filtering] = {}
         narrow = self.core.dot_has_narrow_sums(self.machine)
         for i, op in enumerate(self.operations):
-            if not isinstance(op, p.Conv) or self._pool_behind(i) is not None:
+            if not isinstance(op, p.Conv) or self._pool_of(i) is not None:
                 continue
             sums = self.values[i]
             assert isinstance(sums, p.Integers)
@@ -335,8 +334,6 @@ class DotPlanner:
         Returns:
             operations of the chain, and the values that they complete.
         """
-        if self._pool_behind(value) is not None:
-            return [self.core.DotOp.store(self._place(value).view)], [value]
         chain: list[Any] = []
         complete: list[int] = []
         fused: list[int] = []
@@ -413,9 +410,8 @@ class DotPlanner:
         narrow = fits and int(shift.max()) <= 32
         return self.core.DotOp.requantize(multiplier, shifts, offset, op.lo, op.hi, narrow)
 
-    def _threshold(self, i: int, blocks: Sequence[tuple[int, int]], pooled: int | None = None) -> Any:
-        """The codes of operation ``i``, written as the value ``pooled`` where a pool was taken first."""
-        op, target = self.operations[i], self._place(i if pooled is None else pooled)
+    def _threshold(self, i: int, blocks: Sequence[tuple[int, int]]) -> Any:
+        op, target = self.operations[i], self._place(i)
         assert isinstance(op, p.Threshold)
         v = self.values[op.inputs[0]]
         assert isinstance(v, p.Integers)
@@ -482,17 +478,12 @@ class DotPlanner:
             self._winograd(i, op, self.filtered[i])
             return
         out = self.values[i].shape
-        pool = self._pool_behind(i)
-        banded = pool is not None and self._stream_count(i) == 1
-        if banded:  # never whole in memory: the view only says how rows lie
-            step = self._bytes(i) * round_up(out[0], OUTPUTS)
-            self.places[i] = self._describe(
-                self.core.Buffer(LINE), 0, step, out[1], out[2], out, False, self._bytes(i) == 2
-            )
-        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=banded)
+        pool = self._pool_of(i)
+        if pool is not None:  # never whole in memory: the view only says how rows lie
+            step, narrow = self._bytes(i) * round_up(out[0], OUTPUTS), self._bytes(i) == 2
+            self.places[i] = self._describe(self.core.Buffer(LINE), 0, step, out[1], out[2], out, False, narrow)
+        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=pool is not None)
         if pool is not None:
-            self._pool_first(i, pool)
-        if pool is not None and banded:
             self._band(i, pool)
 
     def _winograd(self, i: int, op: p.Conv, how: winograd.Filtering) -> None:
@@ -516,12 +507,17 @@ class DotPlanner:
         self._finished(i)
         self._add(i, winograd.family(how.side, quads > 0), complete, op.macs(self.values[op.inputs[0]]))
 
-    def _stream_count(self, i: int) -> int:
-        return sum(isinstance(self.operations[r], p.Requantize) for r in self.readers[i])
+    def _pool_of(self, i: int) -> p.MaxPool | None:
+        """The max-pool that alone reads a convolution's sums: these are made, and pooled, band by band."""
+        op = self.operations[self.readers[i][0]]
+        return op if isinstance(op, p.MaxPool) and len(self.readers[i]) == 1 and i not in self.homes else None
 
     def _band(self, i: int, pool: p.MaxPool) -> None:
-        """Make the convolution and its pool one step, which goes through the image in bands of rows."""
+        """Make the convolution and the pool behind it one step, which goes through the image in bands of rows."""
+        self._window(self.readers[i][0], pool, by_rows=True)
         place = self.places.pop(i)
+        self.free = [pair for pair in self.free if pair[1] is not place.memory]
+        self.made.discard(i)
         row = place.pitch * place.step
         reach = (pool.kernel[0] - 1) * pool.dilation[0] + 1
         rows = max(1, (BAND // row - reach) // pool.stride[0] + 1)
@@ -530,64 +526,7 @@ class DotPlanner:
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
             StepInfo(self.origin[i], convolution.name, convolution.family, convolution.macs, window.completes)
-        )  # fmt: skip
-        self.made.discard(i)
-
-    def _pool_behind(self, i: int) -> p.MaxPool | None:
-        """The max-pool behind every reader of a convolution's sums, where a stream is among them.
-
-        Thresholds and requantizations do not fall, so the pool may come first: there is less to requantize, and the
-        large image is stored once.
-        """
-        pools: list[p.Operation] = []
-        for reader in self.readers[i]:
-            op, after = self.operations[reader], self.readers[reader]
-            rises = (isinstance(op, p.Threshold) and op.table is None) or (
-                isinstance(op, p.Requantize) and int(op.multiplier.min()) >= 0
-            )
-            if not rises or len(after) != 1 or self._root(reader) != reader:
-                return None
-            pools.append(self.operations[after[0]])
-        first = pools[0] if pools else None
-        if not isinstance(first, p.MaxPool) or not self._stream_count(i):
-            return None
-        window = (first.kernel, first.stride, first.padding, first.dilation)
-        same = [
-            isinstance(q, p.MaxPool) and (q.kernel, q.stride, q.padding, q.dilation) == window for q in pools
-        ]  # fmt: skip
-        return first if all(same) else None
-
-    def _pool_first(self, i: int, pool: p.MaxPool) -> None:
-        """The largest sums of each window, and from them what each pool would have given."""
-        shape = self.values[self.readers[self.readers[i][0]][0]].shape
-        blocks = self._whole_blocks(shape[0])
-        chain: list[Any] = []
-        complete: list[int] = []
-        streams: list[int] = []
-        for reader in self.readers[i]:
-            result = self.readers[reader][0]
-            self.done.update((reader, result))
-            if isinstance(self.operations[reader], p.Threshold):
-                chain.append(self._threshold(reader, blocks, result))
-                complete.append(result)
-            else:
-                streams.append(reader)
-        for reader in streams:
-            op, result = self.operations[reader], self.readers[reader][0]
-            assert isinstance(op, p.Requantize)
-            more, values = self._chain(result, blocks)
-            self._window_step(shape, [*chain, self._requantize(op, blocks), *more], i, pool)
-            self._add(result, "max-pool", [*complete, *values])
-            chain, complete = [], []
-        if len(streams) > 1:
-            self.free.append((None, self.places[i].memory))
-
-    def _window_step(self, shape: tuple[int, int, int], chain: list[Any], value: int, pool: p.MaxPool) -> None:
-        self.plan.window(
-            walk=self.core.DotWalk("rows", shape[1], shape[2], 1, 1), channels=shape[0], chain=chain, kind="largest",
-            source=self._place(value).view, bytes=False, kernel=pool.kernel, stride=pool.stride,
-            top_left=(pool.padding[0], pool.padding[2]), dilation=pool.dilation,
-        )  # fmt: skip
+        )
 
     def _transposed(self, i: int, op: p.ConvTranspose) -> None:
         out = self.values[i].shape
@@ -697,9 +636,9 @@ class DotPlanner:
         self._finished(i)
         self._add(i, "depthwise", complete, op.macs(self.values[op.inputs[0]]))
 
-    def _walk(self, shape: tuple[int, int, int]) -> Any:
-        """Through all pixels of a value without pads."""
-        return self.core.DotWalk("flat", shape[1], shape[2], shape[1], shape[2])
+    def _walk(self, shape: tuple[int, int, int], by_rows: bool = False) -> Any:
+        """Through all pixels of a value without pads; by rows, tiles end where rows do."""
+        return self.core.DotWalk("rows" if by_rows else "flat", shape[1], shape[2], shape[1], shape[2])
 
     def _pointwise(self, i: int, op: p.Operation) -> None:
         """Whatever takes stored integers on, and the chain behind it."""
@@ -720,7 +659,7 @@ class DotPlanner:
         self._finished(i)
         self._add(i, type(op).__name__.lower(), complete)
 
-    def _window(self, i: int, op: p.MaxPool | p.SumPool | p.Upsample) -> None:
+    def _window(self, i: int, op: p.MaxPool | p.SumPool | p.Upsample, by_rows: bool = False) -> None:
         value = op.inputs[0]
         v, out, source = self.values[value], self.values[i], self._place(value)
         family = {"MaxPool": "max-pool", "SumPool": "sum-pool", "Upsample": "upsample"}[type(op).__name__]
@@ -742,8 +681,8 @@ class DotPlanner:
         self.done.add(i)
         chain, complete = self._chain(i, blocks, window_of=op.inputs[0])
         self.plan.window(
-            walk=self._walk(out.shape), channels=out.shape[0], chain=chain, kind=kind, source=source.view, bytes=codes,
-            zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0, **window,
+            walk=self._walk(out.shape, by_rows), channels=out.shape[0], chain=chain, kind=kind, source=source.view,
+            bytes=codes, zero=dot.zero(v.code_type) if isinstance(v, p.Codes) else 0, **window,
         )  # fmt: skip
         self._finished(i)
         self._add(i, family, complete)

@@ -102,7 +102,7 @@ def requantize_last(program: Rewritten) -> Rewritten:
     """Max-pools in front of the requantizations that they alone follow, where other readers are not pooled.
 
     The accumulators, which those readers keep anyway or which are smaller, are pooled instead of the stream; only the
-    pooled pixels are requantized. Where all readers are pooled alike, that is left to :func:`pool_first`.
+    pooled pixels are requantized. Where all readers are pooled alike, :func:`pool_first` does better.
     """
     readers = readers_of(program.operations)
     operations, values, origin = list(program.operations), list(program.values), list(program.origin)
@@ -113,9 +113,8 @@ def requantize_last(program: Rewritten) -> Rewritten:
         pool = program.operations[after]
         if not isinstance(pool, p.MaxPool) or not isinstance(program.operations[source], p.Conv):
             continue
-        if _common_pool(program.operations, source, readers) is None:
-            operations[i], operations[after] = pool.reading((source,)), op.reading((i,))
-            values[i], origin[i] = pool.infer(program.values[source]), -1
+        operations[i], operations[after] = pool.reading((source,)), op.reading((i,))
+        values[i], origin[i] = pool.infer(program.values[source]), -1
     return Rewritten(tuple(operations), tuple(values), tuple(origin))
 
 
