@@ -71,8 +71,11 @@ PLANAR = {
 """The planar path by its kernels: with AVX-512 and look-ups of 64 entries, without these, and with AVX2."""
 
 
-CLOSE = 2.0
-"""Estimates that differ by less are not trusted: processors with the same instructions differ as much."""
+CLOSE = 1.3
+"""Estimates that differ by less are not trusted: processors with the same instructions differ as much.
+
+Wider, and engines for most networks would be made twice.
+"""
 WORTH_TIMING = 0.1, 250.0
 """Milliseconds of an image below which it does not matter, and above which it would take too long."""
 
