@@ -297,12 +297,8 @@ Bytes scale(const DotSet& set, Random& random) {
 struct Places {
   Lines<uint8_t> memory;
   std::vector<const uint8_t*> at;
-  std::vector<const void*> numbers;
   Places(Random& random, int count, int size) : memory(random, size_t{1} * count * (size + 8) + 256, 0, 255) {
-    for (int i = 0; i < count; ++i) {
-      at.push_back(memory.data() + i * (size + 8));
-      numbers.push_back(at.back());
-    }
+    for (int i = 0; i < count; ++i) at.push_back(memory.data() + i * (size + 8));
   }
 };
 
