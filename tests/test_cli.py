@@ -252,7 +252,7 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
         assert main([str(a) for a in [*arguments, "--out", tmp_path / out, "--state", tmp_path / "s", "--json"]]) == 0
         printed, said = capsys.readouterr()
         told = json.loads(printed)
-        assert told["scheme"] == "tsq:wt-a2" and told["images"] == 20 and len(told["layers"]) == 2
+        assert told["scheme"] == "tsq:wt-a2" and told["images"] == 20 and len(told["layers"]) == 3
         assert ("(kept)" in said) == (out == "two.pt")
     one, two = (checkpoint.load(tmp_path / out)[1] for out in ("one.pt", "two.pt"))
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
@@ -267,6 +267,8 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     checkpoint.save(tmp_path / "codes.pt", step_1, codes)
     solving = ["solve", tmp_path / "codes.pt", "--images", folder / "images.npy", "--out", tmp_path / "four.pt"]
     assert main([str(a) for a in [*solving, "--samples", 100, "--json"]]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 3
+    assert main([str(a) for a in [*solving, "--samples", 100, "--keep-outputs", "--json"]]) == 0
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 2
     solved, network = checkpoint.load(tmp_path / "four.pt")
     assert not solved.codes and network.get_submodule("conv2").weight_quantizer is not None
@@ -274,7 +276,7 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     capsys.readouterr()
     mixed = [*arguments, "--out", tmp_path / "mixed.pt", "--layer", "conv2=tsq:w4-a4", "--json"]
     assert main([str(a) for a in mixed]) == 0
-    assert [layer["name"] for layer in json.loads(capsys.readouterr().out)["layers"]] == ["conv2", "linear1"]
+    assert [layer["name"] for layer in json.loads(capsys.readouterr().out)["layers"]] == ["conv2", "linear1", "linear2"]
     schemes = {each.name: each.scheme for each in bb.coverage(checkpoint.load(tmp_path / "mixed.pt")[1])}
     assert schemes["conv2"] == "tsq:w4-a4" and schemes["linear1"] == "tsq:wt-a2"
     assert "no layer" in refused(capsys, *mixed[:-2], "nothing=w8a8")
