@@ -21,6 +21,7 @@ from ..bench import stats
 from ..bench.convert import export_onnx, quantize_onnx
 from ..runtime.engine import Engine
 from ..runtime.program import Program
+from ..training.threads import using_threads
 
 Images = npt.NDArray[np.float32]
 Run = Callable[[Images], object]
@@ -115,10 +116,8 @@ def measure(
         slice_seconds: length of a turn; at least one call is timed.
     """
     result: dict[str, Latency] = {name: {str(t): {} for t in threads} for name in executors}
-    before = torch.get_num_threads()
-    try:
-        for count in threads:
-            torch.set_num_threads(count)
+    for count in threads:
+        with using_threads(count):
             runs = {name: prepare(count) for name, prepare in executors.items()}
             for batch in batches:
                 times: dict[str, list[float]] = {name: [] for name in runs}
@@ -127,8 +126,6 @@ def measure(
                         times[name] += _turn(run, images[:batch], slice_seconds)
                 for name in runs:
                     result[name][str(count)][str(batch)] = 1e3 * statistics.median(times[name])
-    finally:
-        torch.set_num_threads(before)
     return result
 
 

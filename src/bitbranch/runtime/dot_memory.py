@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .dot import DEPTH, OUTPUTS, PIXELS
 from .interpolation import Interpolation
 from .layout import LINE, round_up
 from .rewrite import interpolate_at_once, pool_first, requantize_last
-from .steps import StepInfo
+from .steps import Planning
 
 SCRATCH_CHUNKS = 128
 """Chunks of weights that are expanded at once: 256 KiB, which the second cache holds."""
@@ -61,17 +61,10 @@ class Layout:
 
 
 @dataclass(eq=False)
-class DotMemory:
+class DotMemory(Planning):
     """A program as it will run, and the memory of its values; what :class:`~.dot_planner.DotPlanner` plans with."""
 
-    core: Any
-    machine: Any
-    isa: str
-    program: p.Program
-    capacity: int
-    packed: dict[tuple[int, str], Any]
     threads: int = 1
-    steps: list[StepInfo] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.plan = self.core.DotPlan(self.machine)

@@ -16,7 +16,7 @@ from .choice import Choice
 from .interpolation import Interpolation
 from .layout import CHUNK, LINE, Form, Geometry
 from .rewrite import interpolate_at_once, pool_first, readers_of
-from .steps import StepInfo
+from .steps import Planning, StepInfo
 from .transposed import Phase
 from .tuning import Rates
 from .workspace import Stored, Workspace
@@ -26,29 +26,17 @@ PAD_MOST = 1.1
 
 
 @dataclass(eq=False)
-class StoredValues:
+class StoredValues(Planning):
     """The values of a plan and their copies.
 
     Args:
-        core: the compiled module.
-        machine: its instruction set and threads.
-        isa: name of the instruction set.
-        program: what to run.
-        capacity: largest batch.
-        packed: packed weights by (operation, family), shared by the plans of an engine.
+        core, machine, isa, program, capacity, packed: see :class:`~bitbranch.runtime.steps.Planning`.
         families: family to force, by number of the operation.
         rates: this machine's, for the instruction set; see :mod:`bitbranch.runtime.tuning`.
     """
 
-    core: Any
-    machine: Any
-    isa: str
-    program: p.Program
-    capacity: int
-    packed: dict[tuple[int, str], Any]
     families: Mapping[int, str] = field(default_factory=dict)
     rates: Rates = field(default_factory=dict)
-    steps: list[StepInfo] = field(default_factory=list)
     stored: dict[int, list[Stored]] = field(default_factory=dict)
     made: set[int] = field(default_factory=set)
     """Values that are stored, or that no later step needs."""

@@ -191,18 +191,14 @@ def _torch_call(net: Path) -> Callable[[], object]:
     import torch
 
     from ..training import checkpoint
+    from ..training.threads import using_threads
 
     recipe, network = checkpoint.load(net)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = recipe.example.to(memory_format=torch.channels_last)
 
     def call() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                network(image)
-        finally:
-            torch.set_num_threads(before)
+        with using_threads(1), torch.inference_mode():
+            network(image)
 
     return call

@@ -1,13 +1,25 @@
-"""How many threads to train on."""
+"""How many threads PyTorch computes with."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many threads, and behind this with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_fastest_threads(network: nn.Module, images: Tensor, most: int) -> None:

@@ -8,13 +8,12 @@ what the layers in front give; this is the same for a layer whose weights need n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx
 
 from ..layers import QuantizedLayer
+from ..training.threads import using_threads
 from .chains import Graph
 from .codes import has_low_bit_weight
 from .descent import Cross, Moments
@@ -81,16 +80,16 @@ def fit_outputs(layer: QuantizedLayer, file: SampleFile) -> tuple[float, float]:
         return rows.view(file.groups, -1, rows.shape[1]).transpose(1, 2) * scale
 
     def error(weight: Tensor, bias: Tensor) -> float:
-        offset = mean - (weight * moments.mean[:, :, None]).sum(1) - bias.double().view_as(mean)
+        offset = mean - moments.through(weight) / moments.count - bias.double().view_as(mean)
         return float((_distance(moments, cross, weight) + moments.count * offset.square()).sum())
 
-    with single_thread():  # sums of reals depend on how they are split
+    with using_threads(1):  # sums of reals depend on how they are split
         before = error(columns(layer.quantized_weight()), layer.bias)
         wanted = _nearest(moments, cross, columns(layer.weight))
         rows = (wanted / scale).transpose(1, 2).reshape(shape)
         layer.weight.copy_(layer.native_order(rows.to(layer.weight.dtype)))
         weight = columns(layer.quantized_weight())
-        layer.bias.copy_((mean - (weight * moments.mean[:, :, None]).sum(1)).flatten())
+        layer.bias.copy_((mean - moments.through(weight) / moments.count).flatten())
         after = error(weight, layer.bias)
     if after >= before:  # the quantizer cannot hold them
         layer.weight.copy_(kept[0])
@@ -99,17 +98,6 @@ def fit_outputs(layer: QuantizedLayer, file: SampleFile) -> tuple[float, float]:
     whole = float(cross.power.sum())
     alike = moments.count * file.reach**2 * torch.finfo(torch.float32).eps ** 2  # as targets of float32 can be
     return (before / whole, after / whole) if whole > alike else (0.0, 0.0)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """PyTorch computes with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _nearest(moments: Moments, cross: Cross, present: Tensor) -> Tensor:
@@ -124,7 +112,5 @@ def _nearest(moments: Moments, cross: Cross, present: Tensor) -> Tensor:
 
 def _distance(moments: Moments, cross: Cross, weight: Tensor) -> Tensor:
     """``sum_p (z - w^T (x - mean))^2`` of every output for real weights, ``[G, O]``."""
-    centred = moments.times(weight) - moments.total[:, :, None] * (moments.mean[:, :, None] * weight).sum(
-        1, keepdim=True
-    )
-    return cross.power - 2 * (cross.product * weight).sum(1) + (weight * centred).sum(1)
+    power = (weight * moments.times(weight)).sum(1) - moments.through(weight).square() / moments.count
+    return cross.power - 2 * (cross.product * weight).sum(1) + power
