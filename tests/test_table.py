@@ -100,7 +100,7 @@ def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[s
         assert run["differ"] == 0 and run["images"] == 150
         file = folder / "out" / "runs" / f"lsq-2-2-{run['seed']}" / "net.bb"
         assert run["bytes"] == file.stat().st_size
-        test = tasks.read(config.parse(spec.configured(_row(folder, "float"), 3, {})).data).test
+        test = tasks.read(config.parse(spec.configured(_row(folder, "float"), 3, lambda *_: Path())).data).test
         assert run["accuracy"] == (Engine(file)(test.images).argmax(1) == test.labels).mean()
     assert "input is float" in document["rows"][2]["runs"][0]["not compiled"]
 
@@ -132,6 +132,23 @@ def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
     table = spec.load(written(tmp_path, TABLE.replace("seeds = [4]", "seeds = [4, 9]")))
     assert [seed for row, seed in table.runs([], []) if row.name == "BWN"] == [4, 9]
     assert [seed for row, seed in table.runs([], []) if row.name == "float"] == [3, 4]
+
+
+def test_a_row_may_take_the_networks_of_all_its_seeds(tmp_path: Path) -> None:
+    """Those rows are run first, for every seed, whichever row and seed is asked for."""
+    learned = 'name = "LSQ 2/2"\nteacher = {checkpoint = "{runs:float}"}'
+    text = TABLE.replace('name = "LSQ 2/2"', learned).replace("seeds = [4]", "seeds = [4, 9]")
+    table = spec.load(written(tmp_path, text))
+    order = [(row.name, seed) for row, seed in table.runs(["LSQ 2/2"], [4])]
+    assert order == [("float", 4), ("float", 3), ("LSQ 2/2", 4)]
+    row = next(row for row in table.rows if row.name == "LSQ 2/2")
+    content = spec.configured(row, 4, lambda name, seed: Path(f"{name}-{seed}"))
+    assert content["teacher"] == {"checkpoint": ["float-3", "float-4"]} and content["network"]["start"] == "float-4"
+    (tmp_path / "within.toml").write_text(text.replace("{runs:float}", "a{runs:float}"))
+    with pytest.raises(
+        InputError, match=r"row 'LSQ 2/2': 'a\{runs:float\}': \{runs:NAME\} is a list, and stands alone"
+    ):
+        spec.load(tmp_path / "within.toml")
 
 
 def test_the_text_says_it_all(finished: tuple[Path, dict[str, Any]]) -> None:

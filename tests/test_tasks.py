@@ -369,7 +369,7 @@ def test_an_interrupted_run_goes_on(kind: str, tmp_path: Path) -> None:
 def test_rows_of_a_table_know_their_task(finished: tuple[str, Path, Any]) -> None:
     kind, folder, _ = finished
     row = spec.load(folder / "scenes.toml").rows[0]
-    checked = config.parse(spec.configured(row, 0, {}))
+    checked = config.parse(spec.configured(row, 0, lambda *_: Path()))
     task = tasks.read(checked.data)
     assert task.figure == FIGURES[kind] and task.arguments()["num_classes"] == 11
 

@@ -56,7 +56,11 @@ def run(options: Options, say: Say) -> Result:
     """
     table = spec.load(options.table)
     begin, left = time.monotonic(), 0
-    runs = list(table.runs(options.rows, options.seeds))
+    runs = table.runs(options.rows, options.seeds)
+
+    def network(name: str, seed: int) -> Path:
+        return _folder(options.out, _named(table, name), seed) / "net.pt"
+
     for number, (row, seed) in enumerate(runs, 1):
         folder = _folder(options.out, row, seed)
         if rows.finished(folder) is not None:
@@ -64,14 +68,14 @@ def run(options: Options, say: Say) -> Result:
         if time.monotonic() - begin > 3600 * options.hours:
             left += 1
             continue
-        networks = {name: _folder(options.out, _named(table, name), seed) / "net.pt" for name in row.needs}
-        missing = [name for name, file in networks.items() if not file.is_file()]
+        needed = [(name, seed) for name in row.needs] + [(name, s) for name in row.gathers for s in row.seeds]
+        missing = [f"{name}, seed {s}" for name, s in needed if not network(name, s).is_file()]
         title = f"table {number}/{len(runs)}: {row.name}, seed {seed}"
         if missing:
-            say(f"{title}: not run, for want of {', '.join(missing)}")
+            say(f"{title}: not run, for want of {'; '.join(missing)}")
             continue
         say(title)
-        result = rows.run(spec.configured(row, seed, networks), folder, options.table.parent, say)
+        result = rows.run(spec.configured(row, seed, network), folder, options.table.parent, say)
         say(f"{title}: {_verdict(result)}")
         _write(table, options.out, say)
     document = _write(table, options.out, say, measure=options.measure)
@@ -120,7 +124,7 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for row in table.rows:
         runs, failed = [], {}
-        for seed in row.seeds or table.seeds:
+        for seed in row.seeds:
             folder = _folder(out, row, seed)
             result = rows.finished(folder)
             if result is not None:
@@ -164,7 +168,7 @@ def _latencies(table: spec.Table, out: Path, say: Say) -> dict[str, Any]:
     """Milliseconds for one image on one thread, the networks taking turns: of the engine, and of torch for float."""
     calls: dict[str, Callable[[], object]] = {}
     for row in table.rows:
-        folder = next((f for s in row.seeds or table.seeds if rows.finished(f := _folder(out, row, s))), None)
+        folder = next((f for s in row.seeds if rows.finished(f := _folder(out, row, s))), None)
         if folder is None:
             continue
         if (folder / "net.bb").is_file():

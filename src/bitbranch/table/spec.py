@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from ..errors import InputError
 from ..training import config
 
-NEEDS = re.compile(r"\{run:([^{}]+)\}")
-"""Stands in a row's configuration for the network that another row's run of the same seed ends with."""
+NEEDS = re.compile(r"\{(runs?):([^{}]+)\}")
+"""Stands in a row's configuration for the network that another row's run of the same seed ends with (``{run:NAME}``),
+or for the list of those of all the row's seeds (``{runs:NAME}``, which stands alone)."""
 KEYS = ("name", "note", "seeds", "common", "row")
 ROW_KEYS = ("name", "published", "minus", "reason", "scheme", "seeds")
 """What a row holds beside the keys of a configuration."""
@@ -25,22 +26,24 @@ class Row:
     Args:
         name: unique.
         content: of its run's configuration, merged with what is common; empty where there is a ``reason``.
-        needs: names of the rows whose networks it takes.
+        needs: names of the rows whose networks it takes, of the same seed.
+        gathers: names of the rows whose networks it takes, of all its seeds.
+        seeds: of its runs.
         minus: name of the row that its accuracy is compared with; none is the first.
         published: what the method's paper reports, for people; not of the same setting.
         reason: why the row has no figure.
         scheme: of a network of one's own that quantizes itself, for people.
-        seeds: of its runs, where they are not the table's.
     """
 
     name: str
     content: Mapping[str, Any]
     needs: tuple[str, ...]
+    gathers: tuple[str, ...]
+    seeds: tuple[int, ...]
     minus: str = ""
     published: str = ""
     reason: str = ""
     scheme: str = ""
-    seeds: tuple[int, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -62,8 +65,8 @@ class Table:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
 
-    def runs(self, names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
-        """Rows and seeds to run: all rows for one seed, then all for the next; what a chosen row needs comes with it.
+    def runs(self, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[Row, int]]:
+        """Rows and seeds to run: all rows for one seed, then all for the next; what a chosen row needs comes before it.
 
         Args:
             names: of the chosen rows; none are all.
@@ -76,18 +79,26 @@ class Table:
         for name in names:
             if name not in known:
                 raise InputError(f"table: no row {name!r}; there are {', '.join(map(repr, known))}")
-        all_seeds = list(dict.fromkeys([*self.seeds, *(s for row in self.rows for s in row.seeds)]))
+        all_seeds = list(dict.fromkeys(s for row in self.rows for s in row.seeds))
         for seed in seeds:
             if seed not in all_seeds:
                 raise InputError(f"table: no row has the seed {seed}; there are {', '.join(map(str, all_seeds))}")
-        wanted = set(names or known)
-        for row in reversed(self.rows):  # needs stand in front
-            if row.name in wanted:
-                wanted.update(row.needs)
+        found: dict[tuple[str, int], Row] = {}  # in their order
+
+        def add(row: Row, seed: int) -> None:
+            if row.reason or seed not in row.seeds or (row.name, seed) in found:
+                return
+            for name in row.needs:
+                add(known[name], seed)
+            for name in row.gathers:
+                for other in row.seeds:
+                    add(known[name], other)
+            found[row.name, seed] = row
+
         for seed in seeds or all_seeds:
-            for row in self.rows:
-                if row.name in wanted and not row.reason and seed in (row.seeds or self.seeds):
-                    yield row, seed
+            for name in [row.name for row in self.rows if not names or row.name in names]:
+                add(known[name], seed)
+        return [(row, seed) for (_, seed), row in found.items()]
 
 
 def load(path: Path) -> Table:
@@ -116,14 +127,14 @@ def _table(content: Mapping[str, Any], folder: Path, name: str) -> Table:
         raise InputError("a table has one table [common] and some [[row]]")
     rows: list[Row] = []
     for table in tables:
-        row = _row(table, common)
-        for needed in row.needs:
+        row = _row(table, common, seeds)
+        for needed in (*row.needs, *row.gathers):
             if needed not in [r.name for r in rows if not r.reason]:
                 raise InputError(f"row {row.name!r}: needs {needed!r}, which is no row before it")
         if row.folder in [r.folder for r in rows] or not row.folder:
             raise InputError(f"row {row.name!r}: the name is taken, or has no letters")
         if not row.reason:
-            config.parse(configured(row, 0, {needed: Path(needed) for needed in row.needs}), folder)
+            config.parse(configured(row, 0, lambda needed, _: Path(needed)), folder)
         rows.append(row)
     names = [row.name for row in rows]
     for row in rows:
@@ -138,7 +149,7 @@ def _seeds(value: object) -> tuple[int, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _row(table: object, common: Mapping[str, Any]) -> Row:
+def _row(table: object, common: Mapping[str, Any], seeds: tuple[int, ...]) -> Row:
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise InputError("row: every [[row]] is a table with a name")
     own = {key: value for key, value in table.items() if key not in ROW_KEYS}
@@ -146,9 +157,10 @@ def _row(table: object, common: Mapping[str, Any]) -> Row:
     if texts["reason"] and own:
         raise InputError(f"row {table['name']!r}: has a reason why it is not run, and {', '.join(own)}")
     content = {} if texts["reason"] else merged(common, own)
-    needs = tuple(dict.fromkeys(name for text in _texts(content) for name in NEEDS.findall(text)))
-    seeds = _seeds(table["seeds"]) if "seeds" in table else ()
-    return Row(table["name"], content, needs, seeds=seeds, **texts)
+    needed = list(dict.fromkeys(found for text in _texts(content) for found in NEEDS.findall(text)))
+    needs, gathers = (tuple(name for kind, name in needed if kind == wanted) for wanted in ("run", "runs"))
+    seeds = _seeds(table["seeds"]) if "seeds" in table else seeds
+    return Row(table["name"], content, needs, gathers, seeds, **texts)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,24 +173,34 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def configured(row: Row, seed: int, networks: Mapping[str, Path]) -> dict[str, Any]:
+def configured(row: Row, seed: int, network: Callable[[str, int], Path]) -> dict[str, Any]:
     """The configuration of a run, as :func:`bitbranch.training.config.parse` takes it.
 
     Args:
         row: the row.
         seed: of the run.
-        networks: where the networks of the needed rows lie.
+        network: where the network of a row, by its name and seed, lies.
+
+    Raises:
+        InputError: ``{runs:NAME}`` within a longer text.
     """
-    content: dict[str, Any] = _replaced(dict(row.content), networks)
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: replaced(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [replaced(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        whole = NEEDS.fullmatch(value)
+        if whole and whole[1] == "runs":
+            return [str(network(whole[2], other)) for other in row.seeds]
+        if any(kind == "runs" for kind, _ in NEEDS.findall(value)):
+            raise InputError(f"row {row.name!r}: {value!r}: {{runs:NAME}} is a list, and stands alone")
+        return NEEDS.sub(lambda found: str(network(found[2], seed)), value)
+
+    content: dict[str, Any] = replaced(dict(row.content))
     return {"name": f"{row.name}, seed {seed}", **content, "seed": seed}
-
-
-def _replaced(value: Any, networks: Mapping[str, Path]) -> Any:
-    if isinstance(value, str):
-        return NEEDS.sub(lambda found: str(networks[found[1]]), value)
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, networks) for key, item in value.items()}
-    return [_replaced(item, networks) for item in value] if isinstance(value, list) else value
 
 
 def _texts(value: object) -> Iterator[str]:

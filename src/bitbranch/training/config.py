@@ -101,12 +101,12 @@ class Teacher:
     """``[teacher]``: a network whose soft targets are learned, too, in phases of kind ``train`` and ``codes``.
 
     Args:
-        checkpoint: its file; none is no teacher.
+        checkpoint: its file; of several, the mean of their outputs is learned; none is no teacher.
         share: weight of its term; two numbers go from the first to the second over each phase.
         temperature: of the soft targets.
     """
 
-    checkpoint: str = ""
+    checkpoint: tuple[str, ...] = ()
     share: tuple[float, ...] = (0.5,)
     temperature: float = 2.0
 
@@ -264,10 +264,10 @@ def parse(content: object, folder: Path = Path()) -> Config:
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
     rest = {key: value for key, value in content.items() if key != "train"}
     config = read_as(Config, {**rest, "phase": expanded}, "")
-    absolute = {
+    absolute: dict[str, dict[str, object]] = {
         "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start", "trunk")},
         "data": {"path": _absolute(config.data.path, folder)},
-        "teacher": {"checkpoint": _absolute(config.teacher.checkpoint, folder)},
+        "teacher": {"checkpoint": [_absolute(path, folder) for path in config.teacher.checkpoint if path]},
     }
     plain = config.as_dict()
     config = read_as(Config, {**plain, **{key: {**plain[key], **value} for key, value in absolute.items()}}, "")
@@ -305,8 +305,8 @@ def _check(config: Config) -> None:
         codes = codes or phase.kind == "codes"
         if phase.kind == "transforms" and not codes:
             raise InputError(f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it")
-        if phase.kind == "hints" and not (phase.guided and phase.hint and config.teacher.checkpoint):
-            raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint")
+        if phase.kind == "hints" and not (phase.guided and phase.hint and len(config.teacher.checkpoint) == 1):
+            raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint, one file")
         if "{bits}" in phase.scheme:
             raise InputError(f"phase {phase.name!r}: scheme {phase.scheme!r} needs bits = [..]")
 

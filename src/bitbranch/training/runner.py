@@ -31,6 +31,7 @@ from .journal import Journal
 from .loop import Epoch, Training, random_state, set_random_state, to_stderr
 from .objectives import Objective
 from .stages import fix_weights
+from .teachers import Ensemble
 from .threads import use_fastest_threads
 
 if TYPE_CHECKING:
@@ -238,8 +239,11 @@ class _Run:
         trunk.load_state_dict({name: content[name] for name in wanted})
 
     def _teacher(self) -> nn.Module | None:
-        path = self.config.teacher.checkpoint
-        return checkpoint.load(path)[1].to(self.device).requires_grad_(False) if path else None
+        networks = [checkpoint.load(path)[1] for path in self.config.teacher.checkpoint]
+        if not networks:
+            return None
+        teacher = networks[0] if len(networks) == 1 else Ensemble(networks)
+        return teacher.to(self.device).requires_grad_(False)
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None

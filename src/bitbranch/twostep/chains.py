@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError
 from ..layers import QuantizedLayer
+from ..tracing import trace
 
 CLIPPING: dict[Any, tuple[float, float]] = {
     **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, "relu", "relu_"), (0.0, math.inf)),
@@ -74,17 +74,6 @@ class Chain:
     obstacle: str | None
 
 
-class _Tracer(fx.Tracer):
-    """Keeps quantized layers and every module without children whole."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            isinstance(m, QuantizedLayer)
-            or next(m.children(), None) is None
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
 class Graph:
     """The traced graph of a network.
 
@@ -94,10 +83,7 @@ class Graph:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        try:
-            self.traced = _Tracer().trace(model)
-        except Exception as error:  # tracing runs the model's own code, which may raise anything
-            raise InputError(f"{type(model).__name__}: forward cannot be traced by torch.fx ({error})") from None
+        self.traced = trace(model)
         self.nodes = list(self.traced.nodes)
 
     def module(self, node: fx.Node) -> nn.Module | None:
