@@ -23,7 +23,15 @@ from bitbranch.quantizers.hwgq import HalfWaveActivation, half_wave
 from bitbranch.quantizers.lsq import LearnedStepActivation, LearnedStepWeight, learned_step
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight, bipolar, cosine_slope, gaussian_scale
 from bitbranch.quantizers.registry import METHODS, Scheme, mbn, parse_scheme, tsq
-from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight, dead_zone, optimal_ternary, solve_step, sparse
+from bitbranch.quantizers.tsq import (
+    LearnedTernaryWeight,
+    SparseActivation,
+    TernaryWeight,
+    dead_zone,
+    optimal_ternary,
+    solve_step,
+    sparse,
+)
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 
 ACTIVATIONS = [
@@ -38,7 +46,8 @@ ACTIVATIONS = [
 WEIGHTS = [
     *(lambda b=b, f=f: BipolarWeight(b, fixed_range=f) for b in range(1, 9) for f in (False, True)),
     *(lambda b=b: UniformWeight(b) for b in range(2, 9)),
-    *(lambda b=b: LearnedStepWeight(b) for b in range(2, 9)),
+    *(lambda b=b, c=c: LearnedStepWeight(b, per_channel=c) for b in range(2, 9) for c in (False, True)),
+    LearnedTernaryWeight,
     TernaryWeight,
     BinaryWeight,
 ]
@@ -367,6 +376,42 @@ def test_lsq_gradients_by_the_formula() -> None:
     assert x.grad.tolist() == [[0.0, -2.0, 3.0, 0.5, 0.0]]
 
 
+def test_steps_of_channels_have_the_gradients_of_layers_of_their_own() -> None:
+    weight, upstream = reals(5 * 12, 0.4).view(5, 3, 2, 2), reals(200)[-60:].view(5, 3, 2, 2)
+    for bits in (2, 3, 8):
+        whole, w = LearnedStepWeight(bits, per_channel=True), weight.clone().requires_grad_()
+        out = whole(w)
+        out.backward(upstream)
+        assert w.grad is not None and whole.step.grad is not None
+        for o in range(5):
+            alone, row = LearnedStepWeight(bits), weight[o : o + 1].clone().requires_grad_()
+            expected = alone(row)
+            expected.backward(upstream[o : o + 1])
+            assert torch.equal(out[o : o + 1], expected) and torch.equal(w.grad[o : o + 1], row.grad)
+            assert float(whole.step[o].detach()) == alone.step.item()
+            torch.testing.assert_close(whole.step.grad[o], alone.step.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_learned_ternary_weights_start_at_the_best_and_move() -> None:
+    weight = reals(6 * 40, 0.3).view(6, 40)
+    quantizer = LearnedTernaryWeight()
+    quantizer.start(weight)
+    best, alpha = TernaryWeight().integers(weight)
+    values, scale = quantizer.integers(weight)
+    assert torch.equal(values, best) and torch.equal(scale, alpha)
+    quantizer(weight * 3)  # starts once
+    assert torch.equal(quantizer.step.detach(), alpha)
+    wanted = torch.randn(6, 40) * 0.1
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    before = (quantizer(weight) - wanted).square().sum()
+    before.backward()
+    optimizer.step()
+    assert (quantizer(weight) - wanted).square().sum() < before
+    with torch.no_grad():
+        quantizer.step.fill_(-1.0)
+    assert (quantizer.integers(weight)[1] > 0).all()
+
+
 def test_lsq_starts_once_and_stays_positive() -> None:
     quantizer, x = LearnedStepActivation(2), reals().relu()
     quantizer(torch.zeros(4))  # says nothing about a step
@@ -504,7 +549,7 @@ def test_schemes_with_options() -> None:
         ("tsq(spars=1):wt-a2", "'spars=1' is no option of tsq, which has sparsity"),
         ("tsq(sparsity=few):wt-a2", "sparsity = few should be like 0.625"),
         ("mbn(fixed_range=1):w2-a2", "should be like False"),
-        ("lsq(bits=1):w2-a2", "lsq has no options"),
+        ("bwn(bits=1):w1-a2", "bwn has no options"),
         ("tsq(sparsity=0.75:wt-a2", "expected METHOD:wM-aK"),
         ("w8", "expected METHOD:wM-aK"),
     ):

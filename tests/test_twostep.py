@@ -29,7 +29,7 @@ from bitbranch.quantizers.bwn import BinaryWeight
 from bitbranch.quantizers.lloyd import LloydActivation, lloyd_levels
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
 from bitbranch.quantizers.registry import Scheme, parse_scheme, tsq
-from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
+from bitbranch.quantizers.tsq import LearnedTernaryWeight, SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.runtime.engine import instruction_sets
 from bitbranch.training.loop import fit
@@ -696,6 +696,30 @@ def test_uneven_levels_are_learned_solved_and_compiled():
         convert(small_net(), loader, parse_scheme("tsq:wt-a2", tsq(lloyd=True)), progress=None)
 
 
+def test_learned_scales_go_on_from_the_solved_ones():
+    """Step 2 gives the weights that it gives without them; fine-tuning then trains scales and weights."""
+    loader = batches(*stroke_images(600, 0))
+    students = {}
+    for scheme in ("tsq:wt-a2", "tsq(learned=true):wt-a2"):
+        torch.manual_seed(0)
+        q = quantize(small_net(), scheme)
+        teacher = learn_codes(q, loader, epochs=2, lr=5e-3, affine=True, seed=0, progress=None)
+        students[scheme] = learn_transforms(q, teacher, loader, samples=1000, progress=None)
+    layers = [[m for m in s.modules() if isinstance(m, QuantizedLayer)] for s in students.values()]
+    learned = [(a, b) for a, b in zip(*layers, strict=True) if isinstance(b.weight_quantizer, LearnedTernaryWeight)]
+    for computed, held in learned:
+        (values, scale, _), (read, steps, _) = computed.integer_weight(), held.integer_weight()
+        assert torch.equal(values, read)
+        torch.testing.assert_close(steps, scale, rtol=1e-6, atol=0)
+    student = students["tsq(learned=true):wt-a2"]
+    before = [b.weight_quantizer.step.detach().clone() for _, b in learned]
+    fit(student, loader, epochs=1, lr=5e-3, seed=0, progress=None)
+    for step, (_, layer) in zip(before, learned, strict=True):
+        assert not torch.equal(layer.weight_quantizer.step, step)
+    x = stroke_images(20, 1)[0]
+    assert verify(student, compile(student, x), [x]).mismatches == 0
+
+
 # Step 2 without training, and interrupted
 
 
@@ -743,7 +767,11 @@ def test_a_float_network_is_converted_without_training(float_net, scheme, per_ch
 
 
 @pytest.mark.parametrize(
-    "scheme", [*(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")), "twn:wt-a2", "w4a4", "mbn:w2-a2", "mbn:w4-a4"]
+    "scheme",
+    [
+        *(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")),
+        *("tsq(learned=true):wt-a2", "lsq(per_channel=true):w4-a4", "twn:wt-a2", "w4a4", "mbn:w2-a2", "mbn:w4-a4"),
+    ],
 )
 def test_layers_hold_whatever_is_solved(scheme: str) -> None:
     """Any integers and scales, also where a channel's largest is not the largest there is; saved and loaded, too."""

@@ -140,6 +140,10 @@ class WeightQuantizer(nn.Module):
     def start(self, weight: Tensor) -> None:
         """Choose starting parameters from the first weights seen in training; default: nothing."""
 
+    def restart(self, weight: Tensor) -> None:
+        """Choose starting parameters anew, for weights that were trained as float ones since; default: as at first."""
+        self.start(weight)
+
     def trap(self, weight: Tensor) -> str:
         """What is known to go wrong when training starts from these latent weights, or an empty text."""
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from .. import processes
 from ..contract import CodeType
 from ..errors import InputError
-from .base import WeightQuantizer, float32
+from .base import WeightQuantizer, float32, per_output
 from .passes import step_gradient
 from .uniform import StepActivation, symmetric_type, uniform_levels
 
@@ -60,9 +61,9 @@ def learned_step(x: Tensor, step: Tensor, lo: int, hi: int, features: int) -> Te
     return out
 
 
-def starting_step(x: Tensor, hi: int) -> Tensor:
-    """``2 mean |x| / sqrt(Qp)``, a scalar. Source: Esser et al., ICLR 2020, section 2.1."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).abs().mean() * 2 / math.sqrt(hi)
+def starting_step(x: Tensor, hi: int, dim: int | None = None) -> Tensor:
+    """``2 mean |x| / sqrt(Qp)``, of all or over a dimension. Source: Esser et al., ICLR 2020, section 2.1."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).abs().mean(dim) * 2 / math.sqrt(hi)
 
 
 def usable_step(step: Tensor) -> float:
@@ -98,38 +99,96 @@ class LearnedStepActivation(StepActivation):
         return learned_step(x, self.step, self.code_type.lo, self.code_type.hi, x[0].numel())
 
 
+class LearnedSteps(torch.autograd.Function):
+    """:func:`learned_step` between ``-hi`` and ``hi`` with a step for each output channel, in one pass over all."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, step: Tensor, hi: int) -> Tensor:  # type: ignore[no-untyped-def]
+        s = per_output(usable_steps(step, weight), weight)
+        position = weight / s
+        values = torch.floor(position + 0.5).clamp_(-hi, hi)
+        ctx.save_for_backward(position, values)
+        ctx.hi = hi
+        return values * s
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        position, values = ctx.saved_tensors
+        inside = position.abs() < ctx.hi
+        slope = values - position * inside
+        to_step = (grad * slope).flatten(1).sum(1) / math.sqrt(position[0].numel() * ctx.hi)
+        return grad * inside, to_step, None
+
+
+def usable_steps(step: Tensor, weight: Tensor) -> Tensor:
+    """The steps ``[O]`` as positive float32 numbers, in the dtype of the weights."""
+    return step.detach().float().clamp_min(STEP_MIN).to(weight.dtype)
+
+
 class LearnedStepWeight(WeightQuantizer):
     """Symmetric weights of 2 to 8 bits through :func:`learned_step`, one step for the layer, as published.
 
     Values are ``-(2^(M-1)-1) .. 2^(M-1)-1``: the published range without its lowest value, so that a channel can be
     negated; at 2 bits they are ternary.
+
+    Args:
+        bits: M.
+        per_channel: a step for each output channel, which a solver may set; ``N`` is then the weights of a channel.
     """
 
-    def __init__(self, bits: int = 2) -> None:
+    def __init__(self, bits: int = 2, *, per_channel: bool = False) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.per_channel = bits, per_channel
         self._code_type = symmetric_type(bits)
         self.top = (1 << (bits - 1)) - 1
-        self.step = nn.Parameter(torch.tensor(0.0))
+        self.step = nn.Parameter(torch.zeros(0) if per_channel else torch.tensor(0.0))
 
     @property
     def code_type(self) -> CodeType:
         return self._code_type
 
-    @torch.no_grad()
+    @property
+    def started(self) -> bool:
+        """Whether the steps have been chosen."""
+        return bool(self.step.numel()) and bool(self.step.detach().any())
+
     def start(self, weight: Tensor) -> None:
-        if float(self.step) == 0:
-            self.step.copy_(starting_step(weight, self.top))
+        if not self.started:
+            self.restart(weight)
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        self.step.data = self.first_steps(weight).to(self.step)
+
+    def first_steps(self, weight: Tensor) -> Tensor:
+        """What training starts from: a scalar, or ``[O]``."""
+        return starting_step(weight.flatten(1), self.top, dim=1 if self.per_channel else None)
+
+    @torch.no_grad()
+    def hold(self, scale: Tensor) -> None:
+        if self.per_channel:
+            self.step.data = scale.detach().to(self.step)
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if float(self.step.detach()) == 0:
+        if not self.started:
             raise InputError(f"{self}: has seen no weights; call start(weight) first")
-        step = usable_step(self.step)
-        values = torch.floor(weight.detach() / step + 0.5).clamp_(-self.top, self.top)
-        return values, torch.full_like(weight.detach().flatten(1)[:, 0], step)
+        weight = weight.detach()
+        steps = usable_steps(self.step.expand(len(weight)), weight)
+        values = torch.floor(weight / per_output(steps, weight) + 0.5).clamp_(-self.top, self.top)
+        return values, steps
 
     def quantize(self, weight: Tensor) -> Tensor:
-        return learned_step(weight, self.step, -self.top, self.top, weight.numel())
+        if not self.per_channel:
+            return learned_step(weight, self.step, -self.top, self.top, weight.numel())
+        out: Tensor = LearnedSteps.apply(weight, self.step, self.top)
+        return out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        stored = state_dict.get(f"{prefix}step")
+        if self.per_channel and stored is not None:  # of any length, and nothing where there is none yet
+            self.step.data = torch.zeros_like(stored, device=self.step.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        return f"{self.bits}"
+        return f"{self.bits}, per_channel={self.per_channel}" if self.per_channel else f"{self.bits}"

@@ -30,7 +30,7 @@ from .inq import PowerOfTwoWeight
 from .lloyd import LloydActivation
 from .lsq import LearnedStepActivation, LearnedStepWeight
 from .mbn import BipolarActivation, BipolarWeight, Clip, Gradient
-from .tsq import SparseActivation, TernaryWeight
+from .tsq import LearnedTernaryWeight, SparseActivation, TernaryWeight
 from .ttq import THRESHOLD, TrainedTernaryWeight
 from .twn import ThresholdTernaryWeight
 from .uniform import UniformActivation, UniformWeight
@@ -109,12 +109,24 @@ def mbn(*, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste"
     return Method(_bits(weight, range(1, 9)), _activation_bits(activation))
 
 
-def tsq(*, sparsity: float = 0.625, lloyd: bool = False) -> Method:
-    """Two-step quantization with any share of codes 0 in [0.5, 1), levels evenly spaced or Lloyd's (2 and 3 bits)."""
+def lsq(*, per_channel: bool = False) -> Method:
+    """Learned step size quantization, with a step of the weights for each layer or each output channel."""
+    return Method(_bits(partial(LearnedStepWeight, per_channel=per_channel), range(2, 9)), _LEARNED_STEPS)
+
+
+def tsq(*, sparsity: float = 0.625, lloyd: bool = False, learned: bool = False) -> Method:
+    """Two-step quantization.
+
+    Args:
+        sparsity: share of codes 0, in [0.5, 1).
+        lloyd: levels of the codes by Lloyd's algorithm (2 and 3 bits) instead of evenly spaced.
+        learned: ternary weights whose scales are trained; see :class:`LearnedTernaryWeight`.
+    """
+    weights = {**_UNIFORM, "t": LearnedTernaryWeight} if learned else _UNIFORM
     if not lloyd:
-        return Method(_UNIFORM, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
+        return Method(weights, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
     activations: dict[str, ActivationFactory] = {str(b): partial(LloydActivation, b, sparsity=sparsity) for b in (2, 3)}
-    return Method(_UNIFORM, activations)
+    return Method(weights, activations)
 
 
 def binaryconnect(*, magnitude: float = 1.0, stochastic: bool = False) -> Method:
@@ -154,7 +166,7 @@ METHODS: dict[str, Method] = {
     "mbn": mbn(),
     "tsq": tsq(),
     "hwgq": Method({**_BINARY, **_TERNARY}, _activation_bits(HalfWaveActivation)),
-    "lsq": Method(_bits(LearnedStepWeight, range(2, 9)), _LEARNED_STEPS),
+    "lsq": lsq(),
     "binaryconnect": binaryconnect(),
     "binarynet": Method(_bits(BinaryNetWeight, range(1, 9)), _activation_bits(BinaryNetActivation)),
     "bwn": Method(_BINARY, _LEARNED_STEPS),
@@ -169,8 +181,8 @@ METHODS: dict[str, Method] = {
 """Every method that a scheme string may name."""
 
 OPTIONS: dict[str, Callable[..., Method]] = {
-    "mbn": mbn, "tsq": tsq, "binaryconnect": binaryconnect, "xnor": xnor, "twn": twn, "ttq": ttq, "dorefa": dorefa,
-    "ffn": ffn,
+    "mbn": mbn, "tsq": tsq, "lsq": lsq, "binaryconnect": binaryconnect, "xnor": xnor, "twn": twn, "ttq": ttq,
+    "dorefa": dorefa, "ffn": ffn,
 }  # fmt: skip
 """The methods with options, and what makes a :class:`Method` of them."""
 

@@ -21,6 +21,7 @@ from .base import (
     straight_through_within,
 )
 from .gaussian import optimal_step
+from .lsq import LearnedStepWeight
 from .passes import levels
 
 
@@ -197,3 +198,21 @@ class TernaryWeight(WeightQuantizer):
     def quantize(self, weight: Tensor) -> Tensor:
         t, alpha = self.integers(weight)
         return straight_through(weight, t * per_output(alpha, weight))
+
+
+class LearnedTernaryWeight(LearnedStepWeight):
+    """Ternary weights whose scales, one per output channel, are learned as LSQ learns steps.
+
+    They start at those of :func:`optimal_ternary`, whose weights these then are, or at those that a solver found.
+
+    Source: Esser et al., ICLR 2020, section 2, from where Wang et al., CVPR 2018, end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2, per_channel=True)
+
+    def first_steps(self, weight: Tensor) -> Tensor:
+        return optimal_ternary(weight.flatten(1))[1]
+
+    def extra_repr(self) -> str:
+        return ""

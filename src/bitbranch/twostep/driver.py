@@ -232,6 +232,10 @@ def solve(
     Raises:
         InputError: see :func:`learn_transforms`.
     """
+    for name in names:
+        layer = student.get_submodule(name)
+        assert isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None
+        layer.weight_quantizer.restart(layer.outputs_first(layer.weight.detach()))
     nodes = calls_of(Graph(student), names)
     recipe.check([str(node.target) for node in nodes])
     if recipe.method == "start" and not recipe.reestimate:
