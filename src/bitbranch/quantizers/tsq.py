@@ -165,12 +165,12 @@ def optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _optimal_ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = weight.abs()
     ordered = _sorted(magnitude).flip(1)
-    count = torch.arange(1, ordered.shape[1] + 1, dtype=torch.float64, device=weight.device)
     sums = ordered.cumsum(1, dtype=torch.float64)  # where sums of equal float32 numbers are exact
-    best = (sums.square() / count).argmax(1, keepdim=True)
-    support = (magnitude >= ordered.gather(1, best)) & (magnitude > 0)
-    alpha = (magnitude.double() * support).sum(1) / support.sum(1).clamp_min(1)
-    return torch.where(support, weight.sign(), 0.0), alpha.float().to(weight.dtype)
+    count = torch.arange(1, ordered.shape[1] + 1, dtype=torch.float64, device=weight.device)
+    best = sums.square_().div_(count).argmax(1, keepdim=True)
+    support = (magnitude >= ordered.gather(1, best)).logical_and_(magnitude)
+    alpha = (magnitude * support).sum(1, dtype=torch.float64) / support.sum(1).clamp_min(1)
+    return weight.sign().mul_(support), alpha.float().to(weight.dtype)
 
 
 def _sorted(x: Tensor) -> Tensor:
