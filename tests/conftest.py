@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -31,3 +32,12 @@ def planar_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from bitbranch.runtime import engine
 
     monkeypatch.setattr(engine, "takes_dot", lambda *_: False)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads; afterwards it is one again."""
+    import torch
+
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
