@@ -392,6 +392,19 @@ def test_steps_of_channels_have_the_gradients_of_layers_of_their_own() -> None:
             torch.testing.assert_close(whole.step.grad[o], alone.step.grad, rtol=1e-5, atol=1e-7)
 
 
+def test_steps_of_channels_are_loaded_as_many_as_there_are() -> None:
+    whole, fresh = LearnedStepWeight(3, per_channel=True), LearnedStepWeight(3, per_channel=True)
+    whole.start(reals(30).view(5, 6))
+    fresh.load_state_dict(whole.state_dict())
+    assert torch.equal(fresh.step, whole.step)
+    fresh.load_state_dict({"step": whole.step.half()})
+    assert fresh.step.dtype == torch.float32
+    for other in (LearnedStepWeight(3), LearnedStepWeight(3, per_channel=True)):
+        other.start(reals(24).view(4, 6))
+        with pytest.raises(RuntimeError, match="size mismatch for step"):
+            whole.load_state_dict(other.state_dict())
+
+
 def test_learned_ternary_weights_start_at_the_best_and_move() -> None:
     weight = reals(6 * 40, 0.3).view(6, 40)
     quantizer = LearnedTernaryWeight()

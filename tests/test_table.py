@@ -144,6 +144,9 @@ def test_a_row_may_take_the_networks_of_all_its_seeds(tmp_path: Path) -> None:
     row = next(row for row in table.rows if row.name == "LSQ 2/2")
     content = spec.configured(row, 4, lambda name, seed: Path(f"{name}-{seed}"))
     assert content["teacher"] == {"checkpoint": ["float-3", "float-4"]} and content["network"]["start"] == "float-4"
+    (tmp_path / "more.toml").write_text(text.replace(learned, learned + "\nseeds = [4, 8]"))
+    with pytest.raises(InputError, match=r"row 'LSQ 2/2': takes all networks of 'float', which has no seed 8"):
+        spec.load(tmp_path / "more.toml")
     (tmp_path / "within.toml").write_text(text.replace("{runs:float}", "a{runs:float}"))
     with pytest.raises(
         InputError, match=r"row 'LSQ 2/2': 'a\{runs:float\}': \{runs:NAME\} is a list, and stands alone"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import bitbranch as bb
 from bitbranch import models
 from bitbranch.errors import InputError
-from bitbranch.training import checkpoint, runner
+from bitbranch.training import checkpoint, config, runner
 from bitbranch.training.objectives import Classification
 from bitbranch.training.teachers import Ensemble, prepared
 
@@ -50,7 +52,7 @@ def test_a_prepared_teacher_says_what_it_said(name: str) -> None:
     torch.manual_seed(1)
     network = settled(models.build(name, arguments), shape)
     before, images = copy.deepcopy(network.state_dict()), torch.randn(4, *shape)
-    quick = prepared(network)
+    quick = prepared(network, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules()) and not quick.training
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
@@ -58,34 +60,106 @@ def test_a_prepared_teacher_says_what_it_said(name: str) -> None:
         torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-class Twice(nn.Module):
-    """Calls one convolution twice, with a BatchNorm behind it each time."""
+class Made(nn.Module):
+    """A teacher of some modules, as a function of them and the images."""
+
+    def __init__(self, forward: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.made = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.made(self, x)
+
+
+class LoudNorm(nn.BatchNorm2d):
+    """Not what its base does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x).relu()
+
+
+class Defaults(nn.Module):
+    """Answers otherwise where it gets no second argument, which is no constant to torch.fx."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.first, self.second = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.conv(self.first(self.conv(x))))
-
-
-class Branching(nn.Module):
-    """Looks at its input's values, so that torch.fx cannot trace it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x / 2 if scale is None else x
 
 
-def test_what_cannot_be_folded_is_left_alone() -> None:
-    branching = Branching()
-    assert prepared(branching) is branching and not branching.training
-    for network, shape in (
-        (Twice(), (2, 3, 3)),
-        (bb.quantize(models.build("vgg", {"stages": [[2], [4], [6]], "image_size": 8}), "lsq:w2-a2"), (3, 8, 8)),
-    ):
-        settled(network, shape).eval()
-        images = torch.randn(4, *shape)
-        torch.testing.assert_close(prepared(network)(images), network(images))
+def conv(*arguments: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(3, 3, *(arguments or (3,)), padding=1, **options)
+
+
+def made(forward: Callable[..., Any], **modules: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: Made(forward, **modules)
+
+
+UNUSUAL: dict[str, Callable[[], nn.Module]] = {
+    "one convolution twice": made(
+        lambda m, x: m.last(m.conv(m.first(m.conv(x)))), conv=conv(), first=nn.BatchNorm2d(3), last=nn.BatchNorm2d(3)
+    ),
+    "read by others, too": made(
+        lambda m, x: m.norm(y := m.conv(x)) + y, conv=conv(), norm=nn.BatchNorm2d(3)
+    ),
+    "no statistics": made(
+        lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=nn.BatchNorm2d(3, track_running_stats=False)
+    ),
+    "two BatchNorms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(3), nn.BatchNorm2d(3)),
+    "another BatchNorm": lambda: nn.Sequential(conv(), LoudNorm(3)),
+    "parameters read elsewhere": made(
+        lambda m, x: m.norm(m.conv(x)) + F.conv2d(x, m.conv.weight, padding=1), conv=conv(), norm=nn.BatchNorm2d(3)
+    ),
+    "a method of its name": made(
+        lambda m, x: m.other(m.conv(x).norm(dim=1, keepdim=True).expand(-1, 3, -1, -1)) * m.norm(x).mean(),
+        conv=conv(), other=conv(), norm=nn.BatchNorm2d(3),
+    ),
+    "transposed in groups": lambda: nn.Sequential(nn.ConvTranspose2d(3, 6, 2, groups=3), nn.BatchNorm2d(6)),
+    "a view": made(
+        lambda m, x: m.norm(m.conv(x)).view(x.size(0), -1), conv=conv(), norm=nn.BatchNorm2d(3)
+    ),
+    "weight norm": lambda: nn.Sequential(nn.utils.weight_norm(conv()), nn.BatchNorm2d(3)),
+    "looks at values": made(lambda m, x: m.conv(x) if x.sum() > 0 else m.conv(-x), conv=conv()),
+    "a default": Defaults,
+    "a mapping": made(lambda m, x: {"out": m.norm(m.conv(x)), "none": None}, conv=conv(), norm=nn.BatchNorm2d(3)),
+    "quantized": lambda: bb.quantize(nn.Sequential(*(conv() for _ in range(3)), nn.BatchNorm2d(3)), "lsq:w2-a2"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", UNUSUAL)
+@torch.no_grad()
+def test_unusual_teachers_say_what_they_said(name: str) -> None:
+    """Whether or not anything in them is folded."""
+    torch.manual_seed(3)
+    network, images = settled(UNUSUAL[name](), (3, 6, 6)).eval(), torch.randn(5, 3, 6, 6)
+    expected, quick = answer(network, images), prepared(network, torch.randn(2, 3, 6, 6))
+    torch.testing.assert_close(answer(quick, images), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(answer(network, images), expected)
+
+
+def answer(network: nn.Module, images: Tensor) -> Tensor:
+    """The tensor that a network gives, or has under the name of ``out``."""
+    said = network(images)
+    out: Tensor = said["out"] if isinstance(said, dict) else said
+    return out
+
+
+def test_a_teacher_that_changes_is_followed() -> None:
+    """What is given to an objective is not copied: a mean of the student, say, may be kept in it."""
+    teacher, student = (models.build("vgg", {"stages": [[2], [4]], "image_size": 8}) for _ in range(2))
+    objective = Classification(teacher=teacher, share=1.0)
+    images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
+    student.eval()
+    before, _ = objective(student, images, labels, 0.0)
+    teacher.load_state_dict(student.state_dict())
+    after, _ = objective(student, images, labels, 0.0)
+    assert float(before.detach()) > 1e-4 and abs(float(after.detach())) < 1e-6
 
 
 @torch.no_grad()
@@ -93,7 +167,7 @@ def test_an_ensemble_answers_with_the_mean() -> None:
     a, b = (settled(models.build("vgg", {"stages": [[2], [4]], "image_size": 8}), (3, 8, 8)).eval() for _ in range(2))
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(Ensemble([a, b])(images), (a(images) + b(images)) / 2)
-    torch.testing.assert_close(prepared(Ensemble([a, b]))(images), (a(images) + b(images)) / 2)
+    torch.testing.assert_close(prepared(Ensemble([a, b]), images)(images), (a(images) + b(images)) / 2)
 
     class Heads(nn.Module):
         def __init__(self, factor: float) -> None:
@@ -108,8 +182,12 @@ def test_an_ensemble_answers_with_the_mean() -> None:
     with pytest.raises(InputError, match="no networks"):
         Ensemble([])
     wider = models.build("vgg", {"stages": [[2], [4]], "image_size": 8, "num_classes": 7}).eval()
-    with pytest.raises(InputError, match=r"their outputs differ in shape: \(5, 10\), \(5, 7\)"):
+    with pytest.raises(InputError, match=r"their outputs differ: \(5, 10\), \(5, 7\)"):
         Ensemble([a, wider])(images)
+    mapped = Ensemble([Made(lambda _, x: {"out": x}), Made(lambda _, x: {"out": 3 * x})])
+    assert mapped(torch.ones(2))["out"].tolist() == [2, 2]
+    with pytest.raises(InputError, match="an output is NoneType, not a tensor"):
+        Ensemble([Made(lambda *_: None)])(images)
 
 
 def test_the_objective_follows_the_mean() -> None:
@@ -143,6 +221,7 @@ def test_a_run_learns_from_several_checkpoints(tmp_path: Path) -> None:
     nets = [runner.run({**common, "seed": seed}, tmp_path / str(seed), progress=None)["net"] for seed in (1, 2)]
     student = {**common, "seed": 3, "teacher": {"checkpoint": nets, "share": 1.0}}
     alone = {**common, "seed": 3, "teacher": {"checkpoint": nets[0], "share": 1.0}}
+    assert config.parse({**common, "teacher": {"checkpoint": ""}}).teacher.checkpoint == ()  # as older runs say
     states = []
     for name, content in (("both", student), ("one", alone)):
         net = runner.run(content, tmp_path / name, progress=None)["net"]

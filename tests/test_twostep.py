@@ -20,6 +20,7 @@ from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.bwn import BinaryWeight
 from bitbranch.quantizers.lloyd import LloydActivation, lloyd_levels
+from bitbranch.quantizers.lsq import LearnedStepWeight
 from bitbranch.quantizers.mbn import BipolarWeight
 from bitbranch.quantizers.registry import Scheme, parse_scheme, tsq
 from bitbranch.quantizers.tsq import LearnedTernaryWeight, SparseActivation, TernaryWeight
@@ -403,6 +404,29 @@ def test_uneven_levels_are_learned_solved_and_compiled():
         convert(small_net(), loader, parse_scheme("tsq:wt-a2", tsq(lloyd=True)), progress=None)
 
 
+def float_weights(network: nn.Module) -> nn.Module:
+    """A copy of a network whose layers of few bits have float weights, as step 1 leaves them."""
+    copied = copy.deepcopy(network)
+    for layer in copied.modules():
+        if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
+            layer.weight_quantizer = None
+    return copied
+
+
+def test_scales_start_anew_where_float_weights_have_changed():
+    for weights in (UniformWeight(3), BipolarWeight(2), LearnedTernaryWeight(), LearnedStepWeight(4, per_channel=True)):
+        weights.start(torch.randn(4, 9))
+        weights.hold(torch.full((4,), 10.0))
+        assert weights.integers(torch.randn(4, 9))[1].tolist() == [10] * 4
+        fresh, weight = copy.deepcopy(weights), torch.randn(4, 9)
+        weights.restart(weight)
+        fresh.step = nn.Parameter(torch.zeros(0))
+        fresh.held = torch.zeros(0)
+        fresh.start(weight)
+        for found, expected in zip(weights.integers(weight), fresh.integers(weight), strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_learned_scales_go_on_from_the_solved_ones():
     """Step 2 gives the weights that it gives without them; fine-tuning then trains scales and weights."""
     loader = batches(*stroke_images(600, 0))
@@ -419,6 +443,8 @@ def test_learned_scales_go_on_from_the_solved_ones():
         assert torch.equal(values, read)
         torch.testing.assert_close(steps, scale, rtol=1e-6, atol=0)
     student = students["tsq(learned=true):wt-a2"]
+    kept = learn_transforms(student, float_weights(student), loader, method="start", reestimate=False, progress=None)
+    assert all(torch.equal(kept.state_dict()[name], value) for name, value in student.state_dict().items())
     before = [b.weight_quantizer.step.detach().clone() for _, b in learned]
     fit(student, loader, epochs=1, lr=5e-3, seed=0, progress=None)
     for step, (_, layer) in zip(before, learned, strict=True):

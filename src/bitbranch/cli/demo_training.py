@@ -27,6 +27,7 @@ from ..swap import quantize
 from ..training import checkpoint
 from ..training.checkpoint import Recipe
 from ..training.loop import Epoch, evaluate, fit, to_stderr
+from ..training.teachers import prepared
 from ..training.threads import use_fastest_threads
 from ..twostep.driver import Method
 from .demo_plan import Plan
@@ -183,15 +184,19 @@ class Training:
         """The trained float network."""
         return checkpoint.load(self.folder / "float.pt")[1]
 
+    def teacher(self) -> nn.Module:
+        """The same, for trainings to learn from."""
+        return prepared(self.reference(), self.test_images[:2])
+
     def multi_branch(self, scheme: str, *, epochs: int) -> Trained:
         name = scheme.replace(":", " ")
-        reference = self.reference()
+        reference, teacher = self.reference(), self.teacher()
         start = time.perf_counter()
         network = quantize(reference, scheme, last=LAST)
         use_fastest_threads(network, self.test_images[:BATCH], self.cores)
         # Not shifted: with one or two bits everywhere the network fits its training images badly enough.
         history = fit(
-            network, self.batches(stream=1, shift=0), epochs=epochs, lr=8e-3, teacher=reference,
+            network, self.batches(stream=1, shift=0), epochs=epochs, lr=8e-3, teacher=teacher,
             progress=self.log, label=name, seed=self.seed,
         )  # fmt: skip
         return self.finished(name, scheme, network, time.perf_counter() - start, history)
@@ -199,12 +204,12 @@ class Training:
     def two_step(self) -> Trained:
         """Both steps and fine-tuning, with step 2 solved in all the ways of the ablation."""
         name, scheme = "tsq wt-a2", "tsq:wt-a2"
-        reference = self.reference()
+        reference, teacher = self.reference(), self.teacher()
         start = time.perf_counter()
         network = quantize(reference, scheme, last=LAST)
         use_fastest_threads(network, self.test_images[:BATCH], self.cores)
         codes = twostep.learn_codes(
-            network, self.batches(stream=2), epochs=self.plan.codes_epochs, lr=2e-3, teacher=reference,
+            network, self.batches(stream=2), epochs=self.plan.codes_epochs, lr=2e-3, teacher=teacher,
             seed=self.seed, progress=self.log,
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -230,7 +235,7 @@ class Training:
         start = time.perf_counter()
         solved = solve("TSQ, codes reconstructed", "tsq")
         history = fit(
-            solved, self.batches(stream=3), epochs=self.plan.tuning_epochs, lr=1e-3, teacher=reference,
+            solved, self.batches(stream=3), epochs=self.plan.tuning_epochs, lr=1e-3, teacher=teacher,
             progress=self.log, label=name, seed=self.seed,
         )  # fmt: skip
         note("TSQ + fine-tuning", solved)

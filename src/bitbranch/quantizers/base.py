@@ -141,8 +141,7 @@ class WeightQuantizer(nn.Module):
         """Choose starting parameters from the first weights seen in training; default: nothing."""
 
     def restart(self, weight: Tensor) -> None:
-        """Choose starting parameters anew, for weights that were trained as float ones since; default: as at first."""
-        self.start(weight)
+        """Choose starting parameters anew, for weights that have changed as float ones since; default: nothing."""
 
     def trap(self, weight: Tensor) -> str:
         """What is known to go wrong when training starts from these latent weights, or an empty text."""
@@ -181,6 +180,9 @@ class HeldScales(WeightQuantizer):
 
     def hold(self, scale: Tensor) -> None:
         self.held = scale.detach().float()
+
+    def restart(self, weight: Tensor) -> None:
+        self.held = self.held[:0]
 
     def held_or(self, scale: Callable[[], Tensor]) -> Tensor:
         """The scales ``[O]`` that are held, float32, or where there are none those that a function computes."""

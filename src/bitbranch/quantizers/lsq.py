@@ -186,8 +186,8 @@ class LearnedStepWeight(WeightQuantizer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         stored = state_dict.get(f"{prefix}step")
-        if self.per_channel and stored is not None:  # of any length, and nothing where there is none yet
-            self.step.data = torch.zeros_like(stored, device=self.step.device)
+        if self.per_channel and not self.step.numel() and stored is not None:  # as many as were stored
+            self.step.data = self.step.new_zeros(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

@@ -120,9 +120,9 @@ def tsq(*, sparsity: float = 0.625, lloyd: bool = False, learned: bool = False) 
     Args:
         sparsity: share of codes 0, in [0.5, 1).
         lloyd: levels of the codes by Lloyd's algorithm (2 and 3 bits) instead of evenly spaced.
-        learned: ternary weights whose scales are trained; see :class:`LearnedTernaryWeight`.
+        learned: ternary weights, and no others, whose scales are trained; see :class:`LearnedTernaryWeight`.
     """
-    weights = {**_UNIFORM, "t": LearnedTernaryWeight} if learned else _UNIFORM
+    weights: dict[str, WeightFactory] = {"t": LearnedTernaryWeight} if learned else _UNIFORM
     if not lloyd:
         return Method(weights, _activation_bits(partial(SparseActivation, sparsity=sparsity)))
     activations: dict[str, ActivationFactory] = {str(b): partial(LloydActivation, b, sparsity=sparsity) for b in (2, 3)}

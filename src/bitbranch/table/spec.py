@@ -131,6 +131,11 @@ def _table(content: Mapping[str, Any], folder: Path, name: str) -> Table:
         for needed in (*row.needs, *row.gathers):
             if needed not in [r.name for r in rows if not r.reason]:
                 raise InputError(f"row {row.name!r}: needs {needed!r}, which is no row before it")
+        for other in (other for other in rows if other.name in row.gathers):
+            if lacking := sorted(set(row.seeds) - set(other.seeds)):
+                raise InputError(
+                    f"row {row.name!r}: takes all networks of {other.name!r}, which has no seed {lacking[0]}"
+                )
         if row.folder in [r.folder for r in rows] or not row.folder:
             raise InputError(f"row {row.name!r}: the name is taken, or has no letters")
         if not row.reason:

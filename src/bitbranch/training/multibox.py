@@ -20,7 +20,6 @@ from ..tasks.average_precision import average_precision, coco_average_precision,
 from ..tasks.boxes import DefaultBoxes, detections
 from .loop import Answers, evaluating
 from .objectives import Objective
-from .teachers import prepared
 
 Heads = tuple[Sequence[Tensor], Sequence[Tensor]]
 """Class maps ``[N, boxes * (1 + C), H, W]`` and box maps ``[N, boxes * 4, H, W]``."""
@@ -74,7 +73,7 @@ class Multibox(Objective):
         self.boxes, self.least, self.negatives, self.weight = boxes, least, negatives, weight
         self.temperature = temperature
         self.register_buffer("centres", torch.from_numpy(boxes.centres), persistent=False)
-        self._teacher = None if teacher is None else (prepared(teacher),)  # in a tuple: not trained, not saved
+        self._teacher = None if teacher is None else (teacher.eval(),)  # in a tuple: not trained, not saved
 
     def forward(self, model: nn.Module, images: Tensor, targets: Tensor, done: float) -> tuple[Tensor, Tensor]:
         heads = model(images)

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from .distillation import soft_target_loss
-from .teachers import prepared
 
 
 class Objective(nn.Module):
@@ -53,7 +52,7 @@ class Classification(Objective):
         if not 0 <= smoothing < 1:
             raise InputError(f"{label}: label smoothing is at least 0 and below 1, got {smoothing}")
         self.temperature, self.smoothing = temperature, smoothing
-        self._teacher = None if teacher is None else (prepared(teacher),)  # in a tuple: not trained, not saved
+        self._teacher = None if teacher is None else (teacher.eval(),)  # in a tuple: not trained, not saved
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         logits = model(images)

@@ -31,7 +31,7 @@ from .journal import Journal
 from .loop import Epoch, Training, random_state, set_random_state, to_stderr
 from .objectives import Objective
 from .stages import fix_weights
-from .teachers import Ensemble
+from .teachers import Ensemble, prepared
 from .threads import use_fastest_threads
 
 if TYPE_CHECKING:
@@ -354,7 +354,11 @@ class _Run:
             assert self.teacher is not None
             images, _ = next(iter(self.task.batches(self._seed(number))))
             return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
-        return self.task.objective(self.network, phase, self.teacher, self.config.teacher)
+        teacher = self.teacher
+        if teacher is not None:
+            noise = torch.randn(2, *self.recipe.input_shape, generator=torch.Generator().manual_seed(0))
+            teacher = prepared(teacher, noise.to(self.device))
+        return self.task.objective(self.network, phase, teacher, self.config.teacher)
 
     def _solve(self, number: int) -> None:
         """Step 2 or hashing, in process 0; the others get its result."""

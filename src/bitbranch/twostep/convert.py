@@ -23,7 +23,7 @@ from ..swap import quantize
 from ..training.loop import Batches, to_stderr
 from .batchnorm import evaluation
 from .codes import has_low_bit_weight
-from .driver import LayerReport, Recipe, solve
+from .driver import LayerReport, Recipe, restart, solve
 from .histogram import Histogram, equalize
 from .layer import check_layer
 
@@ -81,6 +81,10 @@ def convert(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         place_codes(student, loader, per_channel=per_channel)
+    for name in names:
+        layer = student.get_submodule(name)
+        assert isinstance(layer, QuantizedLayer)
+        restart(layer)
     return solve(student, float_twin(student), names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
 
 

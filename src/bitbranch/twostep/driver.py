@@ -232,10 +232,6 @@ def solve(
     Raises:
         InputError: see :func:`learn_transforms`.
     """
-    for name in names:
-        layer = student.get_submodule(name)
-        assert isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None
-        layer.weight_quantizer.restart(layer.outputs_first(layer.weight.detach()))
     nodes = calls_of(Graph(student), names)
     recipe.check([str(node.target) for node in nodes])
     if recipe.method == "start" and not recipe.reestimate:
@@ -331,11 +327,19 @@ def _start(q: nn.Module, teacher: nn.Module) -> tuple[nn.Module, set[str]]:
         if not isinstance(twin, QuantizedLayer) or twin.weight.shape != layer.weight.shape:
             raise InputError(f"layer {name}: the teacher has no such layer; it must be made of q by learn_codes()")
         twin.weight_quantizer = copy.deepcopy(layer.weight_quantizer)
+        if not torch.equal(twin.weight, layer.weight.to(twin.weight.device)):
+            restart(twin)
         check_layer(name, twin)
         names.add(name)
     if not names:
         raise InputError(f"two-step quantization: {type(q).__name__} has no layer with low-bit weights")
     return student.eval(), names
+
+
+def restart(layer: QuantizedLayer) -> None:
+    """Let a layer's weight quantizer choose its parameters for weights that it has not seen."""
+    assert layer.weight_quantizer is not None
+    layer.weight_quantizer.restart(layer.outputs_first(layer.weight.detach()))
 
 
 def calls_of(graph: Graph, names: set[str]) -> list[fx.Node]:
