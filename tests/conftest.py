@@ -35,6 +35,14 @@ def planar_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def seeded() -> None:
+    """Torch draws the same numbers in every run."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Sets torch's number of threads; afterwards it is one again."""
     import torch

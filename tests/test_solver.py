@@ -28,14 +28,10 @@ from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
 
 torch.set_num_threads(1)  # small problems; the machine may be shared
+pytestmark = pytest.mark.usefixtures("seeded")
 
 TERNARY = Levels(1, 1)
 TWO_BITS = Staircase.of(SparseActivation(2))
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def sample_file(x: Tensor, t: Tensor, **options) -> SampleFile:

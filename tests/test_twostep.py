@@ -38,14 +38,7 @@ from bitbranch.twostep.staircase import Staircase
 from bitbranch.twostep.statistics import SampleFile
 
 torch.set_num_threads(1)  # small problems; the machine may be shared
-
-TERNARY = Levels(1, 1)
-TWO_BITS = Staircase.of(SparseActivation(2))
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # Whole networks

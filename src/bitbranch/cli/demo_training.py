@@ -184,13 +184,10 @@ class Training:
         """The trained float network."""
         return checkpoint.load(self.folder / "float.pt")[1]
 
-    def teacher(self) -> nn.Module:
-        """The same, for trainings to learn from."""
-        return prepared(self.reference(), self.test_images[:2])
-
     def multi_branch(self, scheme: str, *, epochs: int) -> Trained:
         name = scheme.replace(":", " ")
-        reference, teacher = self.reference(), self.teacher()
+        reference = self.reference()
+        teacher = prepared(reference, self.test_images[:2])
         start = time.perf_counter()
         network = quantize(reference, scheme, last=LAST)
         use_fastest_threads(network, self.test_images[:BATCH], self.cores)
@@ -204,7 +201,8 @@ class Training:
     def two_step(self) -> Trained:
         """Both steps and fine-tuning, with step 2 solved in all the ways of the ablation."""
         name, scheme = "tsq wt-a2", "tsq:wt-a2"
-        reference, teacher = self.reference(), self.teacher()
+        reference = self.reference()
+        teacher = prepared(reference, self.test_images[:2])
         start = time.perf_counter()
         network = quantize(reference, scheme, last=LAST)
         use_fastest_threads(network, self.test_images[:BATCH], self.cores)
