@@ -230,3 +230,29 @@ def test_a_run_learns_from_several_checkpoints(tmp_path: Path) -> None:
     hints = {"kind": "hints", "scheme": "lsq:w2-a2", "guided": "act1", "hint": "act1"}
     with pytest.raises(InputError, match=r"hints need guided, hint and teacher\.checkpoint, one file"):
         runner.run({**student, "phase": [hints]}, tmp_path / "hints", progress=None)
+
+
+def test_a_teacher_of_another_task_is_named(tmp_path: Path) -> None:
+    files = {}
+    for name, arguments in {
+        "few": {"num_classes": 7},
+        "colour": {"in_channels": 3},
+        "small": {"image_size": 12},
+    }.items():
+        given = {"stages": [[4], [8]], "num_classes": 10, "in_channels": 1, "image_size": 28} | arguments
+        shape = (given["in_channels"], given["image_size"], given["image_size"])
+        files[name] = tmp_path / f"{name}.pt"
+        checkpoint.save(files[name], checkpoint.Recipe("vgg", given, shape), models.build("vgg", given))
+    content: dict[str, Any] = {
+        "network": {"model": "vgg", "arguments": {"stages": [[4], [8]]}}, "threads": 1,
+        "data": {"set": "fashion-mnist-sample", "train_images": 200, "test_images": 100},
+    }  # fmt: skip
+    for names, said in (
+        (["few"], r"few\.pt: its outputs are \[2, 7\] for 2 images, the student's \[2, 10\]"),
+        (["colour"], r"colour\.pt: it does not take images \[1, 28, 28\] \(.*3 channels"),
+        (["small"], r"small\.pt: it does not take images \[1, 28, 28\]"),
+        (["few", "colour"], r"few\.pt, .*colour\.pt: it does not take images"),
+    ):
+        teacher = {"checkpoint": [str(files[name]) for name in names]}
+        with pytest.raises(InputError, match=r"teacher\.checkpoint: .*" + said):
+            runner.run({**content, "teacher": teacher}, tmp_path / "-".join(names), progress=None)

@@ -31,7 +31,7 @@ from .journal import Journal
 from .loop import Epoch, Training, random_state, set_random_state, to_stderr
 from .objectives import Objective
 from .stages import fix_weights
-from .teachers import Ensemble, prepared
+from .teachers import Ensemble, check, prepared
 from .threads import use_fastest_threads
 
 if TYPE_CHECKING:
@@ -245,6 +245,18 @@ class _Run:
         teacher = networks[0] if len(networks) == 1 else Ensemble(networks)
         return teacher.to(self.device).requires_grad_(False)
 
+    def _quick(self, teacher: nn.Module) -> nn.Module:
+        """A teacher that answers as the student will, as it is asked in every step."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            student = models.build(self.recipe.model, self.recipe.arguments).to(self.device).eval()
+            images = torch.randn(2, *self.recipe.input_shape).to(self.device)
+        try:
+            check(teacher.eval(), student, images)
+        except InputError as error:
+            raise InputError(f"teacher.checkpoint: {', '.join(self.config.teacher.checkpoint)}: {error}") from None
+        return prepared(teacher, images)
+
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
         first, last, layers = self.recipe.first, self.recipe.last, self.recipe.layers
@@ -354,10 +366,7 @@ class _Run:
             assert self.teacher is not None
             images, _ = next(iter(self.task.batches(self._seed(number))))
             return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
-        teacher = self.teacher
-        if teacher is not None:
-            noise = torch.randn(2, *self.recipe.input_shape, generator=torch.Generator().manual_seed(0))
-            teacher = prepared(teacher, noise.to(self.device))
+        teacher = None if self.teacher is None else self._quick(self.teacher)
         return self.task.objective(self.network, phase, teacher, self.config.teacher)
 
     def _solve(self, number: int) -> None:

@@ -70,6 +70,34 @@ def _kind(output: object) -> str:
 
 
 @torch.no_grad()
+def check(teacher: nn.Module, like: nn.Module, images: Tensor) -> None:
+    """Raise InputError where a teacher does not take images, or does not say as many numbers as another network does.
+
+    Args:
+        teacher: in evaluation mode.
+        like: a network of the student's inputs and outputs, in evaluation mode.
+        images: some that the student takes, ``[N, C, H, W]``.
+    """
+    try:
+        said = teacher(images)
+    except Exception as error:  # the teacher's own code
+        text = " ".join(str(error).split())
+        raise InputError(f"it does not take images {list(images.shape[1:])} ({text})") from None
+    wanted, found = (_shapes(output) for output in (like(images), said))
+    if wanted != found:
+        raise InputError(f"its outputs are {found} for {len(images)} images, the student's {wanted}")
+
+
+def _shapes(output: Any) -> Any:
+    """Of the tensors in an output, nested as they are."""
+    if isinstance(output, Tensor):
+        return list(output.shape)
+    if isinstance(output, Mapping):
+        return {key: _shapes(part) for key, part in output.items()}
+    return tuple(map(_shapes, output)) if isinstance(output, (list, tuple)) else type(output).__name__
+
+
+@torch.no_grad()
 def prepared(teacher: nn.Module, images: Tensor) -> nn.Module:
     """A copy of a teacher that answers 1.4 to 2.4 times as fast on a CPU, in evaluation mode.
 
