@@ -20,7 +20,7 @@ from . import graph as g
 from .functions import Function
 
 TABLE_MAX = 255
-"""Most thresholds of a table, see :class:`~bitbranch.runtime.program.Threshold`."""
+"""Most thresholds of a table, see :class:`~bitbranch.runtime.operations.Threshold`."""
 
 Limits = tuple[Floats, Floats]
 Table = tuple[npt.NDArray[np.int32], "npt.NDArray[np.uint8] | None"]

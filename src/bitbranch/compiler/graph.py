@@ -63,8 +63,8 @@ class Layer(Node):
         bias: ``[O]``.
         encoder: from the input's reals to codes.
         scale: the real number that an input value of 1 means.
-        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.program.Conv`, or where ``transposed`` as in
-            :class:`~bitbranch.runtime.program.ConvTranspose`.
+        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.operations.Conv`, or where ``transposed`` as in
+            :class:`~bitbranch.runtime.operations.ConvTranspose`.
         transposed: whether it is the transposed convolution.
     """
 
@@ -168,7 +168,7 @@ class Upsample(Node):
 
     @property
     def taps(self) -> int:
-        """What the integers of :class:`~bitbranch.runtime.program.Upsample` are multiplied by."""
+        """What the integers of :class:`~bitbranch.runtime.operations.Upsample` are multiplied by."""
         return 4 * self.factor[0] * self.factor[1] if self.mode == "bilinear" else 1
 
     def infer(self, *shapes: Shape) -> Shape:

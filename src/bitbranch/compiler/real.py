@@ -18,7 +18,7 @@ from . import graph as g
 from .curves import Curved, Table
 
 Rescaling = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]
-"""Multiplier, shift and offset per channel, see :class:`~bitbranch.runtime.program.Requantize`."""
+"""Multiplier, shift and offset per channel, see :class:`~bitbranch.runtime.operations.Requantize`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Real:
 
         Returns:
             ``[C, n]``, or ``[1, n]`` where all channels have the same, and the ranks between them or ``None``, as in
-            :class:`~bitbranch.runtime.program.Threshold`.
+            :class:`~bitbranch.runtime.operations.Threshold`.
 
         Raises:
             CompileError: a curve that takes more intervals than a table has.
