@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,33 @@ def threads() -> Iterator[Callable[[int], None]]:
 
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+ARCHIVES = {"bccd": "bccd.tar", "camvid": "camvid_240x180.tar"}
+
+
+@pytest.fixture(scope="session")
+def real_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a real set, by name: that under ``BITBRANCH_DATA``, or the archive in ``../shared/data``.
+
+    Skips the test where it is neither here nor there.
+    """
+    from bitbranch.data import sets
+    from bitbranch.data.places import root
+
+    unpacked = dict[str, Path]()
+
+    def find(name: str) -> Path:
+        if (folder := root() / name).is_dir():
+            return folder
+        archive = Path(__file__).resolve().parents[2] / "shared" / "data" / ARCHIVES[name]
+        if not archive.is_file():
+            pytest.skip(f"{name} is neither at {folder} nor at {archive}")
+        if name not in unpacked:
+            unpacked[name] = tmp_path_factory.mktemp(name) / name
+            prepare = sets.find(name).prepare
+            assert prepare is not None
+            prepare(archive, unpacked[name], None)
+        return unpacked[name]
+
+    return find

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from bitbranch.data.box_set import BoxSet
 from bitbranch.data.pictures import decode_resized, size_of
 from bitbranch.errors import InputError
 from bitbranch.tasks.boxes import intersection_over_union
+from bitbranch.training import config, tasks
 
 Corners = tuple[object, object, object, object]
 
@@ -209,6 +209,27 @@ def test_annotations_without_a_size_take_the_pictures(tmp_path: Path) -> None:
     assert all(np.allclose(b, [[0, 0, 0.5, 1, 1]]) for b in voc_boxes.load("train", tmp_path).boxes)
 
 
+def test_a_number_behind_a_name_may_be_part_of_it(tmp_path: Path) -> None:
+    """In the list of a class it says whether the class is there; picture and annotation say which it is."""
+    voc(tmp_path, {name: annotation([("dog", (1, 1, 9, 9))]) for name in ("scan", "scan 1", "scan 2", "other")})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("scan\nscan 1\nscan 2\nother -1\n")
+    assert [Path(p).stem for p in voc_boxes.load("train", tmp_path).paths] == ["scan", "scan 1", "scan 2", "other"]
+
+
+def test_turned_pictures_go_with_their_boxes(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 30, 3), np.uint8)
+    pixels[:20, :15] = 255  # upright, the upper right quarter
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    voc(tmp_path, {"a": annotation([("dog", (21, 1, 40, 15))])})
+    Image.fromarray(pixels).save(tmp_path / "JPEGImages" / "a.jpg", exif=exif, quality=95)
+    found = voc_boxes.load("train", tmp_path, size=(30, 40))
+    batches = BoxBatches(found, size=1, training=False)
+    batches.pixels = True
+    image = np.asarray(next(iter(batches))[0])[0]
+    assert image[:, :14, 21:].min() > 250 and image[:, 16:].max() < 5 and image[:, :, :19].max() < 5
+
+
 def test_folders_that_are_not_voc_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no Annotations, JPEGImages and ImageSets/Main/train\.txt"):
         voc_boxes.load("train", tmp_path)
@@ -302,12 +323,49 @@ def test_what_is_wrong_with_cocos_pictures_is_named_and_the_rest_goes_on(tmp_pat
         ({"images": []}, "has no list 'annotations'"),
         (coco_content() | {"images": [{"id": 1}]}, r"images\[0\] needs id, file_name, height, width"),
         (coco_content() | {"annotations": [3]}, r"annotations\[0\] needs"),
+        (coco_content() | {"annotations": [{"id": 1, "image_id": 3}]}, r"annotations\[0\] .*; it has no category_id"),
+        (
+            coco_content() | {"categories": [{"id": [1], "name": "a"}]},
+            r"categories\[0\] needs a whole number or text",
+        ),
+        (
+            coco_content() | {"images": [{"id": 3, "file_name": 5, "height": 3, "width": 4}]},
+            r"images\[0\] needs text as",
+        ),
         (coco_content() | {"images": []}, "annotation 1: there is no picture 3"),
     ],
 )
 def test_files_that_are_not_cocos_are_refused(content: object, text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"instances_val2017\.json: {text}"):
         coco_boxes.load("val2017", coco(tmp_path, content))
+
+
+def test_one_wrong_entry_of_coco_leaves_the_others(tmp_path: Path) -> None:
+    content: dict[str, Any] = coco_content()
+    content["images"].append({"id": 4, "file_name": "y.png", "height": "30", "width": 40})
+    content["annotations"] += [
+        {"id": 3, "image_id": 3, "category_id": 18},
+        {"id": 4, "image_id": [3], "category_id": 18, "bbox": [0, 0, 9, 9]},
+        {"id": 5, "image_id": 3, "category_id": [18], "bbox": [0, 0, 9, 9]},
+        {"id": 6, "image_id": 3, "category_id": 18, "bbox": None},
+        7,
+    ]
+    content["categories"].append({"id": "other", "name": "bird"})
+    errors = list[InputError]()
+    found = coco_boxes.load("val2017", coco(tmp_path, content), on_error=errors.append)
+    assert found.classes == ("dog", "cat", "bird") and [len(b) for b in found.boxes] == [0, 2]
+    said = [str(error).split("json: ")[1] for error in errors]
+    assert [text.split()[0] for text in said] == ["images[2]", *(f"annotations[{i}]" for i in range(2, 7))]
+    assert "a whole number as height, not '30'" in said[0] and "it has no bbox" in said[1]
+
+
+def test_crowds_are_not_learned(tmp_path: Path) -> None:
+    found = coco_boxes.load("val2017", coco(tmp_path, coco_content()), size=(30, 40))
+    assert found.crowds and found.spread(1).crowds
+    data = config.Data(set="coco-boxes", path=str(tmp_path))
+    task = tasks.ObjectDetection(data, found, found)
+    (_, targets), *_ = task.calibration(2, 0)
+    assert (targets[..., 4] > 0).sum() == 1 and (targets[..., 4] == 2).sum() == 1  # the cat
 
 
 def test_folders_that_are_not_cocos_are_refused(tmp_path: Path) -> None:
@@ -519,28 +577,15 @@ def test_pictures_are_resized_without_regard_to_proportions(tmp_path: Path) -> N
 def test_spread_takes_pictures_at_equal_distances(marked: BoxSet) -> None:
     few = marked.spread(3)
     assert len(few) == 3 and few.paths == marked.paths[::4] and len(few.boxes) == len(few.difficult) == 3
+    assert few.source == f"{marked.source}, 3 of them"
     assert few.sizes.shape == (3, 2) and few.classes == marked.classes and len(marked.spread(100)) == 12
 
 
 # ---- real cells
 
 
-@pytest.fixture(scope="module")
-def bccd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The blood cells, where they are: unpacked under BITBRANCH_DATA, or packed beside the repository."""
-    unpacked = Path(os.environ.get("BITBRANCH_DATA", "/nonexistent")) / "bccd"
-    if unpacked.is_dir():
-        return unpacked
-    packed = Path(__file__).resolve().parents[2] / "shared" / "data" / "bccd.tar"
-    if not packed.is_file():
-        pytest.skip("BCCD is neither in BITBRANCH_DATA nor packed in ../shared/data")
-    folder = tmp_path_factory.mktemp("bccd")
-    with tarfile.open(packed) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
-def test_the_blood_cells_are_read_but_for_two_clicks(bccd: Path) -> None:
+def test_the_blood_cells_are_read_but_for_two_clicks(real_set: Callable[[str], Path]) -> None:
+    bccd = real_set("bccd")
     errors = list[InputError]()
     sets = {s: voc_boxes.load(s, bccd, on_error=errors.append) for s in ("train", "val", "test")}
     assert [len(s) for s in sets.values()] == [205, 87, 72]

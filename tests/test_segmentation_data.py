@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from bitbranch.data import mask_batches
 from bitbranch.data.mask_batches import MaskBatches, recoloured, window
 from bitbranch.data.masks import CAMVID, MaskSet, camvid, cityscapes, fitted, pairs, voc
 from bitbranch.data.pictures import MEAN, STD
-from bitbranch.data.places import root
 from bitbranch.errors import InputError
 from bitbranch.tasks.segmentation import IGNORED, restored
 
@@ -136,6 +135,7 @@ def test_spread_and_take(tmp_path: Path) -> None:
     found = camvid("train", folder_of(tmp_path, 7))
     assert [p.stem for p in found.spread(3).paths] == ["p0", "p2", "p4"]
     assert len(found.spread(99)) == len(found) == 7 and len(found.spread(0)) == 0
+    assert found.spread(3).source == f"{found.source}, 3 of them" and found.spread(7).source == found.source
     assert [p.stem for p in found.take([5, 1]).masks] == ["p5", "p1"]
 
 
@@ -192,6 +192,17 @@ def test_a_policy_does_not_hide_that_nothing_is_sound(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of 2 pictures has a sound mask"):
         camvid("train", tmp_path, on_error=errors.append)
     assert len(errors) == 2
+
+
+def test_pictures_of_one_name_and_turned_ones(tmp_path: Path) -> None:
+    folder_of(tmp_path, 2)
+    turned, exif = picture(1, 16, 12), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(turned).save(tmp_path / "train" / "p1.png", exif=exif)
+    np.testing.assert_array_equal(camvid("train", tmp_path).pair(1)[0], np.rot90(turned, -1))
+    (tmp_path / "train" / "p0.jpg").write_bytes((tmp_path / "train" / "p0.png").read_bytes())
+    with pytest.raises(InputError, match=r"train: p0\.jpg and p0\.png have one name"):
+        camvid("train", tmp_path)
 
 
 # ---- fitting
@@ -311,22 +322,8 @@ def test_augmentation_out_of_range_is_refused(tmp_path: Path, options: dict[str,
 # ---- the real set
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CamVid's folder: that in ``BITBRANCH_DATA``, or the archive in ``../shared/data``, unpacked."""
-    folder = root() / "camvid"
-    if folder.is_dir():
-        return folder
-    archive = Path(__file__).parents[2] / "shared" / "data" / "camvid_240x180.tar"
-    if not archive.is_file():
-        pytest.skip(f"CamVid is neither in {folder} nor at {archive}")
-    folder = tmp_path_factory.mktemp("camvid")
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
-    return folder / "camvid_s"
-
-
-def test_camvid_is_sound_and_its_batches_are_quick(real: Path) -> None:
+def test_camvid_is_sound_and_its_batches_are_quick(real_set: Callable[[str], Path]) -> None:
+    real = real_set("camvid")
     errors: list[InputError] = []
     splits: list[MaskSet] = [camvid(split, real, on_error=errors.append) for split in ("train", "val", "test")]
     assert [len(split) for split in splits] == [367, 101, 233] and not errors

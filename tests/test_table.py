@@ -94,6 +94,19 @@ def test_rows_and_their_means(finished: tuple[Path, dict[str, Any]]) -> None:
     assert {p.name for p in (folder / "out").iterdir()} == {"runs", "table.md", "table.json", "table.svg", "table.html"}
 
 
+def test_folders_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row starts from is found wherever the table, its results and the caller are."""
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    rows = TABLE.split("[[row]]")
+    written(tmp_path / "tables", "[[row]]".join(rows[:3]).replace("seeds = [3, 4]", "seeds = [3]"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["table", "../tables/garments.toml", "--out", "made/here", "--no-latency"]) == 0
+    found = json.loads((tmp_path / "elsewhere" / "made" / "here" / "table.json").read_text())
+    assert [len(row["runs"]) for row in found["rows"]] == [1, 1]
+    assert found["rows"][0]["runs"][0]["source"].endswith("150 of them")
+
+
 def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, document = finished
     for run in document["rows"][1]["runs"]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bitbranch import models
 from bitbranch.cli import demo_scenes
+from bitbranch.cli import pictures as cli_pictures
 from bitbranch.cli.main import main
 from bitbranch.data.scenes import scenes
 from bitbranch.errors import InputError
@@ -331,6 +332,78 @@ def test_a_trunk_starts_from_a_classifier(tmp_path: Path) -> None:
     without = {**NETWORKS["masks"], "trunk": "classifier.pth"}
     with pytest.raises(InputError, match="unet has no trunk"):
         runner.run(config.parse({**run, "network": without}, tmp_path), tmp_path / "none", progress=None)
+
+
+def test_one_wrong_picture_ends_no_batch(
+    finished: tuple[str, Path, Any], pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """EXIF data that are none say nothing; what memory does not hold is named."""
+    kind, folder, _ = finished
+    name = "detect" if kind == "boxes" else "segment"
+    Image.open(pictures[1]).save(tmp_path / "exif.jpg", exif=b"Exif\0\0garbage here that is no tiff")
+    files = [pictures[0], tmp_path / "exif.jpg", pictures[1]]
+    command = [name, str(folder / "runs" / "two-steps-0" / "net.bb"), *map(str, files), "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    decoded = cli_pictures.decode
+
+    def short(data: bytes, file: str, **more: Any) -> Any:
+        if file.endswith("exif.jpg"):
+            raise MemoryError("Unable to allocate 2.41 GiB")
+        return decoded(data, file, **more)
+
+    monkeypatch.setattr(cli_pictures, "decode", short)
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "short"), "--json"]) == 2
+    said = capsys.readouterr()
+    assert "exif.jpg: too large for the memory there is (Unable to allocate 2.41 GiB)" in said.err
+    assert len(json.loads(said.out)["pictures"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_runs_tell_what_they_did_without(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures that are wrong are left out, and the status of the run is 2, now and when it is called again."""
+    made, folder = scenes("train", 6, size=32), tmp_path / "data"
+    files = [folder / split / "images" / f"{i}.png" for split in ("train", "test") for i in range(3)]
+    if kind == "boxes":
+        files = [folder / "JPEGImages" / f"{i}.png" for i in range(6)]
+        for split, names in (("trainval", "0\n1\n2\n"), ("test", "3\n4\n5\n")):
+            (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
+        (folder / "Annotations").mkdir()
+    for i, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made.images[i].transpose(1, 2, 0)).save(file)
+        if kind == "boxes":
+            box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+            text = f"<annotation><object><name>shirt</name>{box}</object></annotation>"
+            (folder / "Annotations" / f"{i}.xml").write_text(text if i != 4 else "")
+        else:
+            target = file.parents[1] / "masks" / file.name
+            target.parent.mkdir(exist_ok=True)
+            Image.fromarray(made.masks[i] + np.uint8(99 * (i == 4))).save(target)
+    (folder / "classes.txt").write_text("\n".join(made.classes))
+    data = {"set": "bccd" if kind == "boxes" else "mask-folder", "path": str(folder), "batch": 2, "size": [32, 32]}
+    content = configuration(kind, data=data)
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    for _ in range(2):
+        assert main(["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "run"), "--json"]) == 2
+        result = json.loads(capsys.readouterr().out)
+        assert len(result["left_out"]) == 1 and ("4.xml" if kind == "boxes" else "1.png") in result["left_out"][0]
+    assert main(["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "run")]) == 2
+    assert "left out 1 that are wrong: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_reports_show_the_float_network_of_an_earlier_phase(kind: str, tmp_path: Path) -> None:
+    content = configuration(kind, phase=[{}, {"scheme": "lsq:w4-a4"}])
+    result = runner.run(content, tmp_path / "run", progress=None)
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert html.count("data:image/png") == 3 * tasks.SHOWN and ">float<" in html
+    recipe, network = checkpoint.load(tmp_path / "run" / "float.pt")
+    assert recipe.scheme is None
+    score = tasks.read(config.parse(content).data).score(network)
+    assert score[FIGURES[kind]] == result["phases"][0][FIGURES[kind]]
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks"])

@@ -110,7 +110,7 @@ def _each(
     for file in files:
         target = _target(out, file, taken)
         try:
-            row, said = one(file, target)
+            row, said = _whole(one, file, target)
         except BitbranchError as error:
             errors.append(str(error))
             say(f"bitbranch: error: {error}")
@@ -120,6 +120,14 @@ def _each(
     write_bytes(out / name, (json.dumps(rows, indent=1) + "\n").encode())
     text = f"{len(rows)} of {len(files)} pictures; written to {out}: {name} and pictures"
     return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
+
+
+def _whole(one: Callable[[Path, Path], tuple[Result, str]], file: Path, target: Path) -> tuple[Result, str]:
+    """What ``one`` gives; an error that names the file where memory does not hold it."""
+    try:
+        return one(file, target)
+    except MemoryError as error:
+        raise InputError(f"{file}: too large for the memory there is ({' '.join(str(error).split())})") from None
 
 
 def _written_before(listing: Path) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,14 @@ def train(name: str, out: Path | None, changes: Sequence[str], say: Callable[[st
     figure = results["figure"]
     lines = [f"{p['name']}: {100 * p[figure]:.2f} %, {p['seconds']:.0f} s" for p in results["phases"]]
     lines.append(f"{results['net']}: test {figure} {100 * results[figure]:.2f} %")
-    return {**results, "text": "\n".join(lines)}
+    lines += left_out(results)
+    return {**results, "status": 2 if results.get("left_out") else 0, "text": "\n".join(lines)}
+
+
+def left_out(result: Mapping[str, Any]) -> list[str]:
+    """A line about the pictures and objects that a run did without, if any."""
+    errors = result.get("left_out", [])
+    return [f"left out {len(errors):,} that are wrong: {errors[0]}" + (" .." if errors[1:] else "")] if errors else []
 
 
 def _change(content: dict[str, Any], change: str) -> None:

@@ -63,8 +63,8 @@ class Layer(Node):
         bias: ``[O]``.
         encoder: from the input's reals to codes.
         scale: the real number that an input value of 1 means.
-        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.operations.Conv`, or where ``transposed`` as in
-            :class:`~bitbranch.runtime.operations.ConvTranspose`.
+        stride, padding, dilation, groups: as in :class:`~bitbranch.runtime.operations.Conv`, or where ``transposed`` as
+            in :class:`~bitbranch.runtime.operations.ConvTranspose`.
         transposed: whether it is the transposed convolution.
     """
 

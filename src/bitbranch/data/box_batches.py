@@ -124,7 +124,7 @@ class BoxBatches(BatchSource):
             return self.kept[index]
         height, width = self.pictures.size
         path, times = Path(self.pictures.paths[index]), 2 if self.training else 1
-        pixels = decode_resized(path, (times * height, times * width), enlarge=not self.training)
+        pixels = decode_resized(path, (times * height, times * width), enlarge=not self.training, upright=True)
         if pixels.nbytes <= self.memory:
             self.memory -= pixels.nbytes
             self.kept[index] = pixels

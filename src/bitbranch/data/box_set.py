@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .dataset import evenly
+from .dataset import evenly, named
 from .pictures import MEAN, STD, SUFFIXES, size_of
 
 OnError = Callable[[InputError], None] | None
@@ -35,6 +35,7 @@ class BoxSet:
         size: height and width that networks get.
         source: for reports.
         mean, std: per channel, of pixels scaled to 0..1.
+        crowds: difficult objects are crowds, which are not learned, and figures are COCO's, too.
     """
 
     paths: tuple[str, ...]
@@ -46,6 +47,7 @@ class BoxSet:
     source: str
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    crowds: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -64,6 +66,7 @@ class BoxSet:
             boxes=self.boxes[kept],
             difficult=self.difficult[kept],
             sizes=self.sizes[kept],
+            source=named(self.source, len(self), count),
         )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .box_set import BoxSet, Collector, Object, OnError
+
+Entry = dict[str, Any]
 
 
 def load(
@@ -41,31 +44,61 @@ def load(
     if not roots:
         raise InputError(f"{folder}: has no pictures in {split}, images/{split} or images")
     content = _content(file)
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    found = Collector(tuple(classes) if classes is not None else tuple(names[i] for i in sorted(names)), on_error)
-    of_picture: dict[object, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    for item in content["annotations"]:
+    names = dict[int | str, str]()
+    for number, category in enumerate(content["categories"]):
+        wrong = _wrong(category, "categories")
+        if wrong:
+            raise InputError(f"{file}: categories[{number}] {wrong}")
+        names[category["id"]] = category["name"]
+    ordered = tuple(names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
+    found = Collector(tuple(classes) if classes is not None else ordered, on_error)
+    pictures = list(_sound(found, file, content, "images"))
+    of_picture: dict[int | str, list[Entry]] = {image["id"]: [] for image in pictures}
+    for item in _sound(found, file, content, "annotations"):
         if item["image_id"] in of_picture:
             of_picture[item["image_id"]].append(item)
         else:
             found.report(InputError(f"{file}: annotation {item['id']}: there is no picture {item['image_id']}"))
-    for image in content["images"]:
+    for image in pictures:
         path = roots[0] / image["file_name"]
         picture_size = found.picture(path, (image["height"], image["width"]))
         if picture_size is not None:
             found.add(path, picture_size, list(_objects(found, of_picture[image["id"]], names, f"{file}: {path.name}")))
-    return found.finish(f"{folder.name} {split}", size)
+    return replace(found.finish(f"{folder.name} {split}", size), crowds=True)
 
 
-_NEEDED = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
+_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": (str,), "height": (int,), "width": (int,)},
+    "annotations": {"id": (int, str), "image_id": (int, str), "category_id": (int, str), "bbox": (list,)},
+    "categories": {"id": (int, str), "name": (str,)},
 }
+_KINDS = {int: "a whole number", str: "text", list: "a list"}
 
 
-def _content(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the file holds, checked to have everything that is read."""
+def _wrong(entry: object, part: str) -> str:
+    """What is wrong with an entry of a part, or nothing."""
+    if not isinstance(entry, dict):
+        return f"needs {', '.join(_NEEDED[part])}, and is {entry!r:.100}"
+    for key, kinds in _NEEDED[part].items():
+        if key not in entry:
+            return f"needs {', '.join(_NEEDED[part])}; it has no {key}"
+        if type(entry[key]) not in kinds:
+            return f"needs {' or '.join(_KINDS[kind] for kind in kinds)} as {key}, not {entry[key]!r:.100}"
+    return ""
+
+
+def _sound(found: Collector, file: Path, content: dict[str, list[Any]], part: str) -> Iterator[Entry]:
+    """The entries of a part that have what is read of them; the others are reported."""
+    for number, entry in enumerate(content[part]):
+        wrong = _wrong(entry, part)
+        if wrong:
+            found.report(InputError(f"{file}: {part}[{number}] {wrong}"))
+        else:
+            yield entry
+
+
+def _content(file: Path) -> dict[str, list[Any]]:
+    """What the file holds, checked to have the lists that are read."""
     try:
         text = file.read_bytes()
         content = json.loads(text) if text.strip() else None
@@ -75,17 +108,13 @@ def _content(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise InputError(f"{file}: not a JSON file ({error})") from None
     if content is None:
         raise InputError(f"{file}: the annotation file is empty")
-    for part, keys in _NEEDED.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
+    for part in _NEEDED:
+        if not isinstance(content.get(part) if isinstance(content, dict) else None, list):
             raise InputError(f"{file}: has no list {part!r}")
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not all(key in entry for key in keys):
-                raise InputError(f"{file}: {part}[{number}] needs {', '.join(keys)}")
-    return content
+    return dict(content)
 
 
-def _objects(found: Collector, items: list[dict[str, Any]], names: dict[object, str], where: str) -> Iterator[Object]:
+def _objects(found: Collector, items: list[Entry], names: dict[int | str, str], where: str) -> Iterator[Object]:
     """The objects of one picture that can be read; the others are reported."""
     for item in items:
         label, name = f"{where}: annotation {item['id']}", names.get(item["category_id"])

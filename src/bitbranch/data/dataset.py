@@ -58,7 +58,7 @@ class Dataset:
 
     def spread(self, count: int) -> Dataset:
         """At most ``count`` images at equal distances, so that every class that is spread evenly takes part."""
-        return self.take(evenly(len(self), count))
+        return replace(self.take(evenly(len(self), count)), source=named(self.source, len(self), count))
 
     def normalized(self) -> npt.NDArray[np.float32]:
         """All images as float32, ``(pixel / 255 - mean) / std``, ``[N, C, H, W]``."""
@@ -73,6 +73,11 @@ def evenly(total: int, count: int) -> slice:
     """At most ``count`` of ``total`` things, at equal distances."""
     step = max(1, total // max(1, count))
     return slice(0, step * count, step)
+
+
+def named(source: str, total: int, count: int) -> str:
+    """The source of what is left of ``total`` things, where only ``count`` are taken."""
+    return source if count >= total else f"{source}, {count:,} of them"
 
 
 def normalize(

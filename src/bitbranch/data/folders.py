@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Arrays, BatchSource
-from .dataset import evenly
+from .dataset import evenly, named
 from .pictures import MEAN, STD, SUFFIXES, open_rgb
 from .prepared import NAMES
 
@@ -55,7 +55,8 @@ class PictureSet:
     def spread(self, count: int) -> PictureSet:
         """At most ``count`` pictures at equal distances."""
         kept = evenly(len(self), count)
-        return replace(self, paths=self.paths[kept], labels=self.labels[kept])
+        source = named(self.source, len(self), count)
+        return replace(self, paths=self.paths[kept], labels=self.labels[kept], source=source)
 
 
 def load(split: str, folder: Path, *, size: int = 224) -> PictureSet:

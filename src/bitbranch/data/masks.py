@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..tasks.segmentation import IGNORED, Palette, palette, resized
-from .dataset import evenly
+from .dataset import evenly, named
 from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -62,7 +62,8 @@ class MaskSet:
 
     def spread(self, count: int) -> MaskSet:
         """At most ``count`` pairs at equal distances."""
-        return self.take(range(len(self))[evenly(len(self), count)])
+        taken = self.take(range(len(self))[evenly(len(self), count)])
+        return replace(taken, source=named(self.source, len(self), count))
 
     def pair(self, index: int) -> tuple[Pixels, Pixels]:
         """A picture, uint8 ``[H, W, 3]``, and the class of each of its pixels or :data:`IGNORED`, uint8 ``[H, W]``.
@@ -71,7 +72,7 @@ class MaskSet:
             InputError: an unreadable file, a mask of another size or with a label that is none; names it.
         """
         path = self.masks[index]
-        picture = decode(_bytes(self.paths[index]), str(self.paths[index]))
+        picture = decode(_bytes(self.paths[index]), str(self.paths[index]), upright=True)
         stored = decode_labels(_bytes(path), str(path))
         if stored.shape != picture.shape[:2]:
             (h, w), (height, width) = stored.shape, picture.shape[:2]
@@ -299,7 +300,17 @@ def _set(
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    """Pictures by their names without endings.
+
+    Raises:
+        InputError: two of one name: which of them a mask belongs to is not known.
+    """
+    found = dict[str, Path]()
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        if path.stem in found:
+            raise InputError(f"{folder}: {found[path.stem].name} and {path.name} have one name")
+        found[path.stem] = path
+    return found
 
 
 def _lines(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training pixels, scaled to 0..1, as all published networks have them."""
 
 
-def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
+def open_rgb(data: bytes, name: str, *, at_least: int = 0, upright: bool = False) -> Image:
     """A decoded RGB picture.
 
     Args:
@@ -31,6 +31,7 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
         name: for errors.
         at_least: a JPEG file may be decoded at a half, a fourth or an eighth of its size, if both sides keep so many
             pixels; 0 keeps its size.
+        upright: turn it as its EXIF data say, where they can be read.
 
     Raises:
         InputError: not a picture, or a damaged one.
@@ -41,7 +42,7 @@ def open_rgb(data: bytes, name: str, *, at_least: int = 0) -> Image:
         picture = Image.open(io.BytesIO(data))
         if at_least:
             picture.draft("RGB", (at_least, at_least))
-        return _rgb(picture, name)
+        return _rgb(picture, name, upright=upright)
 
 
 TAIL = 4096
@@ -52,7 +53,7 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture file; JPEG and PNG are not decoded, unless they seem to be cut off.
+    """Height and width of a picture file when it is upright; JPEG and PNG are decoded only if they seem to be cut off.
 
     Raises:
         InputError: missing, not a picture, or cut off.
@@ -60,7 +61,7 @@ def size_of(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     with _readable(str(path)), path.open("rb") as file, Image.open(file) as picture:
-        size = picture.height, picture.width
+        size = (picture.width, picture.height) if _orientation(picture) in SIDEWAYS else (picture.height, picture.width)
         file.seek(-min(TAIL, file.seek(0, io.SEEK_END)), io.SEEK_END)
         end = ENDS.get(picture.format or "")
         if end is None or end not in file.read():
@@ -83,14 +84,12 @@ def decode_resized(
     Raises:
         InputError: missing, not a picture, or a damaged one.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     height, width = size
     with _readable(str(path)), Image.open(path) as file:
         file.draft("RGB", (2 * width, 2 * height))  # large JPEG files are decoded at a part of their size
-        picture = _rgb(file, str(path))
-        if upright:
-            picture = ImageOps.exif_transpose(picture)
+        picture = _rgb(file, str(path), upright=upright)
         if not enlarge:
             height, width = min(height, picture.height), min(width, picture.width)
         if picture.size != (width, height):
@@ -116,15 +115,37 @@ def _readable(name: str) -> Iterator[None]:
         raise InputError(f"{name}: not a readable picture ({said or type(error).__name__})") from None
 
 
-def _rgb(picture: Image, name: str) -> Image:
+def _rgb(picture: Image, name: str, *, upright: bool) -> Image:
     """A picture in red, green and blue of 8 bits; of 16 bits, the upper ones."""
-    from PIL.Image import fromarray
+    from PIL.Image import Transpose, fromarray
 
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
-        return fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    turn = _orientation(picture) if upright else 1
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        picture = fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise InputError(f"{name}: a picture of 32 bits a pixel and channel; 8 or 16 are read")
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    return picture.transpose(Transpose[TURNS[turn]]) if turn in TURNS else picture
+
+
+TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+"""What makes a picture upright, by its orientation in EXIF."""
+SIDEWAYS = (5, 6, 7, 8)
+
+
+def _orientation(picture: Image) -> int:
+    """As EXIF counts it: 1 is upright, and so is what has no EXIF data, or damaged ones."""
+    from PIL.ExifTags import Base
+
+    if picture.format == "PNG" and "exif" not in picture.info:  # else Pillow decodes it to look behind the pixels
+        return 1
+    try:
+        return int(picture.getexif().get(Base.Orientation, 1))
+    except Exception:  # as with pixels, damaged bytes raise nearly anything
+        return 1
 
 
 def decode(data: bytes, name: str, *, upright: bool = False) -> npt.NDArray[np.uint8]:
@@ -132,10 +153,7 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> npt.NDArray[np.u
 
     Other arguments, and errors, as for :func:`open_rgb`.
     """
-    from PIL import ImageOps
-
-    picture = open_rgb(data, name)
-    return np.array(ImageOps.exif_transpose(picture) if upright else picture, dtype=np.uint8)
+    return np.array(open_rgb(data, name, upright=upright), dtype=np.uint8)
 
 
 def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
@@ -148,7 +166,12 @@ def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
 
     with _readable(name):
         picture = Image.open(io.BytesIO(data))
+        raw = str(picture.tile[0][3]) if picture.format == "PNG" and picture.mode == "L" else ""
         pixels = np.array(picture)
     if picture.mode not in ("L", "P"):
         raise InputError(f"{name}: a picture of mode {picture.mode}; masks are grey of 8 bits or have a palette")
-    return pixels
+    return pixels // GREYS.get(raw, 1)
+
+
+GREYS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies the greys of a PNG file by that has less than 8 bits."""

@@ -14,7 +14,7 @@ from ..tasks.segmentation import palette
 from . import fashion_mnist
 from .batches import Arrays, BatchSource
 from .box_set import BoxSet
-from .dataset import evenly
+from .dataset import evenly, named
 
 CLASSES = ("background", *fashion_mnist.CLASSES)
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
@@ -88,7 +88,8 @@ class SceneSet:
     def spread(self, count: int) -> SceneSet:
         """At most ``count`` scenes at equal distances."""
         kept = evenly(len(self), count)
-        return replace(self, images=self.images[kept], boxes=self.boxes[kept], masks=self.masks[kept])
+        source = named(self.source, len(self), count)
+        return replace(self, images=self.images[kept], boxes=self.boxes[kept], masks=self.masks[kept], source=source)
 
 
 def scenes(split: str, count: int, *, seed: int = 0, size: int = 64) -> SceneSet:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from . import cifar10, coco_boxes, fashion_mnist, folders, masks, scenes, voc_boxes
 from .batches import Batches, BatchSource
+from .box_set import OnError
 from .dataset import Dataset
 from .folders import PictureBatches, PictureSet
 from .places import root
@@ -20,6 +21,11 @@ from .unpacked import unpack
 Images = Any
 """What :mod:`bitbranch.training.tasks` takes for the set's task, with a length, ``shape``, ``classes``, ``mean``,
 ``std``, ``source`` and ``spread(count)``."""
+
+
+def warn(error: InputError) -> None:
+    """What is done about a picture that is wrong, if nothing else is wanted."""
+    warnings.warn(str(error), stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class ImageSet:
         sized: whether networks may get its pictures at any size.
         splits: those it has; the first is what is usually learned from, the last what is measured on. Where there are
             more than two, ``load`` takes several with ``+`` between them, too.
+        reports: whether ``load`` takes ``on_error``, too: what is to be done about single pictures that are wrong.
     """
 
     name: str
@@ -51,14 +58,16 @@ class ImageSet:
     task: str = "classification"
     sized: bool = False
     splits: tuple[str, ...] = ("train", "test")
+    reports: bool = False
 
-    def read(self, split: str, folder: Path, size: Sequence[int] = ()) -> Images:
+    def read(self, split: str, folder: Path, size: Sequence[int] = (), on_error: OnError = warn) -> Images:
         """Read a split from a folder.
 
         Args:
             split: one of :attr:`splits`, or several of more than two: ``"train+val"``.
             folder: of the set.
             size: height and width that networks get; none is what is usual for the set.
+            on_error: takes what is wrong with a picture or what is said of it, which is then left out.
 
         Raises:
             InputError: missing or damaged data, no such split, or a size for images that have one.
@@ -67,11 +76,12 @@ class ImageSet:
         if not set(parts) <= set(self.splits) or len(set(parts)) < len(parts):
             joined = ", or several, as in 'train+val'" if len(self.splits) > 2 else ""
             raise InputError(f"{self.name}: split {split!r}: expected one of {', '.join(self.splits)}{joined}")
+        given: dict[str, Any] = {"on_error": on_error} if self.reports else {}
         if not size:
-            return self.load(split, folder)
+            return self.load(split, folder, **given)
         if not self.sized:
             raise InputError(f"data.size: {self.name} has images of one size")
-        return self.load(split, folder, size=(size[0], size[1]))
+        return self.load(split, folder, size=(size[0], size[1]), **given)
 
     def place(self) -> Path:
         """The folder of the set, whether it is there or not; an empty path where it needs none."""
@@ -86,17 +96,12 @@ def _detection(
     prepare: Callable[..., None] | None = None,
 ) -> ImageSet:  # fmt: skip
     return ImageSet(
-        name, title, origin, _told(load), True, 0, lambda: root() / name, prepare, "detection", True, splits
+        name, title, origin, load, True, 0, lambda: root() / name, prepare, "detection", True, splits, True
     )  # fmt: skip
 
 
 def _segmentation(*given: Any) -> ImageSet:
     return replace(_detection(*given), task="segmentation")
-
-
-def _told(load: Callable[..., Images]) -> Callable[..., Images]:
-    """A reader that warns of what is wrong with a picture, and leaves it out."""
-    return partial(load, on_error=lambda error: warnings.warn(str(error), stacklevel=2))
 
 
 def _square(load: Callable[..., Images], usual: int) -> Callable[..., Images]:

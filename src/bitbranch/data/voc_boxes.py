@@ -47,12 +47,21 @@ def load(
         for root in roots:
             for line in _list(root, name).read_text(errors="replace").splitlines():
                 if line.strip():
-                    _add(found, root, re.sub(r"\s+-?[01]$", "", line.strip()))  # a class's list says if it is there
+                    _add(found, root, _listed(root, line.strip()))
     return found.finish(f"{folder.name} {split}", size)
 
 
 def _list(root: Path, split: str) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _listed(root: Path, line: str) -> str:
+    """The picture that a line names; in a class's list, a number behind it says whether the class is there."""
+    return line if _annotation(root, line).is_file() else re.sub(r"\s+-?[01]$", "", line)
+
+
+def _annotation(root: Path, name: str) -> Path:
+    return root / "Annotations" / f"{name}.xml"
 
 
 def _roots(folder: Path) -> list[Path]:
@@ -75,7 +84,7 @@ def _names(roots: list[Path]) -> tuple[str, ...]:
 
 def _add(found: Collector, root: Path, name: str) -> None:
     """Add one picture, or report what is wrong with it."""
-    annotation = root / "Annotations" / f"{name}.xml"
+    annotation = _annotation(root, name)
     try:
         path = picture_file(root / "JPEGImages" / name)
         if path is None:

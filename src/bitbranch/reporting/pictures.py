@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..tasks.segmentation import IGNORED, coloured, resized
+from ..tasks.segmentation import IGNORED, resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
@@ -23,6 +27,8 @@ OPACITY = 0.55
 """Of a mask over its picture."""
 PADDING = 3
 """Pixels around a text."""
+SIZE = 10
+"""Of letters in pixels."""
 
 
 def palette(count: int) -> list[Colour]:
@@ -61,12 +67,33 @@ def with_boxes(
 
 def _tag(draw: ImageDraw, x: float, y: float, label: str, colour: Colour, size: tuple[int, int]) -> None:
     """A text on its colour, above the point where there is room."""
-    left, top, right, bottom = draw.textbbox((0, 0), label)
+    label, font = lettering(label)
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
     width, height = right - left + 2 * PADDING, bottom - top + 2 * PADDING
     x = min(max(0.0, x), max(0, size[0] - width))
     y = y - height if y >= height else y
     draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + PADDING - left, y + PADDING - top), label, fill=_readable(colour))
+    draw.text((x + PADDING - left, y + PADDING - top), label, fill=_readable(colour), font=font)
+
+
+def lettering(text: str) -> tuple[str, Font]:
+    """A text and a font that has all its letters: Pillow's own has ASCII's, matplotlib's most others of Europe.
+
+    Letters that neither has are written as their numbers, so that two names never look alike.
+    """
+    from PIL import ImageFont
+
+    if text.isascii():
+        return text, ImageFont.load_default()
+    try:
+        import matplotlib
+
+        font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), SIZE)
+    except (ImportError, OSError):
+        return text.encode("ascii", "backslashreplace").decode(), ImageFont.load_default()
+    lacking = bytes(font.getmask("\U0010ffff"))
+    known = {letter: bytes(font.getmask(letter)) != lacking for letter in set(text)}
+    return "".join(c if known[c] else c.encode("ascii", "backslashreplace").decode() for c in text), font
 
 
 def _readable(background: Colour) -> str:
@@ -89,30 +116,39 @@ def with_mask(
 
     known = (mask >= 0) & (mask < len(colours)) & (mask != background)
     labels = resized(np.where(known, mask, IGNORED).astype(np.uint8), (pixels.shape[0], pixels.shape[1]))
-    share = np.where(labels == IGNORED, 0.0, OPACITY)[..., None]
-    return Image.fromarray((pixels * (1 - share) + coloured(labels, colours) * share + 0.5).astype(np.uint8))
+    blended = (np.arange(256) * (1 - OPACITY))[:, None, None] + np.array(colours, np.float64) * OPACITY + 0.5
+    out = np.empty_like(pixels)
+    for row, classes, target in zip(pixels, labels, out, strict=True):  # row by row: photographs are large
+        clear = (classes == IGNORED)[:, None]
+        target[:] = np.where(clear, row, blended[row, np.where(clear, 0, classes[:, None]), range(3)])
+    return Image.fromarray(out)
 
 
 def with_legend(picture: Image, names: Sequence[str], colours: Sequence[Colour]) -> Image:
-    """The picture above the names of its classes, each behind a square of its colour, in as many lines as it takes."""
+    """The picture above the names of its classes, each behind a square of its colour, in as many lines as it takes.
+
+    A picture that is narrower than a name gets white at its right.
+    """
     from PIL import Image, ImageDraw
 
     probe = ImageDraw.Draw(picture)
-    line = round(probe.textbbox((0, 0), "Ag")[3]) + 2 * PADDING
+    written = [lettering(name) for name in names]
+    line = max((round(probe.textbbox((0, 0), "Ag", font=font)[3]) for _, font in written), default=0) + 2 * PADDING
+    widths = [line + round(probe.textlength(text, font=font)) + 3 * PADDING for text, font in written]
+    whole = max(picture.width, PADDING + max(widths, default=0))
     places, x, y = [], PADDING, 0
-    for name in names:
-        width = line + round(probe.textlength(name)) + 3 * PADDING
-        if x > PADDING and x + width > picture.width:
+    for width in widths:
+        if x > PADDING and x + width > whole:
             x, y = PADDING, y + line
         places.append((x, y))
         x += width
-    out = Image.new("RGB", (picture.width, picture.height + y + line + PADDING), "white")
+    out = Image.new("RGB", (whole, picture.height + y + line + PADDING), "white")
     out.paste(picture)
     draw = ImageDraw.Draw(out)
-    for (x, y), name, colour in zip(places, names, colours, strict=True):
+    for (x, y), (text, font), colour in zip(places, written, colours, strict=True):
         top = picture.height + y + PADDING
         draw.rectangle((x, top + 1, x + line - 2 * PADDING, top + line - 2 * PADDING + 1), fill=colour)
-        draw.text((x + line - PADDING, top), name, fill="black")
+        draw.text((x + line - PADDING, top), text, fill="black", font=font)
     return out
 
 

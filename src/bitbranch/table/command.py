@@ -58,8 +58,8 @@ def run(options: Options, say: Say) -> Result:
     begin, left = time.monotonic(), 0
     runs = table.runs(options.rows, options.seeds)
 
-    def network(name: str, seed: int) -> Path:
-        return _folder(options.out, _named(table, name), seed) / "net.pt"
+    def network(name: str, seed: int) -> Path:  # absolute: paths in a configuration are relative to the table's folder
+        return (_folder(options.out, _named(table, name), seed) / "net.pt").absolute()
 
     for number, (row, seed) in enumerate(runs, 1):
         folder = _folder(options.out, row, seed)
@@ -83,7 +83,9 @@ def run(options: Options, say: Say) -> Result:
     text = [page.text(document), f"written to {options.out}: table.md, table.html, table.json, table.svg"]
     if left:
         text.append(f"{left} runs are left; run the command again")
-    return {**document, "left": left, "failed": bool(failed), "text": "\n".join(text)}
+    wrong = any(run.get("left_out") for r in document["rows"] for run in r["runs"])
+    status = {"status": 2} if wrong and not failed else {}
+    return {**document, "left": left, "failed": bool(failed), **status, "text": "\n".join(text)}
 
 
 def _folder(out: Path, row: spec.Row, seed: int) -> Path:

@@ -73,6 +73,9 @@ def _remarks(document: Document) -> list[str]:
         lines.append(
             f"Engine and integer reference: outputs differ on {differ} of {images} images, {len(compared)} runs."
         )
+    wrong = list(dict.fromkeys(error for run in runs for error in run.get("left_out", [])))
+    if wrong:
+        lines.append(f"Left out of the data, as they are wrong, {len(wrong)}: {'; '.join(wrong[:3])}")
     for row in document["rows"]:
         reasons = {run["not compiled"] for run in row["runs"] if run.get("not compiled", "float") != "float"}
         lines += [f"{row['name']} does not compile: {reason}" for reason in sorted(reasons)]

@@ -51,9 +51,9 @@ def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Resul
     Returns:
         ``figure``, the name of what it is judged by, ``accuracy``, ``map`` or ``miou``; under that name the figure of
         the program where there is one, else of the network; ``torch``, that of the network; ``seconds`` of training,
-        ``scheme``, ``source`` of the data; of a program its ``bytes``, other figures, and of how many ``images`` the
-        outputs ``differ`` between engine and reference; or ``not compiled``, the reason. A run that fails gives only
-        ``error``.
+        ``scheme``, ``source`` of the data and what was ``left_out`` of it; of a program its ``bytes``, other figures,
+        and of how many ``images`` the outputs ``differ`` between engine and reference; or ``not compiled``, the
+        reason. A run that fails gives only ``error``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
@@ -64,6 +64,7 @@ def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Resul
         figure = trained[task.figure]
         result = {"figure": task.figure, task.figure: figure, "torch": figure, "scheme": trained["scheme"] or ""}
         result |= {"seconds": trained["seconds"], "phases": trained["phases"], "seed": checked.seed}
+        result |= {"left_out": list(task.left_out)} if task.left_out else {}
         result |= _compiled(Path(trained["net"]), task, folder / "net.bb", say)
     except Exception as error:  # whatever it is, the other rows go on
         write_bytes(folder / "error.txt", traceback.format_exc().encode())

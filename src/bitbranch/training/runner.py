@@ -47,6 +47,9 @@ QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine"
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
 
+FLOAT = "float.pt"
+"""The network that float phases ended with, where others follow."""
+
 Say = Callable[[str], None]
 
 
@@ -59,9 +62,10 @@ def run(
     """Train as a configuration says, or go on where an interrupted run of it stopped.
 
     The folder then holds ``config.json`` (all values, resolved), ``net.pt`` (the trained network, for ``bitbranch
-    compile``), ``best.pt`` (that of the last phase with the best accuracy on the test images), ``last.pt`` (all that a
-    run needs to go on), ``log.csv``, ``log.jsonl``, ``report.html`` and ``results.json``. A run that was killed and
-    goes on ends with the same parameters, bit for bit, as one that was not, on the same machine.
+    compile``), ``best.pt`` (that of the last phase with the best accuracy on the test images), ``float.pt`` (what float
+    phases ended with, where others follow), ``last.pt`` (all that a run needs to go on), ``log.csv``, ``log.jsonl``,
+    ``report.html`` and ``results.json``. A run that was killed and goes on ends with the same parameters, bit for bit,
+    as one that was not, on the same machine.
 
     Args:
         config: a :class:`Config`, a table as TOML gives it, or the path of a TOML or JSON file.
@@ -72,8 +76,8 @@ def run(
     Returns:
         What ``results.json`` holds: ``figure``, the name of what the network is judged by; on the test images
         ``accuracy``, ``top5`` and ``loss``, ``map`` and ``map_2007``, or ``miou`` and others; ``best_`` and the figure,
-        ``scheme``, ``seconds`` of training, ``net`` and the other files' paths, and of each phase its ``name``,
-        ``kind``, ``seconds``, and the figures at its end.
+        ``scheme``, ``seconds`` of training, ``net`` and the other files' paths, of each phase its ``name``, ``kind``,
+        ``seconds``, and the figures at its end, and ``left_out``, what was wrong with pictures and annotations.
 
     Raises:
         InputError: a wrong configuration, missing data, or a folder that holds another run.
@@ -158,7 +162,7 @@ class _Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"{self.folder}: cannot be the run's folder ({error.strerror})") from None
-            for name in ("last.pt", "best.pt", "net.pt", "config.json", "log.csv", "log.jsonl", "report.html"):
+            for name in ("last.pt", "best.pt", "net.pt", FLOAT, "config.json", "log.csv", "log.jsonl", "report.html"):
                 remove_leftovers(self.folder / name)
             write_bytes(path, json.dumps(plain, indent=2).encode())
 
@@ -298,6 +302,8 @@ class _Run:
         phase = self.config.phase[number]
         start = time.perf_counter()
         if training_state is None:
+            if number and phase.scheme and self.recipe.scheme is None:
+                self._write_network(FLOAT)
             torch.manual_seed(self._seed(number))
             self._begin(phase)
         if phase.kind in ("transforms", "hash"):
@@ -460,9 +466,9 @@ class _Run:
     # What is written
 
     def _shown(self) -> dict[str, nn.Module]:
-        """The network at the end and, where it started from a float one, that too, by titles."""
+        """The network at the end and the float one that it comes from, where there is one, by titles."""
         networks = {self.recipe.scheme or "float": self.network}
-        start = self.config.network.start
+        start = str(self.folder / FLOAT) if (self.folder / FLOAT).is_file() else self.config.network.start
         if self.recipe.scheme is not None and start:
             content = checkpoint.read_tensors(Path(start))
             if content.get("format") == checkpoint.FORMAT and content["recipe"]["scheme"] is None:
@@ -501,6 +507,7 @@ class _Run:
             f"best_{figure}": self.best,
             "seconds": round(self.seconds, 2),
             "phases": self.journal.phases,
+            "left_out": list(self.task.left_out),
         }
         if self.writes:
             gallery = self.task.gallery(self._shown()) if self.task.shows else ""

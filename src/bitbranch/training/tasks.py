@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -48,6 +50,7 @@ class Task:
     Args:
         data: what the configuration says of it.
         train, test: images of the two splits.
+        left_out: what was wrong with pictures, annotations or objects that they lack.
 
     Attributes:
         name: in files.
@@ -63,8 +66,8 @@ class Task:
     divided: ClassVar[bool] = True
     tested_at_once: ClassVar[int] = 8
 
-    def __init__(self, data: Data, train: Any, test: Any) -> None:
-        self.data, self.train, self.test = data, train, test
+    def __init__(self, data: Data, train: Any, test: Any, left_out: Sequence[str] = ()) -> None:
+        self.data, self.train, self.test, self.left_out = data, train, test, tuple(left_out)
 
     @property
     def figure(self) -> str:
@@ -234,7 +237,7 @@ class ObjectDetection(Task):
         if isinstance(images, SceneSet):
             return SceneBatches(images, boxes=True, flip=augmented and self._augmentation(Mirror).flip, **given)
         chosen = self._augmentation(Augmentation) if augmented else Augmentation(False, 1.0, 1.0, False)
-        return BoxBatches(images, augmentation=chosen, **given)
+        return BoxBatches(images, augmentation=chosen, difficult=not images.crowds, **given)
 
     def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
         return Multibox(
@@ -243,7 +246,9 @@ class ObjectDetection(Task):
         )  # fmt: skip
 
     def score(self, network: nn.Module, run: Run | None = None) -> dict[str, float]:
-        return multibox.evaluate(run or network, self._tested(run), _default_boxes(network))  # type: ignore[arg-type]
+        coco = getattr(self.test, "crowds", False) and find_spec("pycocotools") is not None
+        batches: Any = self._tested(run)
+        return multibox.evaluate(run or network, batches, _default_boxes(network), coco=coco)
 
     def gallery(self, networks: Mapping[str, nn.Module]) -> str:
         images, targets = next(iter(self._source(self.test.spread(SHOWN), size=SHOWN, training=False)))
@@ -310,6 +315,8 @@ TASKS: dict[str, type[Task]] = {
 def read(data: Data) -> Task:
     """The task that a configuration's set of images is for, with its images.
 
+    What is wrong with single pictures is warned of, and kept with the task.
+
     Raises:
         InputError: no such set, or it is not there or damaged.
     """
@@ -321,7 +328,13 @@ def read(data: Data) -> Task:
     shared = set(names[0].split("+")) & set(names[1].split("+"))
     if shared:
         raise InputError(f"data.test_split: {', '.join(sorted(shared))} is learned from")
-    train, test = (source.read(name, folder, data.size) for name in names)
+    left_out = list[str]()
+
+    def leave_out(error: InputError) -> None:
+        left_out.append(str(error))
+        warnings.warn(str(error), stacklevel=2)
+
+    train, test = (source.read(name, folder, data.size, leave_out) for name in names)
     seen = set[object]()
     for name, images in zip(names, (train, test), strict=True):
         paths = getattr(images, "paths", ())
@@ -333,7 +346,7 @@ def read(data: Data) -> Task:
         train = train.spread(data.train_images)
     if data.test_images:
         test = test.spread(data.test_images)
-    return TASKS[source.task](data, train, test)
+    return TASKS[source.task](data, train, test, left_out)
 
 
 def _described(output: Any) -> str:
