@@ -281,6 +281,15 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     assert schemes["conv2"] == "tsq:w4-a4" and schemes["linear1"] == "tsq:wt-a2"
     assert "no layer" in refused(capsys, *mixed[:-2], "nothing=w8a8")
     assert "--layer and --per-channel are for float" in refused(capsys, *again, "--layer", "conv2=w8a8")
+    assert "--first, --last, --layer and" in refused(capsys, *again, "--first", "w4a4")
+    open_ends = [*arguments, "--out", tmp_path / "open.pt", "--first", "none", "--layer", "conv2=none", "--samples", 2]
+    assert main([str(a) for a in open_ends]) == 0  # fewer samples than batches, too
+    built, network = checkpoint.load(tmp_path / "open.pt")
+    assert built.first is None and [each.scheme for each in bb.coverage(network)][:2] == [None, None]
+    assert "per_channel: is for sparse codes" in refused(
+        capsys, *arguments, "--out", tmp_path / "x.pt", "--scheme", "w4a4", "--per-channel"
+    )
+    capsys.readouterr()
     for wrong in (tmp_path / "float.pt", tmp_path, tmp_path / "nowhere" / "x.pt"):
         assert f"--out {wrong}" in refused(capsys, *arguments, "--out", wrong)
     assert "is what is read" in refused(capsys, "compile", tmp_path / "one.pt", "--out", tmp_path / "one.pt")

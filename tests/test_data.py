@@ -302,6 +302,18 @@ def test_pictures_in_folders(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [(9, 16, 2, 8), (7, 6, 3, 6), (5, 9, 4, 4), (2, 8, 4, 2)])
+def test_parts_of_training_batches_are_equal(given: tuple[int, int, int, int]) -> None:
+    images, size, processes, expected = given
+    few = dataset(images)
+    parts = [Batches(few, size=size, part=(i, processes)) for i in range(processes)]
+    assert {part.size for part in parts} == {expected}
+    if expected % processes == 0:
+        assert {len(x) for part in parts for x, _ in part} == {expected // processes}
+    tested = [Batches(few, size=size, training=False, part=(i, processes)) for i in range(processes)]
+    assert sum(len(x) for part in tested for x, _ in part) == images
+
+
 def test_random_views_stay_within_the_published_ranges() -> None:
     """Of a picture whose pixels say where they are."""
     y, x = np.mgrid[0:200, 0:250]

@@ -28,6 +28,7 @@ from bitbranch.quantizers.registry import binaryconnect, ffn, parse_scheme, xnor
 from bitbranch.quantizers.ttq import TrainedTernaryWeight, trained_ternary
 from bitbranch.quantizers.twn import ThresholdTernaryWeight, threshold_ternary
 from bitbranch.quantizers.xnor import XnorActivation, XnorWeight, input_scale
+from bitbranch.training.loop import fit
 
 torch.set_num_threads(1)
 
@@ -370,6 +371,15 @@ def test_recovered_factors_round_back_and_come_nearer(shape: tuple[int, int]) ->
     quantizer = FactorizedWeight()
     quantizer.start(w)
     torch.testing.assert_close(quantizer(w), (left * scale) @ right)
+
+
+def test_what_ffn_has_learned_is_what_follows_it_starts_from() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    q = bb.quantize(net, "ffn(rank=3):wt-a8").train()
+    data = [(reals(20, 6, seed=i), torch.arange(20) % 3) for i in range(4)]
+    fit(q, data, epochs=3, lr=1e-2, progress=None, seed=0)
+    assert torch.equal(q[2].weight, q[2].quantized_weight()) and not torch.equal(q[2].weight, net[2].weight)
+    assert torch.equal(bb.quantize(q, "tsq:wt-a8", first=None, last=None)[2].weight, q[2].quantized_weight())
 
 
 def test_ffn_gradients_are_those_of_the_product() -> None:

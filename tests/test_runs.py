@@ -23,7 +23,7 @@ from bitbranch.cli.main import main
 from bitbranch.cli.training import RECIPES
 from bitbranch.errors import BitbranchError, InputError
 from bitbranch.quantizers.inq import PowerOfTwoWeight
-from bitbranch.training import checkpoint, config, runner
+from bitbranch.training import checkpoint, config, runner, tasks
 
 torch.set_num_threads(1)
 
@@ -71,7 +71,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_a_run_leaves_everything_behind(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, results = finished
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "last.pt", "best.pt", "net.pt", "log.csv", "log.jsonl", "report.html", "results.json",
+        "config.json", "last.pt", "best.pt", "net.pt", "float.pt", "log.csv", "log.jsonl", "report.html",
+        "results.json",
     }  # fmt: skip
     assert [p["kind"] for p in results["phases"]] == ["train", "codes", "transforms", "train"]
     assert results["scheme"] == "tsq:wt-a2"
@@ -192,12 +193,25 @@ def test_workers_change_nothing(finished: tuple[Path, dict[str, Any]], tmp_path:
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    bad = changed(train={"epochs": 30, "lr": 1e30, "optimizer": "sgd", "warmup": 2})
-    with pytest.raises(BitbranchError, match=r"the loss is (nan|inf) at epoch"):
+    bad = changed(train={"epochs": 30, "lr": 1e30, "optimizer": "sgd", "warmup": 2}) | {"save_every": 1}
+    with pytest.raises(BitbranchError, match=r"train 1: the loss is (nan|inf) at epoch 1, step 2; lower the learning"):
         runner.run(bad, tmp_path, progress=None)
-    if (tmp_path / "last.pt").exists():
-        state = checkpoint.read(tmp_path / "last.pt", format=runner.FORMAT)
-        assert state["training"]["step"] % 3 == 0
+    state = checkpoint.read(tmp_path / "last.pt", format=runner.FORMAT)
+    assert state["training"]["step"] == 1
+    assert all(torch.isfinite(value).all() for value in state["training"]["network"].values())
+
+
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_a_last_step_that_is_not_finite_is_no_success(tmp_path: Path, save_every: int) -> None:
+    """The loss before it was; nothing of it is kept."""
+    huge = {"lr": 1e30, "weight_decay": 1e30, "optimizer": "sgd"}
+    bad = changed(data={"train_images": 50}, train=huge) | {"save_every": save_every}
+    with pytest.raises(BitbranchError, match="train 1: parameters are no longer finite at epoch 1, step 1; lower"):
+        runner.run(bad, tmp_path, progress=None)
+    assert not (tmp_path / "last.pt").exists() and not (tmp_path / "results.json").exists()
+    bad["train"] |= {"lr": 1e36, "weight_decay": 0.0}  # numbers, but of no use
+    with pytest.raises(BitbranchError, match=r"train 1: the loss on the test images is (nan|inf)"):
+        runner.run(bad, tmp_path / "large", progress=None)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -322,6 +336,69 @@ def test_bfloat16_learns(tmp_path: Path) -> None:
     assert runner.run(low, tmp_path, progress=None)["accuracy"] > 0.5
 
 
+CODES = {"kind": "codes", "scheme": "tsq:wt-a2"}
+
+
+@pytest.mark.parametrize(
+    ("start", "scheme", "phases"),
+    [
+        ([CODES], "", [{"scheme": "twn:wt-a2"}]),
+        ([CODES], "bwn:w1-a2", [{}]),
+        ([CODES], "tsq:wt-a2", [{}]),
+        ([CODES | {"affine": True}], "lsq:w2-a2", [{}]),
+        ([CODES], "", [{"kind": "transforms", "images": 100, "samples": 300}, {"scheme": "tsq:w4-a4"}]),
+        ([{"scheme": "ffn:wt-a8"}], "tsq:wt-a4", [{"epochs": 0}]),
+        ([{"scheme": "mbn:w4-a4"}], "", [CODES, {"kind": "transforms", "images": 100, "samples": 300}]),
+    ],
+)
+def test_the_file_is_the_network_that_was_measured(
+    start: list[dict[str, Any]], scheme: str, phases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whatever a run starts from, what it trained is what can be read again; also if it is one run."""
+    first = runner.run(BASE | {"phase": start}, tmp_path / "first", progress=None)
+    network = BASE["network"] | {"start": first["net"], "scheme": scheme}
+    runs = [BASE | {"network": network, "phase": phases}]
+    joined = [phases[0] | ({"scheme": scheme} if scheme else {}), *phases[1:]]
+    runs.append(BASE | {"phase": [*start, *joined]})
+    for number, content in enumerate(runs):
+        result = runner.run(content, tmp_path / str(number), progress=None)
+        recipe, read = checkpoint.load(result["net"])
+        score = tasks.read(config.parse(content).data).score(read)
+        assert (score["accuracy"], score["loss"]) == (result["accuracy"], pytest.approx(result["loss"], rel=1e-6))
+        assert not recipe.codes and all(layer.scheme for layer in coverage(read))
+
+
+def test_a_quantized_start_keeps_its_exceptions(tmp_path: Path) -> None:
+    first = changed(network={"scheme": "lsq:w4-a4", "layers": {"conv2": "w8a8"}})
+    start = BASE["network"] | {"start": runner.run(first, tmp_path / "first", progress=None)["net"]}
+    for change, text in (
+        ({"first": "none"}, r"network\.first: .*net\.pt is quantized, and its first layer keeps w8a8"),
+        ({"last": "lsq:w4-a4"}, r"network\.last: .*keeps w8a8"),
+        ({"layers": {"conv2": "w7a7"}}, r"network\.layers: .*keeps its own: \{'conv2': 'w8a8'\}"),
+    ):
+        with pytest.raises(InputError, match=text):
+            runner.run(BASE | {"network": start | change}, tmp_path / "second", progress=None)
+    same = start | {"scheme": "lsq:w2-a2", "layers": {"conv2": "w8a8"}}
+    runner.run(BASE | {"network": same}, tmp_path / "second", progress=None)
+
+
+def test_progress_says_which_share_of_codes_is_zero(tmp_path: Path) -> None:
+    said = list[str]()
+    result = runner.run(BASE | {"phase": [CODES | {"epochs": 2}]}, tmp_path, progress=said.append)
+    lines = [line for line in said if line.startswith("codes 1: zeros conv2 ")]
+    assert len(lines) == 2 and lines[-1].startswith(
+        f"codes 1: zeros conv2 {100 * result['phases'][0]['zeros']['conv2']:.1f} %"
+    )
+
+
+def test_layers_have_schedules_of_their_own() -> None:
+    phase = {"kind": "transforms", "lambdas": {"conv2": [0.5, 1], "linear*": 0.25}}
+    parsed = config.parse(BASE | {"phase": [CODES, phase]})
+    assert config.parse(parsed.as_dict()).as_dict() == parsed.as_dict()
+    recipe = parsed.phase[1].solving(0)
+    assert [tuple(recipe.schedule(n)) for n in ("conv2", "linear1", "conv3")] == [(0.5, 1.0), (0.25,), (0.01, 0.1, 1.0)]
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_recipes_are_sound(recipe: Path) -> None:
     loaded = config.load(recipe)
@@ -344,7 +421,13 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"phase": [{"kind": "dance"}]}, "kind 'dance': expected one of train"),
         ({"phase": [{"scheme": "mbn:w9-a2"}]}, "unknown scheme"),
         ({"phase": [{"scheme": "mbn:w{bits}-a2"}]}, "needs bits"),
-        ({"phase": [{"scheme": "mbn:w{bits}-a2", "bits": [2, 8]}]}, "bits must fall"),
+        ({"phase": [{"scheme": "mbn:w{bits}-a2", "bits": [2, 8]}]}, "bits is a list of falling whole numbers"),
+        ({"phase": [{"scheme": "mbn:w{bits}-a2", "bits": 4}]}, "bits is a list of falling whole numbers, got 4"),
+        ({"phase": [{"scheme": "mbn:w{bits}-a2", "bits": [8, "a"]}]}, "bits is a list of falling whole numbers"),
+        ({"phase": [{"scheme": ["{bits}"], "bits": [8]}]}, "scheme must hold {bits}"),
+        ({"phase": [{"scheme": "inq:w{bits}", "bits": [5, 4], "portions": [0.5, 1.0]}]}, "has bits and portions"),
+        ({"phase": [{"portions": [0.5, "x", 1]}]}, "portions is a list of numbers"),
+        ({"phase": [{"portions": [[0.5], [1]]}]}, "portions is a list of numbers"),
         ({"phase": [{"portions": [0.5]}]}, "end with 1"),
         ({"phase": [{"kind": "hints"}]}, "hints need guided"),
         ({"phase": []}, "phase: there is none"),
@@ -355,6 +438,12 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"phase": [{"kind": "transforms"}]}, "needs a phase of kind 'codes' before it"),
         ({"phase": [{"kind": "transforms", "method": "tsk"}]}, "method 'tsk': expected 'tsq', 'linear' or 'start'"),
         ({"phase": [{"kind": "transforms", "lambdas": []}]}, "lambdas must be positive"),
+        ({"phase": [{"kind": "transforms", "lambdas": {"conv2": "x"}}]}, "lambdas.conv2: expected a number"),
+        ({"phase": [{"kind": "codes"}, {"kind": "transforms", "scheme": "tsq:w4-a2"}]}, "give it there"),
+        (
+            {"phase": [{"kind": "codes"}, {"scheme": "lsq:w4-a2"}, {"kind": "transforms"}]},
+            "needs a phase of kind 'codes'",
+        ),
     ],
 )
 def test_bad_configurations_are_one_line(

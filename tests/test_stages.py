@@ -229,7 +229,7 @@ def test_hint_loss_and_regressor_by_loops() -> None:
             hint_regressor(*shapes)
 
 
-@pytest.mark.parametrize("scheme", [None, "mbn:w2-a2", "ttq:wt-a2"])
+@pytest.mark.parametrize("scheme", [None, "mbn:w2-a2", "ttq:wt-a2", "binaryconnect(magnitude=0.05):w1-a4"])
 def test_hints_train_the_front_of_a_student_only(teacher: nn.Module, scheme: str | None) -> None:
     names = [name for name, m in teacher.named_modules() if isinstance(m, nn.Conv2d)]
     student = tiny(5) if scheme is None else bb.quantize(tiny(5), scheme)

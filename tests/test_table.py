@@ -107,6 +107,25 @@ def test_folders_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["rows"][0]["runs"][0]["source"].endswith("150 of them")
 
 
+def test_a_row_of_another_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done is not done again, but nor is it passed off as what the table says now."""
+    rows = "[[row]]".join(TABLE.split("[[row]]")[:3]).replace("seeds = [3, 4]", "seeds = [3]")
+    run = ["table", str(written(tmp_path, rows)), "--out", str(tmp_path / "out"), "--no-latency"]
+    assert main(run) == 0 and "another configuration" not in capsys.readouterr().out
+    (tmp_path / "out").rename(tmp_path / "moved")
+    run[3] = str(tmp_path / "moved")
+    assert main(run) == 0 and "another configuration" not in capsys.readouterr().out
+    written(tmp_path, rows.replace("epochs = 1", "epochs = 2"))
+    assert main([*run, "--rows", "float"]) == 0
+    said = capsys.readouterr()
+    assert f"float, seed 3: was run otherwise (phase differs); to redo it, remove {tmp_path}" in said.err
+    for row in ("float", "LSQ 2/2"):
+        assert f"{row}, seed 3 was run with another configuration: phase differs" in said.out
+    (tmp_path / "moved" / "runs" / "lsq-2-2-3" / "row.json").write_text("{")
+    assert main([*run, "--rows", "float"]) == 1
+    assert "row.json: damaged" in capsys.readouterr().out
+
+
 def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, document = finished
     for run in document["rows"][1]["runs"]:

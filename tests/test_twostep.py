@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbranch import quantize
+from bitbranch import coverage, quantize
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.contract import CodeType
@@ -28,7 +30,8 @@ from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.training.loop import fit
 from bitbranch.twostep import Recipe, convert, learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
-from bitbranch.twostep.codes import has_low_bit_weight
+from bitbranch.twostep.codes import codes_network, has_low_bit_weight
+from bitbranch.twostep.convert import float_twin
 from bitbranch.twostep.descent import Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.histogram import Histogram, equalize
@@ -543,6 +546,64 @@ def test_quantizers_that_cannot_hold_what_is_solved_are_refused_at_once(float_ne
             layer.weight_quantizer = other.weight_quantizer
     with pytest.raises(InputError, match=said):
         learn_transforms(q, copy.deepcopy(q), loader, progress=lambda line: pytest.fail(f"began: {line}"))
+
+
+@pytest.mark.parametrize("scheme", ["mbn:w4-a4", "mbn:w1-a1"])
+def test_another_function_is_not_what_layers_are_fitted_to(float_net, scheme: str) -> None:
+    """Codes that read signs put Hardtanh where ReLU was; a network that has learned with it is converted."""
+    net, loader, _ = float_net
+    with pytest.raises(InputError, match=r"step 2: .* becomes a Hardtanh: another function"):
+        convert(net, loader, scheme, progress=lambda line: pytest.fail(f"began: {line}"))
+    if scheme == "mbn:w4-a4":  # of one bit the codes cannot tell 0 from -1
+        student = convert(float_twin(quantize(net, scheme)), loader, scheme, progress=None)
+        assert any(layer.scheme == scheme for layer in coverage(student))
+
+
+HELD = [("tsq:w1-a4", True), ("bwn:w1-a4", True), ("binaryconnect:w1-a4", False)]
+
+
+def plain_net() -> nn.Sequential:
+    """One without BatchNorm."""
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
+
+
+@pytest.mark.parametrize(("scheme", "held"), HELD)
+def test_solved_scales_need_a_place(scheme: str, held: bool) -> None:
+    loader, said = batches(*stroke_images(40, 0)), "layer 2: .*Weight has no scale for what step 2 finds"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with nullcontext() if held else pytest.raises(InputError, match=said):
+            convert(plain_net(), loader, scheme, progress=None)
+
+
+def test_codes_for_normalised_inputs_are_warned_about() -> None:
+    net = plain_net()
+    for scheme in ("tsq:wt-a2", "hwgq:w1-a2", parse_scheme("tsq:wt-a2", tsq(lloyd=True))):
+        with pytest.warns(UserWarning, match="quantize: 2: the codes are for inputs that a BatchNorm has normalised"):
+            quantize(net, scheme)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(net, "lsq:w2-a2")
+        quantize(small_net(), "tsq:wt-a2")
+        convert(net, batches(*stroke_images(40, 0)), "tsq:wt-a2", progress=None)  # finds its own steps
+
+
+@pytest.mark.parametrize("lloyd", [False, True])
+def test_channels_of_any_size_start_with_their_best_codes(lloyd: bool) -> None:
+    net = small_net().eval()
+    for module in net:
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            module.weight.data.uniform_(0.3, 3)
+    q = quantize(net, parse_scheme("tsq:wt-a2", tsq(lloyd=lloyd)))
+    step_1 = codes_network(q, affine=True)
+    reader, deviation = step_1[3].input_quantizer, step_1[1].weight.detach()[:, None]
+    x = torch.randn(20_000) * deviation
+
+    def error(scale: float) -> Tensor:
+        return (reader(x * scale) / scale - x.relu()).square().mean(1) / deviation[:, 0] ** 2
+
+    best = torch.stack([error(s) for s in torch.linspace(0.3, 3, 60).tolist()]).amin(0)
+    assert (error(1.0) < 1.05 * best).all()
 
 
 @pytest.mark.parametrize("native", [True, False])

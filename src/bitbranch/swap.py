@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .errors import InputError
 from .layers import QuantizedLayer, quantized_layer, replace_modules, why_float
@@ -50,8 +51,9 @@ def quantize(
 
     These are Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d and Linear. First and last are meant in the order of
     ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``), the network's ReLU and ReLU6 modules become
-    ``nn.Hardtanh``, since a ReLU would leave half of the codes unused; an exception's scheme does not change
-    activations. A network that is quantized already gets the new quantizers: ``quantize(q8, "mbn:w4-a4")``.
+    ``nn.Hardtanh``, since a ReLU would leave half of the codes unused, and another scheme gives them back; an
+    exception's scheme does not change activations. A network that is quantized already gets the new quantizers:
+    ``quantize(q8, "mbn:w4-a4")``.
 
     Args:
         model: any torch module; it is not changed.
@@ -85,7 +87,9 @@ def quantize(
         if spelling is not None:
             new[parametric[name]] = _swapped(name, parametric[name], parse_scheme(spelling))
     activation = parse_scheme(scheme).activation()
-    if activation is not None and activation.reads_signs and any(wanted[name] is scheme for name in quantizable):
+    if activation is None or not activation.reads_signs:
+        new |= {m: _given_back(m) for m in network.modules() if getattr(m, "replaces", "")}
+    elif any(wanted[name] is scheme for name in quantizable):
         new |= {m: _hardtanh(m) for m in network.modules() if type(m) in (nn.ReLU, nn.ReLU6)}
     network = replace_modules(network, new)
 
@@ -159,16 +163,24 @@ def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+NOT_NORMALISED = "the codes are for inputs that a BatchNorm has normalised, and the network has none"
+
+
 @torch.no_grad()
 def _traps(network: nn.Module) -> dict[str, list[str]]:
     """What is known to go wrong in training, and in which layers."""
     found: dict[str, list[str]] = {}
     has_norm = any(isinstance(m, _BatchNorm) for m in network.modules())
+    normalised = any(isinstance(m, NORMS) for m in network.modules())
     for name, layer in network.named_modules():
         if isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None:
             texts = [layer.weight_quantizer.trap(layer.outputs_first(layer.weight))]
             if not (layer.weight_quantizer.keeps_size or has_norm):
                 texts.append("the weights' size is fixed, and the network has no BatchNorm to bring its outputs back")
+            codes = layer.input_quantizer
+            if codes is not None and codes.normalised and not normalised:
+                texts.append(NOT_NORMALISED)
             for text in filter(None, texts):
                 found.setdefault(text, []).append(name or type(layer).__name__)
     return found
@@ -207,4 +219,11 @@ def _hardtanh(relu: nn.Module) -> nn.Hardtanh:
     new = nn.Hardtanh()
     new.training = relu.training
     new.replaces = type(relu).__name__  # type: ignore[assignment]
+    return new
+
+
+def _given_back(hardtanh: nn.Module) -> nn.Module:
+    """The activation that a Hardtanh has replaced."""
+    new = {"ReLU": nn.ReLU, "ReLU6": nn.ReLU6}[str(hardtanh.replaces)]()
+    new.training = hardtanh.training
     return new

@@ -120,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--out", type=Path, required=True, metavar="SOLVED")
     solve.add_argument("--state", type=Path, metavar="DIR", help="keep solved layers there; called again, it goes on")
     solve.add_argument("--scheme", metavar="S", help="of a float network: tsq:wt-a2 (default) ..")
-    solve.add_argument("--first", default="w8a8", metavar="S", help="of its first layer (default w8a8)")
-    solve.add_argument("--last", default="w8a8", metavar="S", help="of its last layer (default w8a8)")
+    solve.add_argument("--first", metavar="S", help="of its first layer: w8a8 (default), none ..")
+    solve.add_argument("--last", metavar="S", help="of its last layer: w8a8 (default), none ..")
     solve.add_argument(
         "--layer",
         type=_layer,

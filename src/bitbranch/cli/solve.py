@@ -42,8 +42,8 @@ def run(
     out: Path,
     *,
     scheme: str | None,
-    first: str,
-    last: str,
+    first: str | None,
+    last: str | None,
     layers: Mapping[str, str],
     recipe: twostep.Recipe,
     state: Path | None,
@@ -59,7 +59,8 @@ def run(
             found; so has any other quantized one, whose codes are taken as learned.
         images: a ``.npy`` file ``[N, C, H, W]`` of float32, or of uint8, which is normalised as the checkpoint says.
         out: the checkpoint to write.
-        scheme, first, last, layers: of a float network; default ``tsq:wt-a2``.
+        scheme, first, last, layers: of a float network; default ``tsq:wt-a2``, for first and last layer ``w8a8``;
+            ``"none"`` leaves a layer float.
         recipe, state, per_channel: see :func:`bitbranch.twostep.convert`.
         batch: images at once.
         threads: of PyTorch and the solver; default: PyTorch's.
@@ -75,23 +76,27 @@ def run(
     loader = Images(_read(images, built), batch)
     reports: list[twostep.LayerReport] = []
     if built.scheme is None:
-        built = replace(built, scheme=scheme or "tsq:wt-a2", first=first, last=last, layers=layers)
+        built = replace(
+            built, scheme=scheme or "tsq:wt-a2", first=_scheme(first or "w8a8"), last=_scheme(last or "w8a8"),
+            layers={name: _scheme(spelling) for name, spelling in layers.items()},
+        )  # fmt: skip
         solved = twostep.convert(
             network,
             loader,
             built.scheme or "",
-            first=first,
-            last=last,
-            layers=layers,
+            first=built.first,
+            last=built.last,
+            layers=built.layers,
             per_channel=per_channel,
             recipe=recipe,
             state=state,
             progress=progress,
             on_layer=reports.append,
         )
-    elif scheme is not None or per_channel or layers:
+    elif per_channel or layers or any(given is not None for given in (scheme, first, last)):
         raise InputError(
-            f"{net}: is quantized as {built.scheme}; --scheme, --layer and --per-channel are for float networks"
+            f"{net}: is quantized as {built.scheme}; --scheme, --first, --last, --layer and --per-channel are for "
+            "float networks"
         )
     else:
         teacher = network
@@ -115,6 +120,10 @@ def run(
         "layers": [{k: None if v != v else v for k, v in asdict(r).items()} for r in reports],
         "text": text,
     }
+
+
+def _scheme(spelling: str) -> str | None:
+    return None if spelling == "none" else spelling
 
 
 def _read(path: Path, built: checkpoint.Recipe) -> Array:

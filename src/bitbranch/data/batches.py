@@ -61,6 +61,8 @@ class BatchSource:
     ) -> None:
         self.normalized, self.count, self.pixels = images, len(images), False
         self.size = min(size, self.count)
+        if training and self.size >= part[1]:  # all processes' parts of a batch are equal
+            self.size -= self.size % part[1]
         self.training, self.seed, self.workers, self.part = training, seed, workers, part
         self.epoch = 0
         self.first = 0

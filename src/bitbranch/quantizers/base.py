@@ -32,10 +32,12 @@ class ActivationQuantizer(nn.Module):
         reads_signs: whether negative inputs carry information, so that a ReLU in front would destroy the codes.
         mixes: whether :meth:`quantize` gives levels of half precision for reals of half precision, with the gradient of
             float32.
+        normalised: whether the levels are for inputs that a BatchNorm has brought to deviation 1.
         obstacle: why no integer program computes the layer behind, or an empty text.
     """
 
     reads_signs: bool = False
+    normalised: bool = False
     mixes: bool = False
     obstacle: str = ""
     _signs_checked: bool = False

@@ -106,9 +106,10 @@ def rounded(x: Tensor) -> Tensor:
 class FactorizedWeight(WeightQuantizer):
     """Weights ``U diag(d) V``: factors of the first weights seen by :func:`semidiscrete`, trained further.
 
-    The layer's own weight gives the start and is not used after. Latent ``U`` and ``V`` start from :func:`recovered`,
-    are rounded to ternary ones (:func:`rounded`), and clipped to [-1.5, 1.5] by :meth:`project`. ``d`` is trained as it
-    is. (The paper also balances the sizes of the factors' gradients by constants, which is left out; Adam does so.)
+    The layer's own weight gives the start; after each step of training :meth:`project` makes it what the factors are.
+    Latent ``U`` and ``V`` start from :func:`recovered`, are rounded to ternary ones (:func:`rounded`), and clipped to
+    [-1.5, 1.5]. ``d`` is trained as it is. (The paper also balances the sizes of the factors' gradients by constants,
+    which is left out; Adam does so.)
 
     Such a weight is no integer with one scale per output channel: :func:`bitbranch.split` makes of the layer one with
     the ternary ``V`` and scales ``d``, and a pointwise one with the ternary ``U``.
@@ -177,6 +178,7 @@ class FactorizedWeight(WeightQuantizer):
     def project(self, weight: Tensor) -> None:
         self.left.clamp_(-1.5, 1.5)
         self.right.clamp_(-1.5, 1.5)
+        weight.copy_(self.quantize(weight))
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"

@@ -103,6 +103,8 @@ class LloydActivation(ActivationQuantizer):
         InputError: bits, sparsity or resolution out of range.
     """
 
+    normalised = True
+
     def __init__(self, bits: int = 2, *, sparsity: float = 0.625, resolution: int | None = None) -> None:
         super().__init__()
         CodeType(Kind.UNSIGNED, bits)  # checks the range
@@ -111,6 +113,11 @@ class LloydActivation(ActivationQuantizer):
         self.eps = float32(dead_zone(sparsity))
         self.integers, step, self.thresholds = snapped_levels(self.eps, bits, self.resolution)
         self.step = float32(step)
+
+    @property
+    def positive(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The levels above 0, and the threshold below each."""
+        return tuple(value * self.step for value in self.integers), self.thresholds
 
     @property
     def code_type(self) -> CodeType:

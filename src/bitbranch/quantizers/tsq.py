@@ -85,6 +85,7 @@ class SparseActivation(ActivationQuantizer):
     """
 
     mixes = True
+    normalised = True
     grid: Tensor
 
     def __init__(
@@ -110,6 +111,12 @@ class SparseActivation(ActivationQuantizer):
     def step(self) -> float:
         """``D``."""
         return float(self.grid[1])
+
+    @property
+    def positive(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The levels above 0, and the threshold below each."""
+        levels = tuple(k * self.step for k in range(1, 1 << self.bits))
+        return levels, (self.eps, *(max(self.eps, level - self.step / 2) for level in levels[1:]))
 
     def place(self, eps: float, step: float) -> None:
         """Give the codes another dead zone and step."""

@@ -58,12 +58,14 @@ def run(options: Options, say: Say) -> Result:
     begin, left = time.monotonic(), 0
     runs = table.runs(options.rows, options.seeds)
 
-    def network(name: str, seed: int) -> Path:  # absolute: paths in a configuration are relative to the table's folder
-        return (_folder(options.out, _named(table, name), seed) / "net.pt").absolute()
+    def network(name: str, seed: int) -> Path:
+        return _network(table, options.out, name, seed)
 
     for number, (row, seed) in enumerate(runs, 1):
         folder = _folder(options.out, row, seed)
         if rows.finished(folder) is not None:
+            if key := rows.changed(folder, spec.configured(row, seed, network), options.table.parent):
+                say(f"{row.name}, seed {seed}: was run otherwise ({key} differs); to redo it, remove {folder}")
             continue
         if time.monotonic() - begin > 3600 * options.hours:
             left += 1
@@ -90,6 +92,11 @@ def run(options: Options, say: Say) -> Result:
 
 def _folder(out: Path, row: spec.Row, seed: int) -> Path:
     return out / "runs" / f"{row.folder}-{seed}"
+
+
+def _network(table: spec.Table, out: Path, name: str, seed: int) -> Path:
+    """Of a row's run; absolute, for paths in a configuration are relative to the table's folder."""
+    return (_folder(out, _named(table, name), seed) / "net.pt").absolute()
 
 
 def _named(table: spec.Table, name: str) -> spec.Row:
@@ -125,17 +132,20 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
     """All rows with what their finished runs gave, as ``table.json`` holds it."""
     found: list[dict[str, Any]] = []
     for row in table.rows:
-        runs, failed = [], {}
+        runs, failed, changed = [], dict[str, str](), dict[str, str]()
         for seed in row.seeds:
             folder = _folder(out, row, seed)
             result = rows.finished(folder)
             if result is not None:
                 runs.append({"seed": seed, **result})
+                content = spec.configured(row, seed, lambda name, s: _network(table, out, name, s))
+                if key := rows.changed(folder, content, Path()):
+                    changed[str(seed)] = key
             elif (folder / "row.json").is_file():
-                failed[str(seed)] = json.loads((folder / "row.json").read_text()).get("error", "")
+                failed[str(seed)] = rows.failure(folder)
         found.append(
             {"name": row.name, "minus": row.minus or table.rows[0].name, "published": row.published}
-            | {"reason": row.reason, "scheme": row.scheme, "runs": runs, "failed": failed}
+            | {"reason": row.reason, "scheme": row.scheme, "runs": runs, "failed": failed, "changed": changed}
         )
     for entry in found:
         entry |= _summary(entry, {e["name"]: e for e in found})

@@ -79,6 +79,10 @@ def _remarks(document: Document) -> list[str]:
     for row in document["rows"]:
         reasons = {run["not compiled"] for run in row["runs"] if run.get("not compiled", "float") != "float"}
         lines += [f"{row['name']} does not compile: {reason}" for reason in sorted(reasons)]
+        lines += [
+            f"{row['name']}, seed {seed} was run with another configuration: {key} differs"
+            for seed, key in row.get("changed", {}).items()
+        ]
         lines += [f"{row['name']}, seed {seed} failed: {error}" for seed, error in row["failed"].items()]
     return lines
 

@@ -34,6 +34,42 @@ def finished(folder: Path) -> Result | None:
     return None if "error" in found else found
 
 
+def failure(folder: Path) -> str:
+    """Why a run that has not :func:`finished` failed."""
+    try:
+        return str(json.loads((folder / "row.json").read_text())["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder / 'row.json'}: damaged"
+
+
+def changed(folder: Path, content: Mapping[str, Any], base: Path) -> str:
+    """The first key in which a run's configuration is another than the given one, or an empty text.
+
+    Of files only the names are compared: results may have been moved. Arguments as for :func:`run`.
+    """
+    try:
+        then = config.parse(json.loads((folder / "config.json").read_text())).as_dict()
+    except (OSError, ValueError):  # an InputError among them; it cannot be told
+        return ""
+    now = config.parse(content, base).as_dict()
+    return next((key for key in sorted({*then, *now} - set(runner.FREE)) if _named(then, key) != _named(now, key)), "")
+
+
+def _named(content: Mapping[str, Any], key: str) -> object:
+    """A part of a configuration, in which files go by their names, those of runs by their folder's as well."""
+    part = content.get(key)
+    if not isinstance(part, Mapping):
+        return part
+    paths = {"start": 2, "checkpoint": 2, "file": 1, "trunk": 1, "path": 1}
+    return {name: _last(value, paths[name]) if name in paths else value for name, value in part.items()}
+
+
+def _last(value: object, count: int) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_last(item, count) for item in value]
+    return Path(str(value)).parts[-count:]
+
+
 def judged(result: Mapping[str, Any]) -> float:
     """The figure, 0..1, that a run is judged by."""
     return float(result[result.get("figure", "accuracy")])

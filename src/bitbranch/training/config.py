@@ -152,7 +152,7 @@ class Phase(Settings):
     method: str = "tsq"
     reestimate: bool = True
     outputs: bool = True
-    lambdas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    lambdas: tuple[float, ...] | Mapping[str, tuple[float, ...]] = (0.01, 0.1, 1.0)
     iterations: int = 2
     sweeps: int = 2
     z_update: str = "clipped"
@@ -300,9 +300,13 @@ def _check(config: Config) -> None:
     for scheme in (network.scheme, network.first, network.last, *network.layers.values()):
         if scheme not in ("", "none"):
             parse_scheme(scheme)
-    codes = bool(config.network.start)  # which may be a network of step 1
+    codes = bool(config.network.start)  # it may be a network of step 1
     for phase in config.phase:
-        codes = codes or phase.kind == "codes"
+        if phase.kind == "transforms" and phase.scheme:
+            raise InputError(
+                f"phase {phase.name!r}: step 2 finds the weights of the scheme that step 1 had; give it there"
+            )
+        codes = phase.kind == "codes" or (codes and not phase.scheme)
         if phase.kind == "transforms" and not codes:
             raise InputError(f"phase {phase.name!r}: step 2 needs a phase of kind 'codes' before it")
         if phase.kind == "hints" and not (phase.guided and phase.hint and len(config.teacher.checkpoint) == 1):
@@ -321,18 +325,20 @@ def _expanded(phase: dict[str, Any], common: Mapping[str, Any]) -> list[dict[str
     """A phase with what is common to all; one of ``bits`` or ``portions`` becomes several."""
     merged = {**common, **phase}
     bits, portions = merged.pop("bits", []), merged.pop("portions", [])
-    name = merged.get("name") or merged.get("kind", "train")
+    name, scheme = merged.get("name") or merged.get("kind", "train"), merged.get("scheme")
+    if bits and portions:
+        raise InputError("phase: has bits and portions; falling bits and growing portions are phases of their own")
     if bits:
-        if "{bits}" not in str(merged.get("scheme")) or list(bits) != sorted(set(bits), reverse=True):
-            raise InputError(
-                f"phase: bits must fall and scheme must hold {{bits}}, got {bits}, {merged.get('scheme')!r}"
-            )
-        return [
-            {**merged, "scheme": merged["scheme"].replace("{bits}", str(b)), "name": f"{name}, {b} bits"} for b in bits
-        ]
+        whole = isinstance(bits, list) and all(type(b) is int for b in bits)
+        if not whole or list(bits) != sorted(set(bits), reverse=True):
+            raise InputError(f"phase: bits is a list of falling whole numbers, got {bits!r}")
+        if not isinstance(scheme, str) or "{bits}" not in scheme:
+            raise InputError(f"phase: scheme must hold {{bits}}, as there are bits, got {scheme!r}")
+        return [{**merged, "scheme": scheme.replace("{bits}", str(b)), "name": f"{name}, {b} bits"} for b in bits]
     if portions:
-        if portions != "paper" and not isinstance(portions, list):
-            raise InputError(f'phase: portions is a list, or "paper", got {portions!r}')
+        numbers = isinstance(portions, list) and all(type(p) in (int, float) for p in portions)
+        if portions != "paper" and not numbers:
+            raise InputError(f'phase: portions is a list of numbers, or "paper", got {portions!r}')
         portions = list(PORTIONS) if portions == "paper" else list(portions)
         if portions != sorted(set(portions)) or not portions[0] > 0 or portions[-1] != 1:
             raise InputError(f"phase: portions must rise above 0 and end with 1, got {portions}")
@@ -382,6 +388,8 @@ def read_as(cls: type[T], content: object, where: str) -> T:
 def _value(expected: Any, value: object, where: str) -> Any:
     origin, options = get_origin(expected), get_args(expected)
     if origin in (Union, types.UnionType):
+        if isinstance(value, Mapping):
+            options = tuple(kind for kind in options if get_origin(kind) is Mapping) or options
         return None if value is None else _value(options[0], value, where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -391,7 +399,8 @@ def _value(expected: Any, value: object, where: str) -> Any:
     if is_dataclass(expected):
         return read_as(expected, value, where)  # type: ignore[arg-type]
     if origin is not None:  # a mapping
-        return _table(value, where)
+        table, kind = _table(value, where), options[1]
+        return table if kind is object else {key: _value(kind, item, f"{where}.{key}") for key, item in table.items()}
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):

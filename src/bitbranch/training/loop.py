@@ -195,15 +195,25 @@ class Training:
         found = torch.stack([loss.detach().double(), right.double()])
         value, share = self._shared(found).tolist()
         if not math.isfinite(value):
-            raise BitbranchError(
-                f"{self.label}: the loss is {value} at epoch {len(self.history) + 1}, step {self.step + 1}; lower the "
-                "learning rate"
-            )
+            raise self._diverged(f"the loss is {value}", self.step + 1)
         self.optimizer.step()
-        project(self.model)
+        project(self.model, moved=True)
         self.step += 1
         for i, summand in enumerate((value, share, 1)):
             self.sums[i] += summand * len(images) * processes.count()
+
+    def check_finite(self) -> None:
+        """Whether the parameters are numbers, which a finite loss says of those before its step alone.
+
+        Raises:
+            BitbranchError: they are not.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in self.trained.parameters()):
+            raise self._diverged("parameters are no longer finite", self.step)
+
+    def _diverged(self, what: str, step: int) -> BitbranchError:
+        at = f"epoch {len(self.history) + 1}, step {step}"
+        return BitbranchError(f"{self.label}: {what} at {at}; lower the learning rate")
 
     def _shared(self, found: Tensor) -> Tensor:
         """Average the gradients over the processes, in place, and ``found`` with them."""
@@ -215,6 +225,7 @@ class Training:
         return processes.mean(found)
 
     def _close_epoch(self) -> Epoch:
+        self.check_finite()
         loss, right, seen = self.sums
         epoch = Epoch(len(self.history) + 1, loss / seen, right / seen, self.seconds)
         self.history.append(epoch)
@@ -286,10 +297,17 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def project(model: nn.Module) -> None:
-    """Let every weight quantizer bring its latent weights back into its range, in place."""
+def project(model: nn.Module, *, moved: bool = False) -> None:
+    """Let every weight quantizer bring its latent weights back into its range, in place.
+
+    Args:
+        model: the network.
+        moved: leave those layers as they are that have no gradient.
+    """
     for layer in model.modules():
         if isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None:
+            if moved and all(p.grad is None for p in layer.parameters()):
+                continue
             weight = layer.outputs_first(layer.weight)
             layer.weight_quantizer.project(weight)
             if weight is not layer.weight:  # a transposed convolution hands out a rearranged copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 import time
 import warnings
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import models, processes
 from ..data.batches import BatchSource
 from ..disk import remove_leftovers, write_bytes
-from ..errors import InputError
+from ..errors import BitbranchError, InputError
 from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
 from ..swap import calibrate, check_layers, quantize
@@ -214,6 +216,8 @@ class _Run:
                 for name, value in wanted.items():
                     if (there := recipe.arguments.get(name, value)) != value:
                         raise InputError(f"network.start: {path} holds a {recipe.model} of {name} {there}, not {value}")
+                if recipe.scheme is not None:
+                    self._check_kept(path, recipe)
                 taken = {"arguments"} if recipe.scheme is None else QUANTIZED
                 self.recipe = replace(self.recipe, **{name: getattr(recipe, name) for name in taken})
                 return network
@@ -227,6 +231,17 @@ class _Run:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"network.start: {path} does not fit {self.recipe.model} ({text})") from None
         return network
+
+    def _check_kept(self, path: Path, recipe: Recipe) -> None:
+        """Whether the configuration asks for other exceptions than those of the quantized network it starts from."""
+        wanted, usual = self.config.network, type(self.config.network)(model="")
+        for name in ("first", "last"):
+            asked, there = getattr(wanted, name), getattr(recipe, name)
+            if asked != getattr(usual, name) and _scheme(asked) != there:
+                raise InputError(f"network.{name}: {path} is quantized, and its {name} layer keeps {there or 'none'}")
+        layers = {name: _scheme(scheme) for name, scheme in wanted.layers.items()}
+        if layers and layers != dict(recipe.layers):
+            raise InputError(f"network.layers: {path} is quantized, and keeps its own: {dict(recipe.layers)}")
 
     def _load_trunk(self, network: nn.Module, path: Path) -> None:
         trunk = getattr(network, "trunk", None)
@@ -266,7 +281,11 @@ class _Run:
         first, last, layers = self.recipe.first, self.recipe.last, self.recipe.layers
         if not fresh:  # these have their quantizers, and keep them
             first, last, layers = None, None, dict.fromkeys(layers)
-        self.recipe = replace(self.recipe, scheme=scheme)
+        if self.recipe.codes:  # step 1 ends here: its weights get quantizers again, and its BatchNorms learn again
+            for norm in (m for m in network.modules() if isinstance(m, _BatchNorm)):
+                norm.requires_grad_(True)
+        self.quantized = None
+        self.recipe = replace(self.recipe, scheme=scheme, codes=False, affine=False)
         return quantize(network, scheme, first=first, last=last, layers=layers).to(self.device)
 
     def _choose_threads(self, state: Mapping[str, Any] | None) -> None:
@@ -326,6 +345,8 @@ class _Run:
     def _test(self, phase: Phase, epoch: int, seconds: float) -> None:
         """Evaluate on the test images, and say so."""
         self.latest = self.task.score(self.network)
+        if not math.isfinite(self.latest.get("loss", 0.0)):
+            raise BitbranchError(f"{phase.name}: the loss on the test images is {self.latest['loss']}")
         self.journal.tested(phase.name, epoch, self.seconds + seconds, self.latest)
         self.say(f"{phase.name}: test {self.task.figure} {100 * self.latest[self.task.figure]:.2f} %")
 
@@ -352,6 +373,7 @@ class _Run:
             self.journal.close_epoch()
             if self.sparsity is not None:
                 self.zeros = self.sparsity.take()
+                self.say(f"{phase.name}: {self.sparsity.text(self.zeros)}")
             due = epoch.number % self.config.evaluate_every == 0 or epoch.number == phase.epochs
             if due and phase.kind != "hints":
                 self._test(phase, epoch.number, epoch.seconds)
@@ -413,6 +435,8 @@ class _Run:
 
     def _save(self, number: int, training: Training | None) -> None:
         """Write all that the run needs to go on in this phase, at this step of its training or at its beginning."""
+        if training is not None:
+            training.check_finite()  # else the last checkpoint would be of no use
         if not self.writes:
             return
         quantized = None if self.quantized is None else self.quantized.state_dict()

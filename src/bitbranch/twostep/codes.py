@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -18,18 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
-from ..quantizers.lloyd import LloydActivation
-from ..quantizers.tsq import SparseActivation
 from ..training.loop import Batches, Epoch, fit, to_stderr
 from .chains import Graph, scale_inputs
-from .histogram import Histogram, equalize
+from .histogram import SPARSE, Histogram, equalize
 
 LOW_BITS = 7
 """Weights of at most so many bits are left float by step 1 and solved by step 2; 8-bit ones are as good as float."""
-
-
-SPARSE = (SparseActivation, LloydActivation)
-"""Codes with a dead zone."""
 
 
 def has_low_bit_weight(layer: nn.Module) -> bool:
@@ -87,7 +81,7 @@ def learn_codes(
     def measured(epoch: Epoch) -> None:
         shares = sparsity.take()
         if progress is not None and shares:
-            progress("codes: zeros " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()))
+            progress(f"codes: {sparsity.text(shares)}")
         if on_sparsity is not None:
             on_sparsity(shares)
 
@@ -162,6 +156,11 @@ class Sparsity:
         shares = {name: self.zeros[name] / seen for name, seen in self.seen.items() if seen}
         self.zeros, self.seen = dict.fromkeys(self.layers, 0), dict.fromkeys(self.layers, 0)
         return shares
+
+    @staticmethod
+    def text(shares: Mapping[str, float]) -> str:
+        """What :meth:`take` gave, for people."""
+        return "zeros " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
 @torch.no_grad()

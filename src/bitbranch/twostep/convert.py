@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -19,7 +20,7 @@ from ..layers import QuantizedLayer
 from ..quantizers.lloyd import LloydActivation
 from ..quantizers.registry import Scheme
 from ..quantizers.tsq import SparseActivation
-from ..swap import quantize
+from ..swap import NOT_NORMALISED, quantize
 from ..training.loop import Batches, to_stderr
 from .batchnorm import evaluation
 from .codes import has_low_bit_weight
@@ -68,9 +69,19 @@ def convert(
 
     Source: the solver is that of Wang et al., CVPR 2018, section 3.3; steps by least squares: Cai et al., CVPR 2017.
     """
-    student = quantize(network, scheme, first=first, last=last, layers=layers).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{NOT_NORMALISED}")  # the steps are chosen here
+        student = quantize(network, scheme, first=first, last=last, layers=layers).eval()
     names = {name for name, layer in student.named_modules() if has_low_bit_weight(layer)}
     check_codes(student, names)
+    bounded = [name for name, m in student.named_modules() if getattr(m, "replaces", "")]
+    if any(not getattr(network.get_submodule(name), "replaces", "") for name in bounded):
+        raise InputError(
+            f"step 2: the codes of {scheme!r} read signs, for which {bounded[0]} becomes a Hardtanh: another function, "
+            "that only training makes up for; take mbn(clip=learned) or tsq, which keep it"
+        )
+    if per_channel and not any(_sparse(layer) for layer in student.modules()):
+        raise InputError(f"per_channel: is for sparse codes, and {scheme!r} has none")
     if not names:
         raise InputError(
             f"two-step quantization: {scheme!r} gives {type(network).__name__} no layer with low-bit weights"
@@ -86,6 +97,10 @@ def convert(
         assert isinstance(layer, QuantizedLayer)
         restart(layer)
     return solve(student, float_twin(student), names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
+
+
+def _sparse(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantizedLayer) and isinstance(layer.input_quantizer, SparseActivation)
 
 
 def float_twin(network: nn.Module) -> nn.Module:

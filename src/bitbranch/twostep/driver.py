@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Literal
 import torch
 from torch import fx, nn
 
+from ..disk import scratch
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..training.loop import Batches, to_stderr
@@ -248,9 +248,9 @@ def solve(
     key = RunKey(recipe, sorted(names), str(student))
     key.add_network(student)
     key.add_network(teacher)
-    with torch.random.fork_rng(devices=[]), evaluation(teacher), tempfile.TemporaryDirectory() as folder:
+    with torch.random.fork_rng(devices=[]), evaluation(teacher), scratch("step-2") as folder:
         torch.manual_seed(recipe.seed)
-        fronts = Front(student, Path(folder, "student")), Front(teacher, Path(folder, "teacher"))
+        fronts = Front(student, folder / "student"), Front(teacher, folder / "teacher")
         for given, _ in loader:
             images = given.cpu()
             if not torch.isfinite(images).all():
@@ -277,6 +277,7 @@ def _solve_layers(
     first = student.position[calls[0]]
     fitted = output_calls(graph, calls) if recipe.outputs else []
     names = [str(node.target) for node in sorted(calls + fitted, key=student.position.__getitem__)]
+    _check_scales(graph, calls)
     _keep_alive(teacher, [graph.chain(graph.call(name)) for name in names])
     for number, name in enumerate(names, 1):
         chain = graph.chain(graph.call(name))
@@ -304,6 +305,23 @@ def _solve_layers(
             on_layer(report)
     if recipe.reestimate:
         student.settle(first, len(student.nodes), own)
+
+
+def _check_scales(graph: Graph, calls: list[fx.Node]) -> None:
+    """Whether each layer's solved scale stays: in its quantizer, or in the BatchNorm behind it.
+
+    Raises:
+        InputError: it does not; names the layer.
+    """
+    for call in calls:
+        layer = graph.module(call)
+        assert isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None
+        if not layer.weight_quantizer.keeps_size and graph.chain(call).batchnorm is None:
+            kind = type(layer.weight_quantizer).__name__
+            raise InputError(
+                f"layer {call.target}: {kind} has no scale for what step 2 finds, and no BatchNorm is behind it that "
+                "could take it; take tsq's weights of as many bits"
+            )
 
 
 def _keep_alive(teacher: Front, chains: list[Chain]) -> None:

@@ -5,6 +5,7 @@ So a network that is solved layer by layer is evaluated once, not once per layer
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..disk import temporary_writes
 from .chains import Graph
 
 Values = dict[str, Any]
@@ -40,7 +42,7 @@ class Front:
 
     def enter(self, images: Tensor) -> None:
         """Add a batch, at the network's input."""
-        torch.save({"": images}, self._file(self.batches))
+        self._keep(self.batches, {"": images})
         self.batches += 1
 
     def advance(self, stop: int) -> Iterator[Callable[[fx.Node], Any]]:
@@ -58,7 +60,7 @@ class Front:
             yield self.interpreter.env.__getitem__
             if stop > start:
                 live = {n.name: _compact(v) for n, v in self.interpreter.env.items() if self.last_use[n] >= stop}
-                torch.save(live, self._file(batch))
+                self._keep(batch, live)
         self.interpreter.env = {}
 
     def settle(self, start: int, stop: int, skip: set[str]) -> None:
@@ -82,6 +84,12 @@ class Front:
         mean = total / count
         norm.running_mean.copy_(mean)
         norm.running_var.copy_((square - total * mean).clamp_(min=0) / max(1, count - 1))
+
+    def _keep(self, batch: int, values: Values) -> None:
+        buffer = io.BytesIO()
+        torch.save(values, buffer)
+        with temporary_writes():
+            self._file(batch).write_bytes(buffer.getbuffer())
 
     def _file(self, batch: int) -> Path:
         return self.folder / f"{batch}.pt"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import QuantizedLayer
+from ..quantizers.lloyd import LloydActivation
 from ..quantizers.tsq import SparseActivation
 from .chains import Graph, scale_inputs
+
+SPARSE = (SparseActivation, LloydActivation)
+"""Codes with a dead zone."""
 
 BINS_PER_OCTAVE, OCTAVES = 16, 32
 """Resolution and range (2^-16 to 2^16) of the histograms."""
@@ -60,23 +64,28 @@ class Histogram:
         """All channels as one."""
         return self.merged(1)
 
-    def best_steps(self, bits: int, dead_zone: float = 0.5) -> Tensor:
-        """``D`` with the least ``sum (Q(x) - x)^2`` for levels ``0, D, .., n D``, ``[C]``; 1 without reals.
+    def best_steps(self, bits: int) -> Tensor:
+        """``D`` with the least ``sum (Q(x) - x)^2`` for levels ``0, D, .., n D``, ``n = 2^K - 1``, ``[C]``."""
+        levels = [float(k) for k in range(1, 1 << bits)]
+        return self.best_factors(levels, [k - 0.5 for k in levels])
+
+    def best_factors(self, levels: Sequence[float], thresholds: Sequence[float]) -> Tensor:
+        """What levels must be multiplied by for the least ``sum (Q(x) - x)^2``, ``[C]``; 1 without reals.
 
         Candidates are the bins' edges divided by the top level; the squares of the reals themselves do not matter.
 
         Args:
-            bits: K, ``n = 2^K - 1``.
-            dead_zone: level 0 reaches up to this many steps; the other thresholds lie midway.
+            levels: above 0, rising.
+            thresholds: below each of them; up to the first, the level is 0.
         """
-        top = (1 << bits) - 1
         edges = torch.arange(self.count.shape[1], dtype=torch.float64) / BINS_PER_OCTAVE - OCTAVES / 2
         mean = self.total / self.count.clamp(min=1e-300)
+        table, bounds = torch.tensor([0.0, *levels], dtype=torch.float64), torch.tensor(thresholds, dtype=torch.float64)
         best, least = torch.ones(len(mean), dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64)
-        for step in (edges.exp2() / top).tolist():
-            level = (mean / step).round_().clamp_(1, top).mul_(mean > dead_zone * step).mul_(step)
+        for factor in (edges.exp2() / levels[-1]).tolist():
+            level = table[torch.bucketize(mean / factor, bounds)].mul_(factor)
             error = (level * (level * self.count - 2 * self.total)).sum(1)
-            best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+            best, least = torch.where(error < least, factor, best), torch.minimum(error, least)
         return best
 
 
@@ -102,16 +111,16 @@ def equalize(network: nn.Module, histogram: Callable[[_BatchNorm, str], Histogra
         norm = graph.module(node)
         readers, obstacles = graph.readers(node)
         behind = [layer for r in readers if isinstance(layer := graph.modules[r.layer], QuantizedLayer)]
-        quantizers = [q for b in behind if isinstance(q := b.input_quantizer, SparseActivation)]
+        quantizers = [q for b in behind if isinstance(q := b.input_quantizer, SPARSE)]
         if not quantizers or not isinstance(norm, _BatchNorm) or norm.weight is None:
             continue
         plain = all(r.lo in (0, -math.inf) and r.hi == math.inf and not r.joined for r in readers)
         q = quantizers[0]
-        if obstacles or not plain or any(o.grid.tolist() != q.grid.tolist() for o in quantizers):
+        if obstacles or not plain or any(o.positive != q.positive for o in quantizers):
             left.append(str(node.target))
             continue
-        steps = histogram(norm, readers[0].layer).best_steps(q.bits, q.eps / q.step)
-        scale = (q.step / steps.clamp(q.step / SPREAD, q.step * SPREAD)).to(norm.weight)
+        factors = histogram(norm, readers[0].layer).best_factors(*q.positive)
+        scale = (1 / factors.clamp(1 / SPREAD, SPREAD)).to(norm.weight)
         norm.weight.mul_(scale)
         norm.bias.mul_(scale)
         for layer in behind:

@@ -312,9 +312,12 @@ def collect(student: Front, teacher: Front, chain: Chain, samples: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     fronts = zip(student.advance(student.position[call]), teacher.advance(teacher.position[behind] + 1), strict=True)
     for done, (got, wanted) in enumerate(fronts, 1):
+        quota = samples * done // student.batches - file.count
+        if quota <= 0:
+            continue
         target = wanted(behind)
         channels_last = target if isinstance(layer, nn.Linear) else target.movedim(1, -1)
-        positions = draw_positions(channels_last.shape[:-1], samples * done // student.batches - file.count, generator)
+        positions = draw_positions(channels_last.shape[:-1], quota, generator)
         rows = channels_last[tuple(positions.T)]
         values = layer.input_quantizer.values(got(call.all_input_nodes[0]))
         file.append(patches(layer, values, positions), rows.view(len(rows), groups, -1))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..disk import temporary_writes
 from ..errors import InputError
 from ..layers import FLOAT32_EXACT, QuantizedLayer
 from .descent import Moments
@@ -96,8 +97,9 @@ class SampleFile:
             )
         if not torch.isfinite(targets).all():
             raise InputError("the step-1 network gives NaN or infinity on the samples")
-        inputs.cpu().numpy().astype(self.dtype).tofile(self._inputs)
-        targets.cpu().numpy().astype(np.float32).tofile(self._targets)
+        with temporary_writes():
+            self._inputs.write(inputs.cpu().numpy().astype(self.dtype, order="C").data)
+            self._targets.write(targets.cpu().numpy().astype(np.float32, order="C").data)
         self.count += p
         if p:
             self.largest = max(self.largest, int(inputs.abs().max()))
@@ -106,7 +108,8 @@ class SampleFile:
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order: inputs ``[G, p, n]`` and targets ``[G, p, O]`` of the chosen precision."""
         for file in (self._inputs, self._targets):
-            file.flush()
+            with temporary_writes():
+                file.flush()
             file.seek(0)
         for start in range(0, self.count, self.chunk):
             p = min(self.chunk, self.count - start)
