@@ -21,6 +21,9 @@ from ..training import checkpoint, config, runner, tasks
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
+REPORTING = {*runner.FREE, "name", "source", "evaluate_every", "threads"}
+"""Keys of a configuration that change no figure."""
+
 REPORTED = 2000
 """Images after which the reference says how far it is."""
 
@@ -45,14 +48,15 @@ def failure(folder: Path) -> str:
 def changed(folder: Path, content: Mapping[str, Any], base: Path) -> str:
     """The first key in which a run's configuration is another than the given one, or an empty text.
 
-    Of files only the names are compared: results may have been moved. Arguments as for :func:`run`.
+    What says how a run is reported is not compared, and of files only the names are: results may have been moved.
+    Arguments as for :func:`run`.
     """
     try:
         then = config.parse(json.loads((folder / "config.json").read_text())).as_dict()
     except (OSError, ValueError):  # an InputError among them; it cannot be told
         return ""
     now = config.parse(content, base).as_dict()
-    return next((key for key in sorted({*then, *now} - set(runner.FREE)) if _named(then, key) != _named(now, key)), "")
+    return next((key for key in sorted({*then, *now} - REPORTING) if _named(then, key) != _named(now, key)), "")
 
 
 def _named(content: Mapping[str, Any], key: str) -> object:
