@@ -300,6 +300,47 @@ def test_solve_converts_resumes_and_goes_on_from_codes(
     )
 
 
+def test_rounded_sums_are_counted_and_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = replace(
+        RECIPE, model="resnet_cifar", arguments={"depth": 8, "in_channels": 1, "width": 0.5}, scheme="lsq:w4-a4"
+    )
+    torch.manual_seed(0)
+    network = recipe.build()
+    bb.calibrate(network, [torch.rand(16, *recipe.input_shape)])
+    checkpoint.save(tmp_path / "net.pt", recipe, network)
+    assert main(["verify", str(tmp_path / "net.pt"), "--json", "--count", "32"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    (row,) = [row for row in result["equality"] if row["executor"] == "torch float64"]
+    assert row["rounds"] and result["mismatches"] == 0
+    assert main(["verify", str(tmp_path / "net.pt")]) == 0
+    assert "are rounded to integers" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m bitbranch info {folder / 'net.bb'} --json"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_peers_need_the_float_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", folder / "net.bb", "--threads", 1, "--isa", "scalar", "--seconds", 0.01, "--peers"]
+    assert "peer 'nosuch': expected all" in refused(capsys, *arguments, "nosuch")
+    assert main([str(a) for a in [*arguments, "torch"]]) == 0
+    assert "no peers: they are given the float network, --float CHECKPOINT" in capsys.readouterr().err
+
+
+def test_modules_are_found_by_the_names_in_the_docs() -> None:
+    code = "import bitbranch as bb; from bitbranch import training\n"
+    code += (
+        "print(training.teachers.Ensemble, training.stages.progressive, training.hints.fit_hints, bb.vision.Detector)\n"
+    )
+    code += "try: training.nothing\nexcept AttributeError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "has no attribute 'nothing'" in done.stdout
+
+
 def test_image_sizes(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert (_size("32"), _size("180x240")) == ((32, 32), (180, 240))
     for text in ("32x", "x32", "32X48", "0", "1x2x3", "-1"):

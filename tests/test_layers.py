@@ -330,3 +330,18 @@ def test_types_of_the_layers() -> None:
     assert found == [QuantizedConv2d, QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear]
     assert quantized[0].input_quantizer is not quantized[9].input_quantizer  # type: ignore[index, union-attr]
     assert quantized[3].weight_quantizer.code_type.kind is Kind.TERNARY  # type: ignore[index, union-attr]
+
+
+def test_batches_for_calibration_may_be_arrays_and_have_labels() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    x, labels = torch.rand(8, 1, 6, 6), torch.zeros(8, dtype=torch.int64)
+    steps = []
+    for batches in ([x], [(x, labels)], [[x, labels]], [x.numpy()], iter([(x.numpy(), labels.numpy())])):
+        q = bb.quantize(net, "lsq:w4-a4")
+        bb.calibrate(q, batches)
+        steps.append([m.input_quantizer.scale() for m in q.modules() if isinstance(m, QuantizedLayer)])
+    assert all(one == steps[0] for one in steps)
+    for batch in (x, x.numpy()):
+        with pytest.raises(InputError, match=r"give it a list of them, \[x\]"):
+            bb.calibrate(q, batch)
+    assert str(bb.summary(q, x.numpy())) == str(bb.summary(q, x))

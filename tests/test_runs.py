@@ -464,6 +464,22 @@ def test_a_run_that_never_began_gives_its_folder_back(tmp_path: Path) -> None:
     assert Path(found["net"]).is_file()
 
 
+def test_the_command_changes_all_phases_or_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phases = [{"epochs": 2}, {"epochs": 3, "lr": 0.1}, {"scheme": "lsq:w4-a4"}]
+    (tmp_path / "run.json").write_text(json.dumps(changed(data={"train_images": 50}) | {"phase": phases}))
+    run = ["train", str(tmp_path / "run.json"), "--out", str(tmp_path / "out")]
+    assert main([*run, "--set", "train.epochs=1", "train.lr=0.002", "phase.3.lr=0.001"]) == 0
+    done = json.loads((tmp_path / "out" / "config.json").read_text())["phase"]
+    assert [(phase["epochs"], phase["lr"]) for phase in done] == [(1, 0.002), (1, 0.002), (1, 0.001)]
+    (tmp_path / "run.json").write_text(json.dumps(BASE))
+    for change, text in (
+        ("phase.1.lr=0.1", "there are no phases; use train.lr"),
+        ("train.epoch=2", "train.epoch: unknown key; did you mean epochs?"),
+    ):
+        assert main([*run, "--set", change]) == 2
+        assert text in capsys.readouterr().err
+
+
 def test_the_command_changes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(BASE))

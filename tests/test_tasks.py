@@ -206,7 +206,15 @@ def test_pictures_come_upright_and_of_sixteen_bits(
         found += [detector(tmp_path / f"{name}.png", threshold=0.02) for name in ("eight", "sixteen")]
         np.testing.assert_array_equal(found[0], found[1])
         np.testing.assert_array_equal(found[2], found[3])
+        np.testing.assert_array_equal(found[0], detector(np.asarray(plain), threshold=0.02))
+        with pytest.raises(InputError, match=r"a picture is uint8 \[H, W, 3\], got float32"):
+            detector(np.zeros((4, 4, 3), np.float32))
         return
+    segmenter = Segmenter(net)
+    np.testing.assert_array_equal(segmenter(pictures[0]), segmenter(np.asarray(plain)))
+    np.testing.assert_array_equal(segmenter(pictures[0]), segmenter(tmp_path / "turned.png"))
+    with pytest.raises(InputError, match="nowhere: cannot be read"):
+        segmenter(tmp_path / "nowhere")
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
     files = [pictures[0], *(tmp_path / n for n in ("turned.png", "eight.png", "sixteen.png", "float.tiff"))]
     out = tmp_path / "out"

@@ -36,7 +36,7 @@ _MODULE_OF = {
     "summary": "overview",
     "verify": "compiler.verify",
 }
-_PACKAGES = ("models", "training", "twostep")
+_PACKAGES = ("models", "training", "twostep", "vision")
 
 __all__ = [
     "BitbranchError",
@@ -57,6 +57,7 @@ __all__ = [
     "training",
     "twostep",
     "verify",
+    "vision",
 ]
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import dataclass
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -92,26 +93,28 @@ class Summary:
 
 
 @torch.no_grad()
-def summary(network: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Summary:
+def summary(network: nn.Module, example: npt.ArrayLike | Tensor | tuple[npt.ArrayLike | Tensor, ...]) -> Summary:
     """Bits, branches, multiply-accumulates, packed bytes and accumulator bounds of each convolution and linear layer.
 
     The network is not changed; where it has seen no data yet, ``example`` stands for it.
 
     Args:
         network: quantized, float or mixed.
-        example: a batch ``[N, ...]`` of its input, on the network's device; a tuple for several inputs.
+        example: a batch ``[N, ...]`` of its input, a tensor on the network's device or an array; a tuple for several
+            inputs.
     """
+    inputs = tuple(torch.as_tensor(x) for x in (example if isinstance(example, tuple) else (example,)))
     trial = copy.deepcopy(network).eval()
     quantized = [m for m in trial.modules() if isinstance(m, QuantizedLayer)]
     if any(m.input_quantizer is not None and not m.input_quantizer.ready for m in quantized):
-        calibrate(trial, [example])
+        calibrate(trial, [inputs])
     rows: dict[str, LayerSummary] = {}
     for name, layer in trial.named_modules():
         if isinstance(layer, QuantizedLayer) or type(layer) in QUANTIZED:
             layer.register_forward_hook(
                 lambda layer, args, out, name=name: rows.update({name: _row(name, layer, args[0], out)})
             )
-    trial(*example) if isinstance(example, tuple) else trial(example)
+    trial(*inputs)
     return Summary(tuple(rows.values()))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -119,17 +121,21 @@ def coverage(network: nn.Module) -> list[Covered]:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
     """Choose the steps and ranges that come from data by running batches ``[N, ...]`` through the network.
 
-    A batch for a network of several arguments is a tuple of them.
+    A batch is a tensor or an array; for a network of several arguments a tuple of them. What else is in a tuple, such
+    as labels, is left out.
 
     Nothing is trained: BatchNorm statistics and weights stay. Training does the same on its way, so this is for
     networks that are not trained after :func:`quantize`.
 
     Raises:
-        InputError: no batch.
+        InputError: no batch, or one batch in place of several.
     """
+    if isinstance(batches, (Tensor, np.ndarray)):
+        raise InputError("calibrate takes batches: give it a list of them, [x]")
+    taken = _arguments(network)
 
     def start(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, QuantizedLayer)
@@ -142,7 +148,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]
     seen = False
     try:
         for x in batches:
-            network(*x) if isinstance(x, tuple) else network(x)
+            given = x if isinstance(x, (tuple, list)) else (x,)
+            network(*map(torch.as_tensor, given[:taken]))
             seen = True
     finally:
         for hook in hooks:
@@ -151,6 +158,14 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]
             module.training = mode
     if not seen:
         raise InputError("calibrate needs at least one batch")
+
+
+def _arguments(network: nn.Module) -> int | None:
+    """How many arguments a network must be given; None if it takes any number."""
+    kinds = inspect.signature(network.forward).parameters.values()
+    if any(kind.kind is kind.VAR_POSITIONAL for kind in kinds):
+        return None
+    return max(1, sum(kind.default is kind.empty and kind.kind is not kind.KEYWORD_ONLY for kind in kinds))
 
 
 def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:

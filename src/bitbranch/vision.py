@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .data.masks import fitted
-from .data.pictures import decode_resized
+from .data.pictures import decode, decode_resized, read_bytes, resized_pixels
 from .errors import InputError
 from .runtime.container import read
 from .runtime.engine import Engine
@@ -17,6 +17,7 @@ from .tasks.boxes import DefaultBoxes, detections
 from .tasks.segmentation import masks, restored
 
 Pixels = npt.NDArray[np.uint8]
+Picture = str | os.PathLike[str] | Pixels
 
 
 class Detector:
@@ -38,13 +39,11 @@ class Detector:
         self.classes = tuple(info["classes"].split(","))
         self.boxes = DefaultBoxes.from_json(info["boxes"])
 
-    def __call__(
-        self, picture: str | os.PathLike[str], *, threshold: float = 0.5, most: float = 0.45
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, picture: Picture, *, threshold: float = 0.5, most: float = 0.45) -> npt.NDArray[np.float32]:
         """What is in a picture: ``[k, 6]``, corners as shares of its width and height, score and class, best first.
 
         Args:
-            picture: the file.
+            picture: the file, or its pixels, uint8 ``[H, W, 3]``.
             threshold: scores below it are left out.
             most: overlap of two boxes of a class, of which the better one stays.
 
@@ -52,8 +51,12 @@ class Detector:
             InputError: not a readable picture, or a number that is not 0..1.
         """
         check_shares(threshold, most)
-        image = decode_resized(Path(picture), self.boxes.image_size, upright=True).transpose(2, 0, 1)[None]
-        outputs = self.engine(np.ascontiguousarray(image))
+        size = self.boxes.image_size
+        if isinstance(picture, np.ndarray):
+            image = resized_pixels(_pixels(picture), size)
+        else:
+            image = decode_resized(Path(picture), size, upright=True)
+        outputs = self.engine(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         half = len(outputs) // 2
         (found,) = detections(outputs[:half], outputs[half:], self.boxes, threshold=threshold, most=most)
         return found
@@ -79,13 +82,27 @@ class Segmenter:
         self.classes = tuple(info["classes"].split(","))
         self.colours = [(c[0], c[1], c[2]) for c in map(bytes.fromhex, info["palette"].split(","))]
 
-    def __call__(self, pixels: Pixels) -> Pixels:
-        """The class of every pixel ``[H, W]`` of a picture, uint8 ``[H, W, 3]``."""
+    def __call__(self, picture: Picture) -> Pixels:
+        """The class of every pixel ``[H, W]`` of a picture, a file or its pixels, uint8 ``[H, W, 3]``.
+
+        Raises:
+            InputError: not a readable picture.
+        """
+        if isinstance(picture, np.ndarray):
+            pixels = _pixels(picture)
+        else:
+            pixels = decode(read_bytes(Path(picture)), str(picture), upright=True)
         _, height, width = self.engine.program.input.shape
         image, _, inner = fitted(pixels, (height, width))
         logits = self.engine(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         assert isinstance(logits, np.ndarray)
         return restored(masks(logits, (height, width)), inner, (pixels.shape[0], pixels.shape[1]))[0]
+
+
+def _pixels(given: npt.NDArray[np.generic]) -> Pixels:
+    if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
+        raise InputError(f"a picture is uint8 [H, W, 3], got {given.dtype} {list(given.shape)}")
+    return given.astype(np.uint8, copy=False)
 
 
 def check_shares(threshold: float, most: float) -> None:

@@ -71,13 +71,16 @@ def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, 
     data = networks.Data.load(options.data) if options.data else None
     network = _network(options, data, work, say)
     wanted = list(dict.fromkeys(options.levels))
-    chosen = peers.choose(options.peers) if network.files is not None and options.peers else []
+    asked = peers.choose(options.peers)
+    chosen = asked if network.files is not None else []
     if not any("w1" in name and "a1" in name for name in network.programs):
         chosen = [p for p in chosen if p.precision != "1-bit"]
     if chosen and levels.NATIVE not in wanted:
         wanted.append(levels.NATIVE)  # nobody's best is left out
     for level in wanted:
         levels.engine_set(level, available)  # unknown names end here
+    if asked and network.files is None:
+        say("no peers: they are given the float network, --float CHECKPOINT")
     with tempfile.TemporaryDirectory() as temporary:
         images = outputs = None
         if data is not None:

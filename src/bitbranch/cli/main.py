@@ -1,13 +1,14 @@
 """The command ``bitbranch``: one parser, one place where errors become one line and an exit status.
 
 Standard output holds the result (with ``--json``: one JSON object), standard error the progress. Commands that train
-or compile import torch when they run; the others never do.
+or compile, and ``data``, import torch when they run; the others never do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import warnings
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``None`` takes them from ``sys.argv``.
 
     Returns:
-        0 on success, 1 where ``verify`` finds a difference or a row of ``table`` fails, 2 for wrong use or bad input
-        (of ``detect`` and ``segment``: of any picture, after the others), 130 when interrupted.
+        0 on success, 1 where ``verify`` finds a difference that is no rounding or a row of ``table`` fails, 2 for wrong
+        use or bad input (of ``detect``, ``segment``, ``train`` and ``table``: of any picture, after the others), 130
+        when interrupted.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -52,13 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("bitbranch"):
             raise
-        print(f"bitbranch: error: this command needs {error.name}; pip install 'bitbranch[train]'", file=sys.stderr)
+        package, extra = {"PIL": ("Pillow", "pictures")}.get(error.name, (error.name, "train"))
+        print(f"bitbranch: error: this command needs {package}; pip install 'bitbranch[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bitbranch: interrupted", file=sys.stderr)
         return 130
     text, status = result.pop("text", None), result.pop("status", int(bool(result.get("failed", False))))
-    print(json.dumps(result, indent=2) if options.json else text if text is not None else json.dumps(result, indent=2))
+    shown = json.dumps(result, indent=2) if options.json or text is None else text
+    try:
+        print(shown, flush=True)
+    except BrokenPipeError:  # who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(status)
 
 
@@ -150,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "Compare the reference and the engine on every instruction set, bit for bit.")
     verify.add_argument("net", type=Path, metavar="NET.bb|CHECKPOINT", help="a checkpoint is compiled in memory")
     verify.add_argument("--checkpoint", type=Path, help="compare with this checkpoint's torch network, too")
-    verify.add_argument("--images", type=Path, metavar="IMAGES.npy", help="array [N, C, H, W]; default: random images")
+    verify.add_argument(
+        "--images", type=Path, metavar="IMAGES.npy",
+        help="array [N, C, H, W], float32 where torch is compared; default: random images",
+    )  # fmt: skip
     verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
     verify.add_argument("--seed", type=int, default=0, help="of random images")
 
@@ -160,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--model-arguments", type=json.loads, default={}, metavar="JSON", help="of a model's function")
     bench.add_argument("--image-size", type=_size, metavar="N|HxW", help="of a model; default: its usual one")
     bench.add_argument("--float", type=Path, metavar="CHECKPOINT", help="the float network of the .bb files, for peers")
-    bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images and labels, for accuracy")
+    bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images, float32, and labels: for accuracy")
     bench.add_argument(
         "--peers", nargs="*", default=["all"], metavar="P", help="all (default), torch, openvino, int8 .."
     )

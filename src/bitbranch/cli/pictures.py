@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.pictures import decode
+from ..data.pictures import decode, read_bytes
 from ..disk import write_bytes
 from ..errors import BitbranchError, InputError
 from ..reporting import pictures as drawn
@@ -39,7 +39,10 @@ def detect(
     colours = drawn.palette(len(detector.classes))
 
     def one(file: Path, target: Path) -> tuple[Result, str]:
-        found, pixels = detector(file, threshold=threshold, most=most), decode(_bytes(file), str(file), upright=True)
+        found, pixels = (
+            detector(file, threshold=threshold, most=most),
+            decode(read_bytes(file), str(file), upright=True),
+        )
         numbers = found[:, 5].astype(int) - 1
         labels = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(numbers, found[:, 4], strict=True)]
         _save(target, drawn.with_boxes(pixels, found[:, :4], labels, [colours[n] for n in numbers]))
@@ -76,7 +79,7 @@ def segment(net: Path, files: Sequence[Path], out: Path, *, threads: int, say: S
     def one(file: Path, target: Path) -> tuple[Result, str]:
         from PIL import Image
 
-        pixels = decode(_bytes(file), str(file), upright=True)
+        pixels = decode(read_bytes(file), str(file), upright=True)
         mask = segmenter(pixels)
         background = 0 if segmenter.classes[0] == "background" else -1
         over = drawn.with_mask(pixels, mask, segmenter.colours, background=background)
@@ -148,13 +151,6 @@ def _target(out: Path, file: Path, taken: set[Path]) -> Path:
             taken |= wanted
             return out / f"{name}.png"
     raise AssertionError
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _save(target: Path, picture: Any) -> None:

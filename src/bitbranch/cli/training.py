@@ -52,11 +52,19 @@ def left_out(result: Mapping[str, Any]) -> list[str]:
 
 
 def _change(content: dict[str, Any], change: str) -> None:
-    """Put one ``KEY=VALUE`` into a nested table; ``phase.2.epochs=3`` means the second phase."""
+    """Put one ``KEY=VALUE`` into a nested table.
+
+    ``phase.2.epochs=3`` means the second phase; ``train.epochs=3`` all of them, whatever they say themselves.
+    """
     key, equals, text = change.partition("=")
     if not equals:
         raise InputError(f"--set {change}: expected KEY=VALUE")
     *parents, last = key.split(".")
+    if parents[:1] == ["phase"] and "phase" not in content:
+        raise InputError(f"--set {change}: there are no phases; use train.{last}")
+    for phase in content.get("phase", []) if parents == ["train"] else []:
+        if isinstance(phase, dict):
+            phase.pop(last, None)
     table: Any = content
     for parent in parents:
         if isinstance(table, list):

@@ -399,7 +399,7 @@ READERS: dict[str, Reader] = {
 """How each operation is read."""
 
 _FLOAT = f"a float layer: {OFFER}"
-_CURVED = "has no integer form; use ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish or SiLU"
+_CURVED = "has no integer form; use ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, SiLU, ELU, Sigmoid or Tanh"
 _MIXED = "mixes the numbers of an image; leave it to the program's caller"
 _SPLIT = "takes a part of the channels, which is not compiled; use two layers in place of one whose output is split"
 _MOVED = (

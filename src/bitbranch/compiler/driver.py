@@ -38,7 +38,7 @@ def compile(
     ``q`` returns them (``boxes``, ``boxes.0``, ``output0``), a single one ``output``.
 
     Args:
-        q: network of quantized layers, from :func:`~bitbranch.layers.quantize`; not changed, nor is its mode.
+        q: network of quantized layers, from :func:`~bitbranch.quantize`; not changed, nor is its mode.
         example: one image or more, as ``q`` takes them, tensor or array; only shape and type matter. A tuple of them
             for a network of several arguments.
         name: the network's name, kept in the program's info.

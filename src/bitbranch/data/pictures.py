@@ -97,6 +97,24 @@ def decode_resized(
         return np.array(picture, np.uint8)
 
 
+def resized_pixels(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A picture's pixels ``[H, W, 3]`` as :func:`decode_resized` gives those of a file that is not larger."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    if picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.array(picture, np.uint8)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; raises :class:`InputError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
     """Turn what Pillow raises into one line that names the picture."""

@@ -174,7 +174,7 @@ SETS = {
             masks.camvid, PARTS, unpack,
         ),
         _segmentation(
-            "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "VOC2012, as it is unpacked",
+            "voc-masks", "Pascal VOC 2012, 1,464 + 1,449 pictures", "what is in VOC2012, as it is unpacked",
             masks.voc, ("train", "val"),
         ),
         _segmentation(

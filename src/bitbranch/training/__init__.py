@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,9 +13,11 @@ __all__ = ["run"]
 
 
 def __getattr__(name: str) -> object:
-    """Import :func:`run` on first use: it needs all of two-step quantization, which itself needs the loop."""
+    """Import :func:`run` and the modules on first use: they need two-step quantization, which itself needs the loop."""
     if name == "run":
         from .runner import run
 
         return run
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

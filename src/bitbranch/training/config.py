@@ -260,6 +260,10 @@ def parse(content: object, folder: Path = Path()) -> Config:
     phases = content.get("phase", [{}])
     if not isinstance(common, Mapping) or not isinstance(phases, list):
         raise InputError("train is a table [train], and phase a list of tables [[phase]]")
+    known = {f.name for f in fields(Phase)}
+    for key in set(common) - known:
+        near = difflib.get_close_matches(str(key), known, 1)
+        raise InputError(f"train.{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
     expanded = [p for phase in phases for p in _expanded(_table(phase, "phase"), common)]
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
     rest = {key: value for key, value in content.items() if key != "train"}
