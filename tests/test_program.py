@@ -57,6 +57,11 @@ def test_a_plain_program_is_valid() -> None:
     assert hash(program) == hash(p.Program((encode(), conv(), scale()), ((3, 3, 4),)))
 
 
+def test_a_program_is_shown_in_a_line() -> None:
+    program = p.Program((encode(), conv(), scale()), ((3, 3, 4),), info={"name": "net"})
+    assert repr(program) == "<Program 'net': 3 operations, 648 multiply-accumulates>"
+
+
 def test_equality_sees_every_field() -> None:
     table = np.zeros((2, 256), np.uint8)
     assert encode() != encode(table=table) and encode(table=table) != encode()

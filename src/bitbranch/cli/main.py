@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Run a compiled network on images and print class numbers or write the outputs.")
     run.add_argument("net", type=Path, metavar="NET.bb")
     run.add_argument("images", type=Path, metavar="IMAGES.npy", help="float32 or uint8 array [N, C, H, W]")
-    run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here")
+    run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here; several: .npz")
     run.add_argument("--threads", type=_positive, default=1, metavar="N")
     run.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
 

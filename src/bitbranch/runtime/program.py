@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program:
     """A compiled network: operations in order, an :class:`Encode` for each input and a :class:`Scale` for each output.
 
@@ -66,6 +66,10 @@ class Program:
 
     def __post_init__(self) -> None:
         _ = self.values
+
+    def __repr__(self) -> str:
+        name = self.info.get("name", "")
+        return f"<Program {name!r}: {len(self.operations)} operations, {self.macs:,} multiply-accumulates>"
 
     @cached_property
     def values(self) -> tuple[Value, ...]:

@@ -323,6 +323,8 @@ def read(data: Data) -> Task:
     source = sets.find(data.set)
     if data.balance and source.task != SemanticSegmentation.name:
         raise InputError(f"data.balance: is for pictures with masks, and {data.set} has none")
+    if data.path and source.folder is None:
+        raise InputError(f"data.path: {data.set} comes with bitbranch")
     folder = Path(data.path) if data.path else source.place()
     names = data.train_split or source.splits[0], data.test_split or source.splits[-1]
     shared = set(names[0].split("+")) & set(names[1].split("+"))
