@@ -161,11 +161,11 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
 
 
 def _arguments(network: nn.Module) -> int | None:
-    """How many arguments a network must be given; None if it takes any number."""
+    """How many arguments a network takes by their places; None if any number."""
     kinds = inspect.signature(network.forward).parameters.values()
     if any(kind.kind is kind.VAR_POSITIONAL for kind in kinds):
         return None
-    return max(1, sum(kind.default is kind.empty and kind.kind is not kind.KEYWORD_ONLY for kind in kinds))
+    return sum(kind.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
