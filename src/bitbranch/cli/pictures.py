@@ -39,10 +39,8 @@ def detect(
     colours = drawn.palette(len(detector.classes))
 
     def one(file: Path, target: Path) -> tuple[Result, str]:
-        found, pixels = (
-            detector(file, threshold=threshold, most=most),
-            decode(read_bytes(file), str(file), upright=True),
-        )
+        found = detector(file, threshold=threshold, most=most)
+        pixels = decode(read_bytes(file), str(file), upright=True)
         numbers = found[:, 5].astype(int) - 1
         labels = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(numbers, found[:, 4], strict=True)]
         _save(target, drawn.with_boxes(pixels, found[:, :4], labels, [colours[n] for n in numbers]))
@@ -113,24 +111,19 @@ def _each(
     for file in files:
         target = _target(out, file, taken)
         try:
-            row, said = _whole(one, file, target)
-        except BitbranchError as error:
-            errors.append(str(error))
-            say(f"bitbranch: error: {error}")
+            row, said = one(file, target)
+        except (BitbranchError, MemoryError) as error:
+            text = " ".join(str(error).split())
+            if isinstance(error, MemoryError):
+                text = f"{file}: too large for the memory there is ({text})"
+            errors.append(text)
+            say(f"bitbranch: error: {text}")
             continue
         rows.append({"file": str(file), "picture": target.name, **row})
         say(f"{file}: {said}")
     write_bytes(out / name, (json.dumps(rows, indent=1) + "\n").encode())
     text = f"{len(rows)} of {len(files)} pictures; written to {out}: {name} and pictures"
     return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
-
-
-def _whole(one: Callable[[Path, Path], tuple[Result, str]], file: Path, target: Path) -> tuple[Result, str]:
-    """What ``one`` gives; an error that names the file where memory does not hold it."""
-    try:
-        return one(file, target)
-    except MemoryError as error:
-        raise InputError(f"{file}: too large for the memory there is ({' '.join(str(error).split())})") from None
 
 
 def _written_before(listing: Path) -> set[str]:

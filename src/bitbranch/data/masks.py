@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..tasks.segmentation import IGNORED, Palette, palette, resized
 from .dataset import evenly, named
-from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels
+from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels, read_bytes
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Pair: TypeAlias = tuple[Path, Path]
@@ -72,8 +72,8 @@ class MaskSet:
             InputError: an unreadable file, a mask of another size or with a label that is none; names it.
         """
         path = self.masks[index]
-        picture = decode(_bytes(self.paths[index]), str(self.paths[index]), upright=True)
-        stored = decode_labels(_bytes(path), str(path))
+        picture = decode(read_bytes(self.paths[index]), str(self.paths[index]), upright=True)
+        stored = decode_labels(read_bytes(path), str(path))
         if stored.shape != picture.shape[:2]:
             (h, w), (height, width) = stored.shape, picture.shape[:2]
             raise InputError(f"{path}: a mask of {w}x{h} pixels for a picture of {width}x{height}")
@@ -314,11 +314,4 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in _bytes(path).decode(errors="replace").splitlines() if line.strip()]
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return [line.strip() for line in read_bytes(path).decode(errors="replace").splitlines() if line.strip()]

@@ -92,19 +92,21 @@ def decode_resized(
         picture = _rgb(file, str(path), upright=upright)
         if not enlarge:
             height, width = min(height, picture.height), min(width, picture.width)
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        return np.array(picture, np.uint8)
+        return _resized(picture, (height, width))
 
 
 def resized_pixels(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A picture's pixels ``[H, W, 3]`` as :func:`decode_resized` gives those of a file that is not larger."""
     from PIL import Image
 
-    picture = Image.fromarray(pixels)
-    if picture.size != size[::-1]:
-        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.array(picture, np.uint8)
+    return _resized(Image.fromarray(pixels), size)
+
+
+def _resized(picture: Image, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    from PIL.Image import Resampling
+
+    wanted = size[1], size[0]
+    return np.array(picture if picture.size == wanted else picture.resize(wanted, Resampling.BILINEAR), np.uint8)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,12 @@ def run(options: Options, say: Say) -> Result:
     """
     table = spec.load(options.table)
     begin, left = time.monotonic(), 0
-    runs = table.runs(options.rows, options.seeds)
-
-    def network(name: str, seed: int) -> Path:
-        return _network(table, options.out, name, seed)
+    runs, network = table.runs(options.rows, options.seeds), partial(_network, table, options.out)
 
     for number, (row, seed) in enumerate(runs, 1):
         folder = _folder(options.out, row, seed)
         if rows.finished(folder) is not None:
-            if key := rows.changed(folder, spec.configured(row, seed, network), options.table.parent):
+            if key := rows.changed(folder, spec.configured(row, seed, network), Path()):
                 say(f"{row.name}, seed {seed}: was run otherwise ({key} differs); to redo it, remove {folder}")
             continue
         if time.monotonic() - begin > 3600 * options.hours:
@@ -138,8 +136,7 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
             result = rows.finished(folder)
             if result is not None:
                 runs.append({"seed": seed, **result})
-                content = spec.configured(row, seed, lambda name, s: _network(table, out, name, s))
-                if key := rows.changed(folder, content, Path()):
+                if key := rows.changed(folder, spec.configured(row, seed, partial(_network, table, out)), Path()):
                     changed[str(seed)] = key
             elif (folder / "row.json").is_file():
                 failed[str(seed)] = rows.failure(folder)

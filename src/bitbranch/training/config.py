@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -261,9 +261,7 @@ def parse(content: object, folder: Path = Path()) -> Config:
     if not isinstance(common, Mapping) or not isinstance(phases, list):
         raise InputError("train is a table [train], and phase a list of tables [[phase]]")
     known = {f.name for f in fields(Phase)}
-    for key in set(common) - known:
-        near = difflib.get_close_matches(str(key), known, 1)
-        raise InputError(f"train.{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    _check_keys(common, known, "train.")
     expanded = [p for phase in phases for p in _expanded(_table(phase, "phase"), common)]
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
     rest = {key: value for key, value in content.items() if key != "train"}
@@ -375,10 +373,7 @@ def read_as(cls: type[T], content: object, where: str) -> T:
     assert is_dataclass(cls)
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     prefix = f"{where}." if where else ""
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise InputError(f"{prefix}{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+    _check_keys(table, known, prefix)
     for name, spec in known.items():
         if name not in table and spec.default is MISSING and spec.default_factory is MISSING:
             raise InputError(f"{prefix}{name}: missing")
@@ -387,6 +382,14 @@ def read_as(cls: type[T], content: object, where: str) -> T:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _check_keys(table: Mapping[str, object], known: Iterable[str], prefix: str) -> None:
+    names = list(known)
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            raise InputError(f"{prefix}{key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _value(expected: Any, value: object, where: str) -> Any:

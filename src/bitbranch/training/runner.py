@@ -27,7 +27,7 @@ from ..runtime import tuning
 from ..swap import calibrate, check_layers, quantize
 from . import checkpoint, tasks
 from .checkpoint import Recipe
-from .config import Config, Phase, load, parse
+from .config import Config, Network, Phase, load, parse
 from .hints import Hints
 from .journal import Journal
 from .loop import Epoch, Training, random_state, set_random_state, to_stderr
@@ -234,7 +234,7 @@ class _Run:
 
     def _check_kept(self, path: Path, recipe: Recipe) -> None:
         """Whether the configuration asks for other exceptions than those of the quantized network it starts from."""
-        wanted, usual = self.config.network, type(self.config.network)(model="")
+        wanted, usual = self.config.network, Network(model="")
         for name in ("first", "last"):
             asked, there = getattr(wanted, name), getattr(recipe, name)
             if asked != getattr(usual, name) and _scheme(asked) != there:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -334,7 +333,7 @@ def read(data: Data) -> Task:
 
     def leave_out(error: InputError) -> None:
         left_out.append(str(error))
-        warnings.warn(str(error), stacklevel=2)
+        sets.warn(error)
 
     train, test = (source.read(name, folder, data.size, leave_out) for name in names)
     seen = set[object]()

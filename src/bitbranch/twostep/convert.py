@@ -126,7 +126,7 @@ def place_codes(network: nn.Module, loader: Batches, *, per_channel: bool = Fals
     """
     twin = float_twin(network)
     layers = {n: m for n, m in network.named_modules() if isinstance(m, QuantizedLayer)}
-    sparse = {n: m for n, m in layers.items() if isinstance(m.input_quantizer, SparseActivation)}
+    sparse = {n: m for n, m in layers.items() if _sparse(m)}
     histograms: dict[str, Histogram] = {}
 
     def measure(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
