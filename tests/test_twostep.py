@@ -1,77 +1,38 @@
-"""Two-step quantization of whole networks: step 1, step 2, and both without training or interrupted."""
+"""Two-step quantization of whole networks: step 1, then step 2."""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
-import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from strokes import accuracy, batches, inner_layers, residual_net, small_net, stroke_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbranch import coverage, quantize
+from bitbranch import quantize
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.contract import CodeType
 from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.bwn import BinaryWeight
-from bitbranch.quantizers.lloyd import LloydActivation, lloyd_levels
-from bitbranch.quantizers.lsq import LearnedStepWeight
 from bitbranch.quantizers.mbn import BipolarWeight
-from bitbranch.quantizers.registry import Scheme, parse_scheme, tsq
-from bitbranch.quantizers.tsq import LearnedTernaryWeight, SparseActivation, TernaryWeight
+from bitbranch.quantizers.registry import Scheme
+from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
-from bitbranch.training.loop import fit
-from bitbranch.twostep import Recipe, convert, learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
+from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
 from bitbranch.twostep.chains import Graph, Reader
-from bitbranch.twostep.codes import codes_network, has_low_bit_weight
-from bitbranch.twostep.convert import float_twin
 from bitbranch.twostep.descent import Levels, Solution
 from bitbranch.twostep.front import Front
-from bitbranch.twostep.histogram import Histogram, equalize
-from bitbranch.twostep.layer import LayerProblem, holds_any_weights, loosen, write_weight
+from bitbranch.twostep.layer import LayerProblem
 from bitbranch.twostep.solver import agreement
 from bitbranch.twostep.staircase import Staircase
 from bitbranch.twostep.statistics import SampleFile
 
 torch.set_num_threads(1)  # small problems; the machine may be shared
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-# Whole networks
-
-
-def small_net() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 24, 3, padding=1, groups=2), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.0)),
-        *(nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(24 * 9, 48), nn.BatchNorm1d(48), nn.ReLU()),
-        nn.Linear(48, 4),
-    )
-
-
-def stroke_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy 12x12 images of a stroke in one of four directions."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 4, count)
-    rows, columns = np.mgrid[:12, :12] - 5.5
-    angle = (label * np.pi / 4 + rng.normal(0, 0.15, count))[:, None, None]
-    offset = rng.normal(0, 1.5, (count, 1, 1))
-    across = rows * np.cos(angle) + columns * np.sin(angle) - offset
-    along = -rows * np.sin(angle) + columns * np.cos(angle)
-    image = np.exp(-(across**2)) * (np.abs(along) < 4) + rng.normal(0, 0.45, (count, 12, 12))
-    return torch.from_numpy(image[:, None].astype(np.float32)), torch.from_numpy(label)
-
-
-def batches(x: Tensor, y: Tensor, size: int = 50) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(x.split(size), y.split(size), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +43,6 @@ def trained():
     q = quantize(small_net(), "tsq:wt-a2")
     teacher = learn_codes(q, loader, epochs=5, lr=5e-3, seed=0, progress=None)
     return q, teacher, loader, stroke_images(800, 1)
-
-
-def accuracy(net: nn.Module, test: tuple[Tensor, Tensor]) -> float:
-    with torch.no_grad():
-        return float((net(test[0]).argmax(1) == test[1]).float().mean())
-
-
-def inner_layers(net: nn.Module) -> list[QuantizedLayer]:
-    return [
-        m for m in net.modules() if isinstance(m, QuantizedLayer) and not isinstance(m.weight_quantizer, UniformWeight)
-    ]
 
 
 def test_step_one_learns_with_float_weights(trained):
@@ -315,340 +265,6 @@ class Recurrent(DataDependent):
         return self.layer(F.relu(self.layer(x)))
 
 
-# Step 1: sparsity, affine BatchNorm, uneven levels
-
-
-@pytest.mark.parametrize("sparsity", [0.5, 0.75])
-def test_sparsity_is_measured_while_training(sparsity):
-    loader, shares, lines = batches(*stroke_images(400, 0)), [], []
-    special = {"8": parse_scheme("tsq:wt-a3", tsq(sparsity=0.9))}
-    q = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(sparsity=sparsity)), layers=special)
-    learn_codes(q, loader, epochs=2, on_sparsity=shares.append, progress=lines.append)
-    assert len(shares) == 2 and set(shares[0]) == {"3", "8", "13"}
-    assert abs(shares[0]["3"] - sparsity) < 0.06 and 0.9**4 - 0.05 < shares[0]["8"] < 0.9  # behind 2x2 max-pool
-    assert "zeros 3 " in lines[1] and len(lines) == 4
-
-
-def test_affine_batchnorm_stays_and_learns():
-    net = small_net()
-    for module in net:
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            nn.init.uniform_(module.weight, 0.2, 3)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    q, loader = quantize(net, "tsq:wt-a2"), batches(*stroke_images(300, 0))
-    learned = learn_codes(q, loader, epochs=2, affine=True, progress=None)
-    assert learned[1].weight.requires_grad and learned[1].weight.std() > 0.05 and learned[1].bias.abs().max() > 0
-    student = learn_transforms(q, learned, loader, samples=1000, progress=None)
-    x = stroke_images(20, 1)[0]
-    assert verify(student, compile(student, x), [x]).mismatches == 0
-
-
-@torch.no_grad()
-def test_equalized_channels_keep_the_function():
-    net = small_net().eval()
-    for module in net:
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            module.weight.uniform_(0.2, 3)
-            module.bias.uniform_(-0.5, 0.5)
-    x, q = torch.randn(4, 1, 12, 12), quantize(net, "tsq:wt-a2").eval()
-    assert equalize(q, lambda norm, _: Histogram.normal(norm.bias, norm.weight)) == []
-    assert q[1].weight.std() < 0.8 * net[1].weight.std()
-    for layer in q.modules():
-        if isinstance(layer, QuantizedLayer):
-            layer.input_quantizer = layer.weight_quantizer = None
-    torch.testing.assert_close(q(x), net(x), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_best_steps_have_the_least_error(bits):
-    x = torch.rand(3, 20_000) ** torch.tensor([[1.0], [2.0], [4.0]]) * 5
-    histogram = Histogram(3)
-    histogram.add(x)
-    top = 2**bits - 1
-
-    def error(step):
-        return ((x / step[:, None]).round().clamp(0, top) * step[:, None] - x).square().mean(1)
-
-    found = error(histogram.best_steps(bits).float())
-    grid = torch.stack([error(torch.full((3,), s)) for s in np.geomspace(0.01, 6, 400).astype(np.float32).tolist()])
-    assert (found <= 1.03 * grid.amin(0)).all()
-
-
-@pytest.mark.parametrize("bits", [2, 3])
-@pytest.mark.parametrize("sparsity", [0.5, 0.625, 0.75])
-def test_lloyd_levels_are_the_means_of_their_cells(bits, sparsity):
-    q, uniform = LloydActivation(bits, sparsity=sparsity), SparseActivation(bits, sparsity=sparsity)
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal(400_000)).float()
-    above, levels = x[x > q.eps], lloyd_levels(q.eps, bits)
-    middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(levels)])
-    for k, level in enumerate(levels):
-        assert abs(float(above[torch.bucketize(above, middle) == k].mean()) - level) < 0.02
-    errors = [float((f(above) - above).square().mean()) for f in (q.eval(), uniform.eval())]
-    best = float((torch.tensor(levels)[torch.bucketize(above, middle)] - above).square().mean())
-    assert best <= errors[0] < min(1.03 * best, errors[1]), (best, errors)
-    assert torch.equal(q.quantize(x), q(x)) and len(q(x).unique()) == 2**bits
-
-
-def test_uneven_levels_are_learned_solved_and_compiled():
-    q, loader = quantize(small_net(), parse_scheme("tsq:wt-a2", tsq(lloyd=True))), batches(*stroke_images(600, 0))
-    teacher, reports = learn_codes(q, loader, epochs=3, lr=5e-3, progress=None), []
-    student = learn_transforms(q, teacher, loader, samples=1500, progress=None, on_layer=reports.append)
-    assert all(r.target == "codes" and r.solved > r.start for r in reports[:2])
-    x = stroke_images(20, 1)[0]
-    assert verify(student, compile(student, x), [x]).mismatches == 0
-    with pytest.raises(InputError, match=r"layer 3: Lloyd's levels are for normalised inputs"):
-        convert(small_net(), loader, parse_scheme("tsq:wt-a2", tsq(lloyd=True)), progress=None)
-
-
-def float_weights(network: nn.Module) -> nn.Module:
-    """A copy of a network whose layers of few bits have float weights, as step 1 leaves them."""
-    copied = copy.deepcopy(network)
-    for layer in copied.modules():
-        if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
-            layer.weight_quantizer = None
-    return copied
-
-
-def test_scales_start_anew_where_float_weights_have_changed():
-    for weights in (UniformWeight(3), BipolarWeight(2), LearnedTernaryWeight(), LearnedStepWeight(4, per_channel=True)):
-        weights.start(torch.randn(4, 9))
-        weights.hold(torch.full((4,), 10.0))
-        assert weights.integers(torch.randn(4, 9))[1].tolist() == [10] * 4
-        fresh, weight = copy.deepcopy(weights), torch.randn(4, 9)
-        weights.restart(weight)
-        fresh.step = nn.Parameter(torch.zeros(0))
-        fresh.held = torch.zeros(0)
-        fresh.start(weight)
-        for found, expected in zip(weights.integers(weight), fresh.integers(weight), strict=True):
-            assert torch.equal(found, expected)
-
-
-def test_learned_scales_go_on_from_the_solved_ones():
-    """Step 2 gives the weights that it gives without them; fine-tuning then trains scales and weights."""
-    loader = batches(*stroke_images(600, 0))
-    students = {}
-    for scheme in ("tsq:wt-a2", "tsq(learned=true):wt-a2"):
-        torch.manual_seed(0)
-        q = quantize(small_net(), scheme)
-        teacher = learn_codes(q, loader, epochs=2, lr=5e-3, affine=True, seed=0, progress=None)
-        students[scheme] = learn_transforms(q, teacher, loader, samples=1000, progress=None)
-    layers = [[m for m in s.modules() if isinstance(m, QuantizedLayer)] for s in students.values()]
-    learned = [(a, b) for a, b in zip(*layers, strict=True) if isinstance(b.weight_quantizer, LearnedTernaryWeight)]
-    for computed, held in learned:
-        (values, scale, _), (read, steps, _) = computed.integer_weight(), held.integer_weight()
-        assert torch.equal(values, read)
-        torch.testing.assert_close(steps, scale, rtol=1e-6, atol=0)
-    student = students["tsq(learned=true):wt-a2"]
-    kept = learn_transforms(student, float_weights(student), loader, method="start", reestimate=False, progress=None)
-    assert all(torch.equal(kept.state_dict()[name], value) for name, value in student.state_dict().items())
-    before = [b.weight_quantizer.step.detach().clone() for _, b in learned]
-    fit(student, loader, epochs=1, lr=5e-3, seed=0, progress=None)
-    for step, (_, layer) in zip(before, learned, strict=True):
-        assert not torch.equal(layer.weight_quantizer.step, step)
-    x = stroke_images(20, 1)[0]
-    assert verify(student, compile(student, x), [x]).mismatches == 0
-
-
-# Step 2 without training, and interrupted
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.norm1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.two, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm2(self.two(F.relu(self.norm1(self.one(x))))))
-
-
-def residual_net() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), Block(), Block()),
-        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)),
-    )
-
-
-@pytest.fixture(scope="module", params=[small_net, residual_net], ids=["chain", "residual"])
-def float_net(request):
-    torch.manual_seed(0)
-    net, loader = request.param(), batches(*stroke_images(1200, 0))
-    fit(net, loader, epochs=4, lr=5e-3, seed=0, progress=None)
-    return net, loader, stroke_images(600, 1)
-
-
-@pytest.mark.parametrize(("scheme", "per_channel"), [("tsq:wt-a2", False), ("tsq:w1-a2", True), ("tsq:w3-a3", False)])
-def test_a_float_network_is_converted_without_training(float_net, scheme, per_channel):
-    net, loader, test = float_net
-    before, reports = {k: v.clone() for k, v in net.state_dict().items()}, []
-    recipe = Recipe(samples=3000)
-    q = convert(
-        net, loader[:10], scheme, per_channel=per_channel, recipe=recipe, progress=None, on_layer=reports.append
-    )
-    start = convert(net, loader[:10], scheme, recipe=Recipe(method="start", reestimate=False), progress=None)
-    found = {"float": accuracy(net, test), "start": accuracy(start, test), "solved": accuracy(q, test)}
-    print(found, *reports, sep="\n")
-    assert found["solved"] > max(0.65, found["start"] - 0.03)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert verify(q, compile(q, test[0][:2]), [test[0][:50]]).mismatches == 0
-    if isinstance(net[4], Block):
-        assert [("an addition reads it" in r.target) for r in reports] == [*[False, True] * 2, False]
-
-
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        *(f"tsq:w{b}-a2" for b in ("1", "t", "2", "3", "4", "7")),
-        *("tsq(learned=true):wt-a2", "lsq(per_channel=true):w4-a4", "twn:wt-a2", "w4a4", "mbn:w2-a2", "mbn:w4-a4"),
-    ],
-)
-def test_layers_hold_whatever_is_solved(scheme: str) -> None:
-    """Any integers and scales, also where a channel's largest is not the largest there is; saved and loaded, too."""
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
-    q = quantize(network, scheme)
-    assert holds_any_weights(q[2])
-    kind = q[2].weight_quantizer.code_type
-    step = kind.step
-    for top in range(kind.hi, 0, -step):
-        levels = torch.arange(-top, top + 1, step, dtype=torch.float64)
-        values = levels[torch.randint(len(levels), q[2].weight.shape)]
-        values[:, 0, 0, 0] = top  # no channel is empty
-        scale = torch.rand(5, dtype=torch.float64) + 0.1
-        with torch.no_grad():
-            kept = write_weight(q[2], values, scale)
-        torch.testing.assert_close(kept, scale, rtol=1e-6, atol=0)
-        again = quantize(network, scheme)
-        again.load_state_dict(q.state_dict())
-        read, scales, _ = again[2].integer_weight()
-        assert torch.equal(read.double(), values) and torch.equal(scales.double(), kept)
-
-        tight = q[2].weight.detach().clone()
-        real = tight + 0.3 * tight.abs().max() * torch.randn_like(tight)
-        loose = loosen(q[2], 7 * real)  # whatever its scale
-        read, scales, _ = q[2].integer_weight()
-        assert torch.equal(read.double(), values) and torch.equal(scales.double(), loose)
-        torch.testing.assert_close(loose, scale, rtol=1e-4, atol=0)
-        before, after = ((w - real).flatten(1).norm(dim=1) for w in (tight, q[2].weight.detach()))
-        assert (after <= before).float().mean() > 0.5 and after.sum() < before.sum()
-    old = {name: value for name, value in quantize(network, scheme).state_dict().items() if "held" not in name}
-    quantize(network, scheme).load_state_dict(old)
-
-
-@pytest.mark.parametrize("scheme", ["dorefa:w2-a2", "mbn(fixed_range=true):w2-a2", "lsq:w4-a4"])
-def test_quantizers_that_cannot_hold_what_is_solved_are_refused_at_once(float_net, scheme: str) -> None:
-    net, loader, _ = float_net
-    said = "cannot hold what step 2 finds; take tsq's weights"
-    with pytest.raises(InputError, match=said):
-        convert(net, loader, scheme, progress=lambda line: pytest.fail(f"began: {line}"))
-    q = quantize(net, "tsq:wt-a2")
-    for other, layer in zip(quantize(net, scheme).modules(), q.modules(), strict=True):
-        if isinstance(layer, QuantizedLayer) and has_low_bit_weight(layer):
-            layer.weight_quantizer = other.weight_quantizer
-    with pytest.raises(InputError, match=said):
-        learn_transforms(q, copy.deepcopy(q), loader, progress=lambda line: pytest.fail(f"began: {line}"))
-
-
-@pytest.mark.parametrize("scheme", ["mbn:w4-a4", "mbn:w1-a1"])
-def test_another_function_is_not_what_layers_are_fitted_to(float_net, scheme: str) -> None:
-    """Codes that read signs put Hardtanh where ReLU was; a network that has learned with it is converted."""
-    net, loader, _ = float_net
-    with pytest.raises(InputError, match=r"step 2: .* becomes a Hardtanh: another function"):
-        convert(net, loader, scheme, progress=lambda line: pytest.fail(f"began: {line}"))
-    if scheme == "mbn:w4-a4":  # of one bit the codes cannot tell 0 from -1
-        student = convert(float_twin(quantize(net, scheme)), loader, scheme, progress=None)
-        assert any(layer.scheme == scheme for layer in coverage(student))
-
-
-HELD = [("tsq:w1-a4", True), ("bwn:w1-a4", True), ("binaryconnect:w1-a4", False)]
-
-
-def plain_net() -> nn.Sequential:
-    """One without BatchNorm."""
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4))
-
-
-@pytest.mark.parametrize(("scheme", "held"), HELD)
-def test_solved_scales_need_a_place(scheme: str, held: bool) -> None:
-    loader, said = batches(*stroke_images(40, 0)), "layer 2: .*Weight has no scale for what step 2 finds"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with nullcontext() if held else pytest.raises(InputError, match=said):
-            convert(plain_net(), loader, scheme, progress=None)
-
-
-def test_codes_for_normalised_inputs_are_warned_about() -> None:
-    net = plain_net()
-    for scheme in ("tsq:wt-a2", "hwgq:w1-a2", parse_scheme("tsq:wt-a2", tsq(lloyd=True))):
-        with pytest.warns(UserWarning, match="quantize: 2: the codes are for inputs that a BatchNorm has normalised"):
-            quantize(net, scheme)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        quantize(net, "lsq:w2-a2")
-        quantize(small_net(), "tsq:wt-a2")
-        convert(net, batches(*stroke_images(40, 0)), "tsq:wt-a2", progress=None)  # finds its own steps
-
-
-@pytest.mark.parametrize("lloyd", [False, True])
-def test_channels_of_any_size_start_with_their_best_codes(lloyd: bool) -> None:
-    net = small_net().eval()
-    for module in net:
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            module.weight.data.uniform_(0.3, 3)
-    q = quantize(net, parse_scheme("tsq:wt-a2", tsq(lloyd=lloyd)))
-    step_1 = codes_network(q, affine=True)
-    reader, deviation = step_1[3].input_quantizer, step_1[1].weight.detach()[:, None]
-    x = torch.randn(20_000) * deviation
-
-    def error(scale: float) -> Tensor:
-        return (reader(x * scale) / scale - x.relu()).square().mean(1) / deviation[:, 0] ** 2
-
-    best = torch.stack([error(s) for s in torch.linspace(0.3, 3, 60).tolist()]).amin(0)
-    assert (error(1.0) < 1.05 * best).all()
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_an_interrupted_run_goes_on_with_the_same_result(float_net, tmp_path, monkeypatch, native):
-    net, loader, _ = float_net
-    if not native:
-        monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
-    recipe = Recipe(samples=400)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(report):
-        raise Killed
-
-    def run(state, **options):
-        return convert(net, loader[:4], recipe=recipe, state=state, progress=None, **options).state_dict()
-
-    whole = run(None)
-    for _ in range(2):  # the second time the first layer is there already
-        with pytest.raises(Killed):
-            run(tmp_path / "state", on_layer=kill)
-    lines: list[str] = []
-    resumed = convert(net, loader[:4], recipe=recipe, state=tmp_path / "state", progress=lines.append).state_dict()
-    assert "(kept)" in lines[0] and "(kept)" not in lines[1]
-    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
-    with pytest.raises(InputError, match="holds a run with other images"):
-        convert(net, loader[1:5], recipe=recipe, state=tmp_path / "state", progress=None)
-    (tmp_path / "state" / "001.pt").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"001\.pt: damaged"):
-        run(tmp_path / "state")
-
-
-def test_a_network_depends_neither_on_threads_nor_on_the_core(float_net, threads, monkeypatch):
-    net, loader, _ = float_net
-    found = []
-    for count, native in ((1, True), (2, True), (2, False)):
-        threads(count)
-        if not native:
-            monkeypatch.setattr("bitbranch.twostep.descent._core", lambda: None)
-        found.append(convert(net, loader[:4], recipe=Recipe(samples=400), progress=None).state_dict())
-    for other in found[1:]:
-        assert all(torch.equal(v, other[k]) for k, v in found[0].items())
-
-
 def test_schedules_by_layer(trained):
     q, teacher, loader, _ = trained
 
@@ -674,16 +290,6 @@ def test_a_front_gives_what_the_network_gives(tmp_path):
             pass
     found = torch.cat([value(last) for value in front.advance(len(front.nodes))])
     torch.testing.assert_close(found, net(x))
-
-
-def test_steps_from_data_are_in_the_state(float_net, tmp_path):
-    net, loader, _ = float_net
-    q = convert(net, loader[:2], recipe=Recipe(method="start"), progress=None)
-    again = quantize(net, "tsq:wt-a2")
-    again.load_state_dict(q.state_dict())
-    steps = [layer.input_quantizer.step for layer in inner_layers(q)]
-    assert steps == [layer.input_quantizer.step for layer in inner_layers(again)]
-    again.load_state_dict({k: v for k, v in q.state_dict().items() if not k.endswith("grid")})  # an older checkpoint
 
 
 def test_bad_input_is_named(trained):
