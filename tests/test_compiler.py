@@ -11,7 +11,7 @@ from random_networks import COMPILED_SCHEMES, Residual, batch_norm, chain, quant
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbranch import CompileError, InputError, quantize
+from bitbranch import CompileError, InputError, decompose, quantize
 from bitbranch.compiler import compile
 from bitbranch.compiler import graph as g
 from bitbranch.compiler.aten import Value
@@ -414,6 +414,12 @@ def test_float_layers_are_refused_with_an_offer() -> None:
     ):
         with pytest.raises(CompileError, match=f'layer {name}.*float.*first="w8a8"'):
             compile(q, x)
+
+
+def test_a_decomposed_network_is_not_compiled() -> None:
+    x = images(0, 2, 2, 5, 5)
+    with pytest.raises(CompileError, match=r"^layer '0' is decomposed"):
+        compile(decompose(quantized(nn.Sequential(nn.Conv2d(2, 3, 3)), "mbn:w2-a2", x)), x)
 
 
 def test_two_encodings_of_the_input_are_refused() -> None:

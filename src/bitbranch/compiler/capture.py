@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..decomposition import MultiBranch
 from ..errors import CompileError, InputError
 from ..layers import (
     QuantizedConv1d,
@@ -71,6 +72,8 @@ def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
     network = copy.deepcopy(q).cpu().eval()
     modules = dict(network.named_modules())
     for path, module in modules.items():
+        if isinstance(module, MultiBranch):
+            raise CompileError(f"layer {path!r} is decomposed: compile the network that decompose() was given")
         if isinstance(module, QuantizedLayer):
             module.forward = partial(_marked_forward, module, path)  # type: ignore[method-assign]
     images = tuple(example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous() for example in examples)
