@@ -30,7 +30,7 @@ class Steps:
         net = models.build(model, arguments)
         net = net if scheme == "float" else bb.quantize(net, scheme)
         data = [(torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,)))]
-        self.name, self.seconds = f"{scheme} {precision}", list[float]()
+        self.name, self.precision, self.seconds = f"{scheme} {precision}", precision, list[float]()
         settings = Settings(epochs=10**6, lr=1e-3, optimizer="sgd", precision=precision, schedule="constant")
         self.course = Training(net, data, settings, Classification())
 
@@ -75,13 +75,14 @@ def main() -> None:
             run.seconds = []
             run.take(options.steps)
             times[run.name] += run.seconds
-    first = statistics.median(times[runs[0].name])
-    for name, seconds in times.items():
+    for run in runs:
+        name, seconds = run.name, times[run.name]
+        own = statistics.median(times[f"float {run.precision}"])
         low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        rate, ratio = 1e3 * options.batch / median, median / (1e3 * first)
+        rate, ratio = 1e3 * options.batch / median, median / (1e3 * own)
         print(
             f"{options.network} batch {options.batch} {name}: {median:.0f} ms ({low:.0f}-{high:.0f}), "
-            f"{rate:.0f} images/s, {ratio:.2f} times float float32"
+            f"{rate:.0f} images/s, {ratio:.2f} times float {run.precision}"
         )
 
 

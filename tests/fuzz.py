@@ -36,7 +36,7 @@ from strategies import examples, images, pixels, programs
 import bitbranch as bb
 from bitbranch.compiler import streams
 from bitbranch.errors import InputError
-from bitbranch.runtime import choice, reference
+from bitbranch.runtime import choice, dot, reference
 from bitbranch.runtime import program as p
 from bitbranch.runtime.engine import Engine, instruction_sets
 
@@ -74,11 +74,12 @@ def from_file(program: p.Program, batch: Batch) -> dict[int, np.ndarray]:
         return outputs(program, Engine(Path(folder) / "net.bb")(*batch))
 
 
-def on_engine(isa: str, threads: int) -> Execute:
-    """The engine: as it is, again in parts of the batch, and traced."""
+def on_engine(isa: str, threads: int, path: str | None = None) -> Execute:
+    """The engine: as it is, again in parts of the batch, and traced; on a path that is forced where it can be."""
 
     def run(program: p.Program, batch: Batch) -> dict[int, np.ndarray]:
-        engine = Engine(program, threads, isa)
+        possible = path != "products" or not dot.refuses(program)
+        engine = Engine(program, threads, isa, path=path if possible else None)
         values = outputs(program, engine(*batch))
         engine._part = threads  # any size will do
         for i, y in outputs(program, engine(*batch)).items():
@@ -93,7 +94,8 @@ def on_engine(isa: str, threads: int) -> Execute:
 def executors() -> dict[str, Execute]:
     """All of them by name."""
     engines = {f"{isa} x{n}": on_engine(isa, n) for isa in instruction_sets() for n in THREADS}
-    return {"file": from_file, **engines}
+    products = {f"{isa} products": on_engine(isa, THREADS[0], "products") for isa in instruction_sets()}
+    return {"file": from_file, **engines, **products}
 
 
 # ---- comparison -----------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def resnet(rng: np.random.Generator, activation: type[nn.Module] = nn.ReLU) -> n
 
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid,
-    lambda: nn.LeakyReLU(-0.3), lambda: nn.PReLU(), lambda: nn.Hardtanh(0.0, 1.0), nn.Identity,
+    nn.SELU, lambda: nn.CELU(0.7), lambda: nn.LeakyReLU(-0.3), lambda: nn.PReLU(), lambda: nn.Hardtanh(0.0, 1.0),
+    nn.Identity,
 )  # fmt: skip
 """Everything that a quantizing layer may read exactly."""
 

@@ -64,8 +64,13 @@ def test_compile_and_info_say_the_same(folder: Path, capsys: pytest.CaptureFixtu
     assert (folder / "again.bb").read_bytes() == (folder / "net.bb").read_bytes()
 
 
-@pytest.mark.parametrize("net", ["net.bb", "net.pt"])
-@pytest.mark.parametrize("given", [[], ["--images", "images.npy"], ["--checkpoint", "net.pt"]])
+@pytest.mark.parametrize(
+    ("net", "given"),
+    [
+        *((net, given) for net in ("net.bb", "net.pt") for given in ([], ["--images", "images.npy"])),
+        ("net.bb", ["--checkpoint", "net.pt"]),
+    ],
+)
 def test_verify_finds_no_difference(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, net: str, given: list[str]
 ) -> None:
@@ -74,7 +79,7 @@ def test_verify_finds_no_difference(
     result = json.loads(capsys.readouterr().out)
     assert result["mismatches"] == 0
     executors = [row["executor"] for row in result["equality"]]
-    assert "engine scalar, 2 threads" in executors
+    assert {f"engine scalar, {path}, 2 threads" for path in ("planar", "products")} <= {*executors}
     assert ("torch float64" in executors) == (net == "net.pt" or "--checkpoint" in given)
     assert all(row["compared"] > 0 for row in result["equality"])
 
@@ -314,6 +319,77 @@ def test_rounded_sums_are_counted_and_are_no_failure(tmp_path: Path, capsys: pyt
     assert row["rounds"] and result["mismatches"] == 0
     assert main(["verify", str(tmp_path / "net.pt")]) == 0
     assert "are rounded to integers" in capsys.readouterr().out
+
+
+def test_verify_finds_another_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In front of an average that is rounded nothing may differ; behind one, no more than rounding explains."""
+    layers: dict[str, object] = {"depth": 8, "in_channels": 1, "width": 0.5}
+    torch.manual_seed(0)
+    for model, arguments in (("mobilenet_v2", {"in_channels": 1, "width": 0.25}), ("resnet_cifar", layers)):
+        recipe = replace(RECIPE, model=model, arguments={**arguments, "num_classes": 3}, scheme="lsq:w4-a4")
+        network = recipe.build()
+        network.train()(torch.randn(16, *recipe.input_shape))  # BatchNorm statistics, quantizers' steps
+        checkpoint.save(tmp_path / "net.pt", recipe, network.eval())
+        assert main(["compile", str(tmp_path / "net.pt"), "--out", str(tmp_path / "net.bb")]) == 0
+        with torch.no_grad():
+            for norm in network.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.weight.neg_()
+                    norm.bias.add_(1.5)
+        checkpoint.save(tmp_path / "other.pt", recipe, network)
+        capsys.readouterr()
+        words = ["verify", str(tmp_path / "net.bb"), "--checkpoint"]
+        assert main([*words, str(tmp_path / "net.pt")]) == 0
+        assert main([*words, str(tmp_path / "other.pt")]) == 1
+        text = capsys.readouterr().out
+        assert "codes behind residual sums" in text and "accumulators" in text
+    assert "is a checkpoint, and compared with its own network" in refused(
+        capsys, "verify", tmp_path / "net.pt", "--checkpoint", tmp_path / "other.pt"
+    )
+
+
+def test_nothing_is_written_over_what_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, images = folder / "net.bb", folder / "images.npy"
+    before = net.read_bytes(), images.read_bytes()
+    for out in (net, images):
+        assert "is what is read" in refused(capsys, "run", net, images, "--out", out)
+    assert (net.read_bytes(), images.read_bytes()) == before
+    out = folder / "outputs.npz"
+    assert main(["run", str(net), str(images), "--out", str(out)]) == 0
+    (scores,) = np.load(out).values()
+    assert scores.shape == (5, 3)
+
+
+class Pair(nn.Module):
+    """Of two inputs, the second enlarged by a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(2, 4, 2, 2)
+        self.three = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.three((self.one(x) + self.two(y)).relu())
+
+
+def test_networks_of_several_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(3, 1, 8, 8), torch.randn(3, 2, 4, 4)
+    q = bb.quantize(Pair(), "w4a4")
+    bb.calibrate(q, [given])
+    bb.compile(q, given).save(tmp_path / "net.bb")
+    files = [str(tmp_path / name) for name in ("x.npy", "y.npy")]
+    for file, x in zip(files, given, strict=True):
+        np.save(file, x.numpy())
+    net, out = str(tmp_path / "net.bb"), tmp_path / "out.npy"
+    assert main(["verify", net]) == 0 and main(["verify", net, "--images", *files]) == 0
+    assert main(["profile", net, "--repeat", "1"]) == 0
+    assert main(["run", net, *files, "--out", str(out)]) == 0
+    np.testing.assert_array_equal(np.load(out), bb.load(net).reference(*(x.numpy() for x in given)))
+    assert "inputs" in refused(capsys, "run", net, files[0], "--out", out)
+    assert main(["info", net]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "convtranspose" in line)
+    assert line.split()[2:4] == ["two", "s4"]
 
 
 def test_a_reader_that_has_enough_is_no_error(folder: Path) -> None:

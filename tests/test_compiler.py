@@ -385,12 +385,15 @@ class Net(nn.Module):
         (Net(lambda x: (x, 3), nn.Identity()), r"output 1 is 3; outputs are tensors"),
         (Net(lambda x: torch.zeros(2, 3), nn.Identity()), r"does not depend on its input"),
         (Net(lambda x: x if x.sum() > 0 else -x), r"torch.export cannot capture"),
+        (Net(lambda x: x.to(torch.float64).to(torch.float32)), r"has no integer form"),
     ],
     ids=lambda value: (
         "" if isinstance(value, str) else repr(getattr(value, "between", "sequential")).split("(")[0][:20]
     ),
 )
-def test_refusals_name_the_layer_and_the_reason(network: nn.Module, message: str) -> None:
+def test_refusals_name_the_layer_and_the_reason(
+    network: nn.Module, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     x = images(0, 2, 2, 7, 7)
     with torch.no_grad():
         batch_norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d)]
@@ -400,6 +403,13 @@ def test_refusals_name_the_layer_and_the_reason(network: nn.Module, message: str
     with pytest.raises(CompileError, match=message) as caught:
         compile(q, x)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # no dumps of torch's
+
+
+def test_a_type_that_it_has_anyway_is_nothing() -> None:
+    x = images(0, 2, 2, 7, 7)
+    q = quantized(Net(lambda x: x.float().to(torch.float32)), "lsq:w3-a3", x)
+    assert verify(q, compile(q, x), [x]).mismatches == 0
 
 
 @pytest.mark.filterwarnings("ignore:quantize")

@@ -167,6 +167,10 @@ def test_an_interrupted_run_goes_on_with_the_same_result(float_net, tmp_path, mo
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
     with pytest.raises(InputError, match="holds a run with other images"):
         convert(net, loader[1:5], recipe=recipe, state=tmp_path / "state", progress=None)
+    (tmp_path / "state" / "run.txt").rename(tmp_path / "run.txt")
+    with pytest.raises(InputError, match=r"holds 001\.pt of no known run"):
+        run(tmp_path / "state")
+    (tmp_path / "run.txt").rename(tmp_path / "state" / "run.txt")
     (tmp_path / "state" / "001.pt").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"001\.pt: damaged"):
         run(tmp_path / "state")

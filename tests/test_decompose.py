@@ -16,6 +16,7 @@ from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.base import ActivationQuantizer, WeightQuantizer
 from bitbranch.quantizers.registry import parse_scheme
+from bitbranch.training.stages import fix_weights
 
 CODE_TYPES = [CodeType(kind, bits) for kind in Kind for bits in ([2] if kind is Kind.TERNARY else range(1, 9))]
 
@@ -174,6 +175,15 @@ def test_what_cannot_be_decomposed() -> None:
         bb.decompose(nn.Linear(2, 2))
     with pytest.raises(InputError, match="no data"):
         bb.decompose(bb.quantize(nn.Linear(2, 2), "w8a8"))
+    network = bb.quantize(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "ttq:wt-a2", last="ttq:wt-a2")
+    bb.calibrate(network, [torch.rand(4, 2)])
+    with pytest.raises(InputError, match=r"^layer '2': TTQ's levels"):
+        bb.decompose(network)
+    inq = bb.quantize(nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2)), "inq:w5-a4", first="inq:w5-a4")
+    bb.calibrate(inq, [torch.rand(4, 20)])
+    fix_weights(inq, 1.0)
+    with pytest.raises(InputError, match=r"^layer '0': its weights reach 128, beyond the largest of s8"):
+        bb.decompose(inq)
 
 
 def test_the_function_is_not_hidden_by_a_module() -> None:

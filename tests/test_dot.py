@@ -224,12 +224,6 @@ def branching(draw):
     )
 
 
-@pytest.fixture(autouse=True)
-def everything_by_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path on every instruction set, also where planar kernels are faster."""
-    monkeypatch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
-
-
 @contextmanager
 def gathering(gathered: bool) -> Iterator[None]:
     """Whether chunks are put together, whatever would be faster."""
@@ -257,7 +251,7 @@ def compare(program: p.Program, images: int) -> None:
     expected, output = dict(reference.trace(program, x)), reference.run(program, x)
     for isa in ISAS:
         for threads in (1, 2):
-            e = engine_module.Engine(program, threads=threads, isa=isa)
+            e = engine_module.Engine(program, threads=threads, isa=isa, path="products")
             np.testing.assert_array_equal(e(x), output, err_msg=isa)
             for number, value in e.trace(x):
                 np.testing.assert_array_equal(value, expected[number], err_msg=f"{isa}, operation {number}")
@@ -282,7 +276,7 @@ def test_programs(program: p.Program, seed: int, count: int, gathered: bool, sid
     expected, values = reference.run(program, *x), dict(reference.trace(program, *x))
     for isa in ISAS:
         with gathering(gathered), filtering(side):
-            e = engine_module.Engine(program, threads=2, isa=isa)
+            e = engine_module.Engine(program, threads=2, isa=isa, path="products")
             np.testing.assert_equal(e(*x), expected, err_msg=isa)
             for number, value in e.trace(*x):
                 np.testing.assert_array_equal(value, values[number], err_msg=f"{isa}, operation {number}")
@@ -318,7 +312,7 @@ def test_the_largest_sums(codes: str, weights: str) -> None:
         with filtering(side):
             for isa in ISAS:
                 np.testing.assert_array_equal(
-                    engine_module.Engine(program, isa=isa)(x), expected, err_msg=f"{isa} {side}"
+                    engine_module.Engine(program, isa=isa, path="products")(x), expected, err_msg=f"{isa} {side}"
                 )
 
 

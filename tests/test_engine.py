@@ -558,6 +558,15 @@ def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
         program.engine(threads=0)
     with pytest.raises(InputError):
         engine_module.Engine(tmp_path / "missing.bb")
+    with pytest.raises(InputError, match="path 'products': families"):
+        engine_module.Engine(program, families={"*": "byte"}, path="products")
+    for families in (None, {"*": "byte"}):
+        with pytest.raises(InputError, match="path 'nonsense'"):
+            engine_module.Engine(program, families=families, path="nonsense")
+    with pytest.raises(InputError, match="families must say one by name"):
+        engine_module.Engine(program, families="byte")
+    with pytest.raises(InputError, match="repeat"):
+        program.engine().profile(np.zeros((1, *program.input.shape), np.float32), repeat=0)
     monkeypatch.setenv("BITBRANCH_ISA", "scalar")
     assert program.engine().isa == "scalar"
     assert program.engine(isa=ISAS[0]).isa == ISAS[0]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import bitbranch as bb
 from bitbranch.contract import Kind
@@ -82,6 +83,38 @@ def test_accumulators_are_exact_integers(scheme: str) -> None:
         if isinstance(layer, QuantizedLayer):
             layer.register_forward_pre_hook(check)
     network(images())
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_sums_are_exact_in_half_precision_and_under_autocast(half: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q = bb.quantize(nn.Sequential(nn.Conv2d(64, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)), "w8a8")
+    x = torch.randn(2, 64, 9, 9).to(half).float()
+    bb.calibrate(q, [x])
+    layer = q.eval()[0]  # type: ignore[index]
+    assert isinstance(layer, QuantizedLayer)
+    exact = layer.accumulator(x)
+    assert exact.dtype == torch.float32 and torch.equal(layer.accumulator(x.to(half)), exact)
+    out = q(x)
+    with torch.autocast("cpu", half):
+        assert torch.equal(layer.accumulator(x), exact)
+        torch.testing.assert_close(q(x), out, rtol=0, atol=0)
+        torch.testing.assert_close(bb.decompose(q)(x), out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["lsq:w2-a2", "tsq:wt-a2", "mbn:w2-a2", "ttq:wt-a2", "ffn(rank=2):wt-a8", "w8a8"])
+def test_networks_in_half_precision_train_and_evaluate(scheme: str) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q = bb.quantize(nn.Sequential(*layers, nn.Conv2d(4, 3, 1)), scheme)
+    x = torch.randn(4, 2, 8, 8)
+    q.train()(x)
+    q, x = q.bfloat16(), x.bfloat16()
+    q(x).float().square().sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in q.parameters())
+    assert q.eval()(x).dtype == torch.bfloat16
 
 
 def test_wide_layers_accumulate_in_float64() -> None:
@@ -215,6 +248,37 @@ def test_what_stays_float_is_said() -> None:
         bb.quantize(nn.ReLU(), "w4a4")
 
 
+def test_computed_weights_stay_float() -> None:
+    """As pruning leaves them: there is no parameter to learn."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), prune.l1_unstructured(nn.Conv2d(2, 3, 3), "weight", 0.5))
+    network.append(nn.Conv2d(3, 2, 1))
+    pruned = network[2]
+    pruned.weight = pruned.weight.detach()
+    with pytest.warns(UserWarning, match=r"stay float: 2 \(Conv2d\): its weight is computed"):
+        q = bb.quantize(network, "lsq:w4-a4")
+    bb.calibrate(q, [torch.rand(2, 1, 8, 8)])
+    prune.remove(pruned, "weight")
+    assert bb.coverage(bb.quantize(network, "lsq:w4-a4"))[1].scheme == "lsq:w4-a4"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_calibration_cannot_use_is_named(bad: float) -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1))
+
+    x = torch.rand(2, 1, 8, 8)
+    with pytest.raises(InputError, match=r"^layer '0': its inputs hold NaN or infinity"):
+        bb.calibrate(bb.quantize(network(), "lsq:w4-a4"), [x * bad])
+    broken = bb.quantize(network(), "lsq:w4-a4")
+    broken[2].weight.data[1] = bad  # type: ignore[index, union-attr, operator]
+    with pytest.raises(InputError, match=r"^layer '2': its weights hold NaN or infinity"):
+        bb.calibrate(broken, [x])
+    dead = network()
+    dead[2].bias.data.fill_(-100)  # type: ignore[union-attr, operator]
+    with pytest.raises(InputError, match=r"^layer '4': .*zeros only"):
+        bb.calibrate(bb.quantize(dead, "lsq:w4-a4"), [x])
+
+
 def test_bipolar_codes_get_hardtanh_in_place_of_relu() -> None:
     quantized = bb.quantize(small_network(), "mbn:w2-a2")
     assert [type(m) for m in quantized if "eLU" in type(m).__name__] == []
@@ -300,6 +364,16 @@ def test_summary_counts_by_hand() -> None:
     text = str(table).splitlines()
     assert len(text) == 1 + 1 + 4 + 1 + 1 and text[0].startswith("layer") and text[-1].startswith("total")
     assert not isinstance(network[0].input_quantizer, UniformActivation) or not network[0].input_quantizer.ready  # type: ignore[index, union-attr]
+
+
+def test_summary_counts_every_call_of_a_shared_layer() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), *(m for _ in range(3) for m in (nn.ReLU(), shared)), nn.Conv2d(4, 2, 1))
+    q, x = bb.quantize(network, "lsq:w4-a4"), torch.rand(2, 1, 8, 8)
+    bb.calibrate(q, [x])
+    table = bb.summary(q, x)
+    assert [layer.macs for layer in table.layers] == [4 * 64, 3 * 64 * 4 * 36, 8 * 64]
+    assert table.macs == bb.compile(q, x).macs
 
 
 def test_summary_of_float_and_mixed_networks() -> None:

@@ -262,9 +262,31 @@ def test_dorefa_gradients_are_rounded_without_bias() -> None:
         nearest = (drawn[:, i, :, None] - levels).abs().min(-1).values
         assert float(nearest.max()) < 1e-6
     torch.testing.assert_close(drawn.mean(0), g, atol=0.05, rtol=0)
-    quantizer = DoReFaActivation(2, gradient_bits=2)
-    back = gradient(quantizer, torch.full((2, 6), 0.4), g)
-    assert len(back[0].unique()) <= 4 and gradient(quantizer, torch.full((2, 6), 1.4), g).abs().max() == 0
+    halves = quantized_gradient(reals(2, 4000, spread=1.0).bfloat16(), 8)
+    assert halves.dtype == torch.bfloat16 and abs(float(halves.float().mean() - reals(2, 4000).mean() / 0.3)) < 0.01
+
+
+def test_dorefa_layers_pass_low_bit_gradients_back() -> None:
+    """Rounded where they enter a layer's two backward passes, as in the paper's algorithm 1."""
+    q = bb.quantize(nn.Sequential(*(nn.Linear(6, 6) for _ in range(3))), "dorefa(gradient_bits=2):w2-a2").train()
+    seen: list[torch.Tensor] = []
+    accumulate = q[1].accumulate
+
+    def recorded(*args: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = accumulate(*args)
+        if out.requires_grad:
+            out.register_hook(seen.append)
+        return out
+
+    q[1].accumulate = recorded
+    out = q(reals(5, 6, spread=1.0))
+    (out * reals(5, 6, seed=1)).sum().backward()
+    (entering,) = seen
+    for row in entering:
+        places = row / row.abs().max() * 3
+        assert float((places - places.round()).abs().max()) < 1e-5 and (places.round() % 2 == 1).all()
+    q.eval()
+    assert torch.isfinite(q(reals(5, 6))).all()
 
 
 # INQ
@@ -392,6 +414,11 @@ def test_ffn_gradients_are_those_of_the_product() -> None:
         assert found.grad is not None and expected.grad is not None
         torch.testing.assert_close(found.grad, expected.grad)
     assert rounded(torch.tensor([-2.0, -0.5, 0.5, 0.51])).tolist() == [-1, 0, 0, 1]
+    with torch.no_grad():
+        quantizer.left.mul_(0).add_(1.4)
+        quantizer.right.mul_(0).sub_(1.7)
+        quantizer.project(w)
+    assert quantizer.left.unique().tolist() == pytest.approx([1.4]) and quantizer.right.unique().tolist() == [-1.5]
     assert quantizer.stored(w) == 3 * (4 + 6)
 
 

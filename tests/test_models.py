@@ -455,3 +455,37 @@ def test_files_without_networks_are_refused(own: Path) -> None:
     own.write_text(OWN.replace("perceptron", "resnet18"))
     with pytest.raises(InputError, match="model 'resnet18': there is one of this name"):
         models.register_file(own)
+
+
+def test_functions_without_a_file_are_registered() -> None:
+    names: dict[str, object] = {"register": models.register}
+    text = "@register\ndef typed_in() -> None: ...\n"
+    try:
+        exec(text, names)
+        assert models.register(models.MODELS["typed_in"]) is names["typed_in"]
+        with pytest.raises(InputError, match="there is one of this name"):
+            exec(text, names)
+    finally:
+        del models.MODELS["typed_in"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layers", ["a"]),
+        ("info", 5),
+        ("mean", ["a"]),
+        ("input_shape", ["a", "b", "c"]),
+        ("input_shape", [3, 32]),
+        ("arguments", [1]),
+    ],
+)
+def test_checkpoints_of_wrong_types_are_named(field: str, value: object, tmp_path: Path) -> None:
+    recipe = Recipe("vgg_small", {"width": 0.1}, (3, 32, 32))
+    checkpoint.save(tmp_path / "net.pt", recipe, recipe.build())
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    content["recipe"][field] = value
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"net\.pt: ") as caught:
+        checkpoint.load(tmp_path / "net.pt")
+    assert "\n" not in str(caught.value)

@@ -20,6 +20,7 @@ from bitbranch.quantizers import passes, registry
 from bitbranch.quantizers.base import ActivationQuantizer, WeightQuantizer, float32, per_output
 from bitbranch.quantizers.bwn import BinaryWeight, binary
 from bitbranch.quantizers.hwgq import HalfWaveActivation, half_wave
+from bitbranch.quantizers.lloyd import LloydActivation
 from bitbranch.quantizers.lsq import LearnedStepActivation, LearnedStepWeight, learned_step
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight, bipolar, cosine_slope, gaussian_scale
 from bitbranch.quantizers.registry import METHODS, Scheme, mbn, parse_scheme, tsq
@@ -376,6 +377,29 @@ def test_lsq_gradients_by_the_formula() -> None:
     assert x.grad.tolist() == [[0.0, -2.0, 3.0, 0.5, 0.0]]
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_lsq_modules_scale_the_gradient_by_what_shares_a_step(per_channel: bool) -> None:
+    """``N`` is the weights of a step; of activations the features of one image."""
+    weight, upstream = reals(6 * 40, 0.3).view(6, 40), reals(6 * 40).view(6, 40).flip(1)
+    quantizer = LearnedStepWeight(3, per_channel=per_channel)
+    quantizer.start(weight)
+    quantizer(weight).backward(upstream)
+    step = quantizer.step.detach().view(-1, 1)
+    places = weight / step
+    slope = torch.where(places.abs() < 3, places.add(0.5).floor() - places, places.clamp(-3, 3))
+    by_hand = (
+        (slope * upstream).sum(1) / math.sqrt(40 * 3) if per_channel else (slope * upstream).sum() / math.sqrt(720)
+    )
+    torch.testing.assert_close(quantizer.step.grad, by_hand)
+
+    inputs = LearnedStepActivation(2)
+    x = reals(5 * 8, 0.5).view(5, 8).relu()
+    inputs(x).backward(torch.ones(5, 8))
+    places = x / inputs.step.detach()
+    slope = torch.where(places < 3, places.add(0.5).floor() - places, 3.0)
+    torch.testing.assert_close(inputs.step.grad, slope.sum() / math.sqrt(8 * 3))
+
+
 def test_steps_of_channels_have_the_gradients_of_layers_of_their_own() -> None:
     weight, upstream = reals(5 * 12, 0.4).view(5, 3, 2, 2), reals(200)[-60:].view(5, 3, 2, 2)
     for bits in (2, 3, 8):
@@ -437,6 +461,44 @@ def test_lsq_starts_once_and_stays_positive() -> None:
     with torch.no_grad():
         quantizer.step.fill_(-0.5)
     assert quantizer.scale() > 0 and torch.isfinite(quantizer(x)).all()
+
+
+@pytest.mark.parametrize(
+    "make", [LearnedStepWeight, lambda: LearnedStepWeight(2, per_channel=True), LearnedTernaryWeight]
+)
+def test_weights_of_zeros_are_evaluated_and_start_later(make: type[LearnedStepWeight]) -> None:
+    quantizer, zeros = make(), torch.zeros(4, 9)
+    quantizer.start(zeros)
+    quantizer(zeros)
+    quantizer.eval()
+    values, scale = quantizer.integers(zeros)
+    assert not values.any() and (scale > 0).all() and not quantizer(zeros).any()
+    quantizer.train()(reals(36).view(4, 9))
+    assert quantizer.started and quantizer.integers(reals(36).view(4, 9))[0].any()
+
+
+def test_a_step_that_turns_signed_is_that_of_signed_codes() -> None:
+    turned, fresh = LearnedStepActivation(4), LearnedStepActivation(4, signed=True)
+    x = reals(400).abs()
+    turned(x)
+    fresh(x)
+    turned(torch.cat([x, torch.tensor([-0.1])]))
+    assert turned.scale() == pytest.approx(fresh.scale(), rel=1e-6) and turned.code_type == fresh.code_type
+
+
+@pytest.mark.parametrize("percentile", [100, 99.0])
+def test_batches_without_images_move_no_range(percentile: float) -> None:
+    quantizer = UniformActivation(8, percentile=percentile)
+    quantizer(reals(50))
+    before = quantizer.scale()
+    assert quantizer(torch.zeros(0, 3)).shape == (0, 3) and quantizer.scale() == before
+
+
+def test_lloyds_dead_zone_has_a_gradient() -> None:
+    quantizer = LloydActivation(2, sparsity=0.75)
+    x = torch.tensor([-0.1, 0.1, quantizer.eps - 0.01, quantizer.eps + 0.1, 9.0], requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
 def test_halves_round_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -217,6 +218,53 @@ def test_codes_agree_better_than_at_the_start():
     solved = agreement(fresh, moments, s, TWO_BITS, shift).mean()
     print(f"\ncodes that agree on fresh samples: start {start:.3f}, linear {linear:.3f}, codes {solved:.3f}")
     assert start < linear < solved
+
+
+@pytest.mark.parametrize("levels", [TERNARY, Levels(1, 2), Levels(3, 2)])
+def test_a_start_that_points_the_wrong_way_is_turned_round(levels):
+    """A negative scale is none: the weights take its sign, and the objective falls from the first half-step on."""
+    file, moments, s = layer_problem(30, 8, 300, weight=QUANTIZER[levels])
+    cross = target_cross(file, moments, torch.zeros(1, 8))
+    s.weight.neg_()
+    wrong = s.weight.clone()
+    descent = Descent(moments, s, levels)
+    descent.fit_scale(cross)
+    assert torch.equal(s.weight, -wrong) and (s.scale > 0).all()
+    assert (distance(moments, cross, s) < cross.power).all()
+
+
+def test_sums_of_the_largest_numbers_are_exact():
+    """Every product of the statistics is an integer times a unit; their sums must fit the 53 bits of float64."""
+    count, n = 3000, 40
+    x = torch.full((count, 1, n), 255.0)
+    t = torch.linspace(-9, 9, count)[:, None, None].expand(-1, 1, 2).contiguous()
+    file = sample_file(x, t, precision=torch.float64)
+    moments = file.moments()
+    cross = target_cross(file, moments, torch.zeros(1, 2))
+    assert torch.equal(cross.products, cross.products.round())
+    assert cross.products.abs().max() <= cross.bound and cross.bound * n <= 2.0**53
+
+
+_BYTES = """
+import torch
+from bitbranch.twostep.descent import Solution
+from bitbranch.twostep.solver import PreActivations, _multiplies_bytes
+from bitbranch.twostep.statistics import Moments
+n, outputs, count = 576, 512, 64
+x = torch.randint(0, 128, (1, count, n), generator=torch.Generator().manual_seed(0)).float()
+weight = (torch.randint(0, 128, (1, n, outputs)) * 2 - 127).double()
+moments = Moments(count, x.double().sum(1), x.double().transpose(1, 2) @ x.double(), 127)
+found = PreActivations(moments, Solution(weight, torch.ones(1, outputs).double()), torch.zeros(1, outputs))(x.double())
+assert torch.equal(found.round(), ((x.double() - moments.mean[:, None]) @ weight).round())
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "DEFAULT"])
+def test_bytes_are_multiplied_where_that_is_exact(isa):
+    """Without VNNI PyTorch's products of bytes overflow 16 bits."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", _BYTES], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_inputs_that_never_vary_change_nothing():

@@ -251,6 +251,36 @@ def test_an_output_keeps_weights_that_agree_more(reestimate, monkeypatch):
     assert len(seen) == 3 and sum(seen) > 0
 
 
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_what_is_written_into_a_layer(reestimate, monkeypatch):
+    """No output is left without weights, the variance is that of the samples, latent weights are near step 1's."""
+    torch.manual_seed(5)
+    loader = batches(*stroke_images(300, 0))
+    net = quantize(small_net(), "tsq:wt-a2")
+    teacher, write, seen = learn_codes(net, loader, epochs=2, progress=None), LayerProblem.write, []
+
+    def checked(problem, *, renormalise):
+        problem.solution.weight[:, :, 0] = 0
+        real = problem.layer.outputs_first(problem.layer.weight).detach().flatten(1).double()
+        write(problem, renormalise=renormalise)
+        values, scale, _ = problem.layer.integer_weight()
+        rows = values.flatten(1).double()
+        assert rows.any(1).all()
+        latent = problem.layer.outputs_first(problem.layer.weight).detach().flatten(1).double()
+        middle = rows * scale.double()[:, None]
+        cosines = [F.cosine_similarity(w, real).mean() for w in (middle, latent)]
+        assert cosines[1] > cosines[0] + 0.02
+        if renormalise and problem.norm is not None:
+            inputs = torch.cat([x for x, _ in problem.file.chunks()], 1).double() * problem.input_scale
+            outputs = inputs @ (problem._columns(rows) * scale.double().view(problem.file.groups, 1, -1))
+            torch.testing.assert_close(problem.norm.running_var.double(), outputs.var(1).flatten(), rtol=1e-5, atol=0)
+        seen.append(problem.name)
+
+    monkeypatch.setattr(LayerProblem, "write", checked)
+    learn_transforms(net, teacher, loader, samples=60, reestimate=reestimate, progress=None)
+    assert seen == ["3", "8", "13"]
+
+
 class DataDependent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -298,8 +328,9 @@ def test_bad_input_is_named(trained):
         learn_transforms(q, teacher, loader, method="fast")
     with pytest.raises(InputError, match=r"z_update 'x'"):
         learn_transforms(q, teacher, loader, z_update="x")
-    with pytest.raises(InputError, match="lambdas must be positive"):
-        learn_transforms(q, teacher, loader, lambdas=())
+    for lambdas in ((), (1.0, math.inf), (0.0,), (math.nan,)):
+        with pytest.raises(InputError, match="lambdas must be positive"):
+            learn_transforms(q, teacher, loader, lambdas=lambdas)
     with pytest.raises(InputError, match="must be positive"):
         learn_transforms(q, teacher, loader, samples=0)
     with pytest.raises(InputError, match=r"layer 3: the teacher has no such layer"):

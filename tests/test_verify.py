@@ -12,7 +12,7 @@ import torch
 from random_networks import chain, quantized, resnet
 from torch import Tensor, nn
 
-from bitbranch import InputError
+from bitbranch import InputError, decompose
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.runtime import program as p
@@ -91,6 +91,64 @@ def test_engines_are_compared_operation_by_operation() -> None:
     assert "operation 3 (Conv '2')" in str(result)
 
 
+def test_a_sign_of_zero_is_a_difference() -> None:
+    q, x = network()
+    program = compile(q, x)
+    ones = program.operations[-1]
+    assert isinstance(ones, p.Scale)
+    zero = altered(program, len(program.operations) - 1, scale=0 * ones.scale, bias=np.zeros(3, np.float32))
+
+    def negative(*images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return -np.abs(zero.reference(*images))  # type: ignore[no-any-return, arg-type]
+
+    (check,) = verify(q, zero, [x], engines=[negative]).engines
+    assert check.values.differing == check.values.compared == 27
+
+
+class Auxiliary(nn.Module):
+    """With a layer that evaluation does not call, and a constant that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.aux, self.two = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+        self.slope = torch.tensor([0.25])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.prelu(self.one(x), self.slope.to(x.device))
+        return self.two(self.aux(x) if self.training else x)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_networks_with_layers_that_are_not_called(half: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 6, 6)
+    network = Auxiliary()
+    if half:
+        network.slope = network.slope.half()
+        network, x = network.half(), x.half()
+    q = quantized(network, "lsq:w4-a4", x)
+    result = verify(q, compile(q, x), [x])
+    assert result.mismatches == 0 and [layer.name for layer in result.layers] == ["one", "two"]
+    if not half:
+        torch.testing.assert_close(decompose(q)(x), q(x), rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"layer 'aux': .*has seen no data"):
+        from bitbranch.compiler.exact import Recorder
+
+        recorder = Recorder(q)
+        recorder.network.training = True
+        recorder.run(x)
+
+
+def test_layers_behind_rounding_are_marked() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1)]
+    x = torch.randn(4, 2, 8, 8)
+    q = quantized(nn.Sequential(*layers), "lsq:w4-a4", x)
+    assert [layer.rounded for layer in verify(q, compile(q, x), [x]).layers] == [False, True, True]
+    plain = quantized(nn.Sequential(*layers[:2], *layers[3:]), "lsq:w4-a4", x)
+    assert not any(layer.rounded for layer in verify(plain, compile(plain, x), [x]).layers)
+
+
 def test_float32_rounding_is_not_counted() -> None:
     """Codes are those of exact arithmetic, whatever the network's own rounding in float32 makes of them."""
     for seed in range(3):
@@ -120,6 +178,10 @@ def test_wrong_use() -> None:
         verify(q, program, [np.zeros((1, 1, 8, 8), np.uint8)])
     with pytest.raises(InputError, match=r"shape \(1, 8, 8\), got \(2, 1, 9, 9\)"):
         verify(q, program, [torch.zeros(2, 1, 9, 9)])
+    with pytest.raises(InputError, match=r"got \(9, 8, 8, 1\)"):
+        verify(q, program, [x.reshape(9, 8, 8, 1)])
+    with pytest.raises(InputError, match=r"gives shape \(1,\), the reference \(9, 3, 1, 1\)"):
+        verify(q, program, [x], engines=[lambda *_: np.zeros(1, np.float32)])
     other, _ = network()
     with torch.no_grad():
         other[2].weight.neg_()

@@ -108,13 +108,12 @@ def test_convolutions_of_all_sizes(codes, weights, channels, outputs, size, padd
     fits = winograd.fits(side, t, program.operations[1])
     slow = dot.narrow_quads(t, w) > 0 and winograd.narrow_quads(side, t, w) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
         patch.setattr(winograd, "_effort", lambda other, *_: 0.0 if other == side else np.inf)
         patch.setattr(winograd, "MATRICES", ())
         patch.setattr(winograd, "HELD", held)
         for isa in ISAS:
             for threads in (1, 2):
-                e = engine_module.Engine(program, threads=threads, isa=isa)
+                e = engine_module.Engine(program, threads=threads, isa=isa, path="products")
                 np.testing.assert_array_equal(e(x), expected, err_msg=isa)
                 np.testing.assert_array_equal(e(x[:1]), expected[:1], err_msg=isa)
                 families = {row.family for row in e.profile(x, repeat=1).rows}
@@ -156,12 +155,12 @@ def test_a_profile_compares_with_the_products_alone() -> None:
     assert winograd.family_of("winograd2") == ("dot", 16 / 36) and winograd.family_of("dot") is None
     program = convolution("u2", "t", 64, 64, (30, 30), (1, 1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
         patch.setattr(winograd, "_effort", lambda side, *_: 0.0 if side == 3 else np.inf)
         patch.setattr(winograd, "MATRICES", ())
         for isa in ISAS:
             x = np.zeros((1, *program.input.shape), np.float32)
-            row = next(r for r in engine_module.Engine(program, isa=isa).profile(x, repeat=3).rows if r.macs)
+            profile = engine_module.Engine(program, isa=isa, path="products").profile(x, repeat=3)
+            row = next(r for r in profile.rows if r.macs)
             assert row.family == winograd.family(3, has_narrow_sums(isa))
             assert row.of_ceiling is not None and row.of_ceiling > 0
 
@@ -195,9 +194,8 @@ def test_patches_read_no_codes_of_another_type() -> None:
     expected = program.reference(x)
     for isa in ISAS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine_module, "takes_dot", lambda program, isa: not dot.refuses(program))
             patch.setattr(winograd, "_effort", lambda side, *_: 1.0 / side)
             patch.setattr(winograd, "MATRICES", ())
-            e = engine_module.Engine(program, isa=isa)
+            e = engine_module.Engine(program, isa=isa, path="products")
             for count in (4, 3, 4, 3):
                 np.testing.assert_array_equal(e(x[:count]), expected[:count], err_msg=isa)

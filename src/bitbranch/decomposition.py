@@ -44,10 +44,12 @@ class MultiBranch(nn.Module):
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         if layer.input_quantizer is None:
-            raise InputError(f"{type(layer).__name__} has float inputs")
+            raise InputError("its inputs are float")
         if layer.obstacle:
-            raise InputError(f"{type(layer).__name__}: {layer.obstacle}")
+            raise InputError(layer.obstacle)
         values, scale, weight_type = layer.integer_weight()
+        if values.abs().max() > max(abs(weight_type.lo), weight_type.hi) or values.max() > weight_type.hi:
+            raise InputError(f"its weights reach {int(values.max())}, beyond the largest of {weight_type}")
         input_type = layer.input_quantizer.code_type
         self.input_quantizer = copy.deepcopy(layer.input_quantizer)
         self.weight_coefficients, self.weight_constant = branch_weights(weight_type)
@@ -67,10 +69,13 @@ class MultiBranch(nn.Module):
 
     def accumulator(self, x: Tensor) -> Tensor:
         """The integer accumulators of a batch of reals: those of the quantized layer, exactly."""
-        inputs = self.input_quantizer.values(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._accumulator(self.input_quantizer.values(x))
+
+    def _accumulator(self, inputs: Tensor) -> Tensor:
         input_branches = value_branches(inputs, self.input_quantizer.code_type)
         # Coefficients may be quarters, and single terms exceed their sum: float64 holds them all.
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        total = torch.zeros((), dtype=torch.float64, device=inputs.device)
         for a_m, row in zip(self.weight_coefficients, self.binary, strict=True):
             assert isinstance(row, nn.ModuleList)
             for b_k, branch, binary in zip(self.input_coefficients, input_branches, row, strict=True):
@@ -80,11 +85,13 @@ class MultiBranch(nn.Module):
             total = total + b * self.weight_sums(torch.ones_like(inputs).double())
         if self.input_sums is not None:
             total = total + a * self.input_sums(inputs.double() - b)
-        return total.to(torch.float64 if self.dtype == torch.float64 else x.dtype)
+        return total.to(torch.float64 if self.dtype == torch.float64 else inputs.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        acc = self.accumulator(x).to(x.dtype)
-        return rescale(acc, self.scale.to(x.dtype) * self.input_quantizer.scale(), self.bias, self.shape)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        scale = self.scale.to(dtype) * self.input_quantizer.scale()
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return rescale(self.accumulator(x).to(dtype), scale, bias, self.shape).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight_coefficients)} x {len(self.input_coefficients)} branches"
@@ -103,16 +110,25 @@ def decompose(network: nn.Module) -> nn.Module:
     weights or inputs stay as they are.
 
     Raises:
-        InputError: the network has no quantized layer, or its steps have seen no data.
+        InputError: the network has no quantized layer, or none that has seen data; levels that have no such form, as
+            TTQ's; weights beyond their type, as 128 of INQ with 5 bits. A layer without data beside others stays as it
+            is: evaluation does not call it.
     """
     network = copy.deepcopy(network).eval()
-    new: dict[nn.Module, nn.Module] = {
-        layer: MultiBranch(layer)
-        for layer in network.modules()
-        if isinstance(layer, QuantizedLayer)
-        and layer.input_quantizer is not None
-        and layer.weight_quantizer is not None
-    }
+    new: dict[nn.Module, nn.Module] = {}
+    unready = None
+    for name, layer in network.named_modules():
+        if not isinstance(layer, QuantizedLayer) or layer.input_quantizer is None or layer.weight_quantizer is None:
+            continue
+        try:
+            new[layer] = MultiBranch(layer)
+        except InputError as error:
+            named = InputError(f"layer {name!r}: {error}")
+            if layer.input_quantizer.ready:
+                raise named from None
+            unready = unready or named
+    if unready and not new:
+        raise unready
     if not new:
         raise InputError(f"{type(network).__name__} has no layer with quantized weights and inputs to decompose")
     return replace_modules(network, new)

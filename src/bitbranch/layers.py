@@ -73,7 +73,7 @@ class QuantizedLayer(nn.Module):
         return self.native_order(self.weight_quantizer(self.outputs_first(self.weight)))
 
     def accumulator(self, x: Tensor) -> Tensor:
-        """The exact integer accumulators of a batch of reals, in float32 or float64.
+        """The exact integer accumulators of a batch of reals, in float32 or float64, also in mixed precision.
 
         Raises:
             InputError: the weights or the inputs are float.
@@ -84,8 +84,9 @@ class QuantizedLayer(nn.Module):
         if self.input_quantizer is None:
             raise InputError(f"{type(self).__name__} has float inputs")
         inputs = self.input_quantizer.values(x)
-        dtype = accumulator_dtype(values, self.input_quantizer.code_type, x)
-        return self.accumulate(inputs.to(dtype), self.native_order(values).to(dtype), None)
+        dtype = accumulator_dtype(values, self.input_quantizer.code_type, inputs)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.accumulate(inputs.to(dtype), self.native_order(values).to(dtype), None)
 
     def forward(self, x: Tensor) -> Tensor:
         factor = None if self.input_quantizer is None else self.input_quantizer.output_factor(x, self)
@@ -98,17 +99,23 @@ class QuantizedLayer(nn.Module):
         weights = self.weight_quantizer
         if self.training or self.input_quantizer is None or weights is None or weights.obstacle:
             inputs = x if self.input_quantizer is None else self.input_quantizer(x)
-            return self.accumulate(inputs, self.quantized_weight(), bias)
+            weight = self.quantized_weight()
+            if not torch.is_autocast_enabled(x.device.type):  # which would; quantizers may give float32
+                inputs, weight = inputs.to(self.weight.dtype), weight.to(self.weight.dtype)
+            out = self.accumulate(inputs, weight, bias)
+            return out if self.input_quantizer is None else self.input_quantizer.behind(out)
         values, scale, _ = self.integer_weight()
-        acc = self._accumulator(x, values).to(x.dtype)
-        return rescale(acc, scale.to(x.dtype) * self.input_quantizer.scale(), bias, channel_shape(self))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        acc = self._accumulator(x, values).to(dtype)
+        scale = scale.to(dtype) * self.input_quantizer.scale()
+        return rescale(acc, scale, None if bias is None else bias.to(dtype), channel_shape(self)).to(x.dtype)
 
 
 def accumulator_dtype(values: Tensor, inputs: CodeType, x: Tensor) -> torch.dtype:
     """A dtype in which sums of weight values ``[O, ...]`` times input values are exact.
 
-    Float32 (or the dtype of ``x``) where the bound stays below 2^24 and the processor sums plainly; libraries for
-    accelerators may take TF32 or Winograd's algorithm for float32, which round.
+    Float32 (or the dtype of ``x``, float32 or float64) where the bound stays below 2^24 and the processor sums plainly;
+    libraries for accelerators may take TF32 or Winograd's algorithm for float32, which round.
     """
     bound = float(values.abs().flatten(1).sum(1).max()) * max(abs(inputs.lo), abs(inputs.hi))
     return torch.float64 if bound >= FLOAT32_EXACT or x.device.type != "cpu" else x.dtype
@@ -198,6 +205,8 @@ def why_float(layer: nn.Module) -> str:
         return f"{type(layer).__name__} has no quantized form"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"padding_mode {layer.padding_mode!r} has no integer form; only 'zeros'"
+    if "weight" not in layer._parameters:
+        return "its weight is computed, as by pruning or spectral_norm: make it permanent first"
     return ""
 
 
@@ -209,7 +218,7 @@ def quantized_layer(
     The quantizers are brought to the layer's device and mode; steps that depend on the weights alone are chosen here.
 
     Raises:
-        InputError: a layer type that has no quantized form, or padding other than zeros.
+        InputError: a layer type that has no quantized form, padding other than zeros, or a weight that is no parameter.
     """
     if reason := why_float(layer):
         raise InputError(reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy.typing as npt
 import torch
@@ -112,10 +112,16 @@ def summary(network: nn.Module, example: npt.ArrayLike | Tensor | tuple[npt.Arra
     for name, layer in trial.named_modules():
         if isinstance(layer, QuantizedLayer) or type(layer) in QUANTIZED:
             layer.register_forward_hook(
-                lambda layer, args, out, name=name: rows.update({name: _row(name, layer, args[0], out)})
+                lambda layer, args, out, name=name: _enter(rows, _row(name, layer, args[0], out))
             )
     trial(*inputs)
     return Summary(tuple(rows.values()))
+
+
+def _enter(rows: dict[str, LayerSummary], row: LayerSummary) -> None:
+    """A row more; of a layer that is called again the multiply-accumulates."""
+    before = rows.get(row.name)
+    rows[row.name] = row if before is None else replace(row, macs=before.macs + row.macs)
 
 
 def _row(name: str, layer: nn.Module, x: Tensor, out: Tensor) -> LayerSummary:

@@ -131,14 +131,22 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
     networks that are not trained after :func:`quantize`.
 
     Raises:
-        InputError: no batch, or one batch in place of several.
+        InputError: no batch, or one batch in place of several; a layer's inputs or weights are not finite, or its
+            inputs all zero.
     """
     if isinstance(batches, (Tensor, np.ndarray)):
         raise InputError("calibrate takes batches: give it a list of them, [x]")
     taken = _arguments(network)
+    names = {layer: name for name, layer in network.named_modules()}
+    entered = ""
 
     def start(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal entered
         assert isinstance(layer, QuantizedLayer)
+        entered = names[layer]
+        for what, numbers in (("inputs", args[0]), ("weights", layer.weight)):
+            if not torch.isfinite(numbers).all():
+                raise InputError(f"its {what} hold NaN or infinity")
         if layer.input_quantizer is not None:
             layer.input_quantizer.start(args[0])
 
@@ -151,6 +159,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) 
             given = x if isinstance(x, (tuple, list)) else (x,)
             network(*map(torch.as_tensor, given[:taken]))
             seen = True
+    except InputError as error:
+        raise InputError(f"layer {entered!r}: {error}" if entered else str(error)) from None
     finally:
         for hook in hooks:
             hook.remove()

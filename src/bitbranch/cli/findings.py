@@ -110,7 +110,7 @@ def histograms(program: p.Program, images: Images) -> dict[str, Row]:
 
     Counts are in the order of the values, smallest first.
     """
-    readers = {op.inputs[0]: op.name for op in program.operations if isinstance(op, p.Conv)}
+    readers = {op.inputs[0]: op.name for op in program.operations if isinstance(op, p.Convolution)}
     found: dict[str, Row] = {}
     for i, codes in reference.trace(program, images):
         value = program.values[i]

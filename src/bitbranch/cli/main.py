@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("net", type=Path, metavar="NET.bb|CHECKPOINT", help="a checkpoint is compiled in memory")
     verify.add_argument("--checkpoint", type=Path, help="compare with this checkpoint's torch network, too")
     verify.add_argument(
-        "--images", type=Path, metavar="IMAGES.npy",
-        help="array [N, C, H, W], float32 where torch is compared; default: random images",
+        "--images", type=Path, nargs="+", default=[], metavar="IMAGES.npy",
+        help="array [N, C, H, W] for each input, float32 where torch is compared; default: random images",
     )  # fmt: skip
     verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
     verify.add_argument("--seed", type=int, default=0, help="of random images")
@@ -206,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "Run a compiled network on images and print class numbers or write the outputs.")
     run.add_argument("net", type=Path, metavar="NET.bb")
-    run.add_argument("images", type=Path, metavar="IMAGES.npy", help="float32 or uint8 array [N, C, H, W]")
+    run.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGES.npy", help="float32 or uint8 array [N, C, H, W], for each input"
+    )
     run.add_argument("--out", type=Path, metavar="OUTPUTS.npy", help="write the float32 outputs here; several: .npz")
     run.add_argument("--threads", type=_positive, default=1, metavar="N")
     run.add_argument("--isa", help="force an instruction set, such as scalar, avx2, avx512, avx512_vnni, amx")
@@ -317,9 +319,9 @@ def _compile(options: argparse.Namespace) -> Result:
 
 
 def _verify(options: argparse.Namespace) -> Result:
-    from . import files
+    from . import verify
 
-    return files.verify(
+    return verify.verify(
         options.net, options.images, checkpoint=options.checkpoint, count=options.count, seed=options.seed
     )
 

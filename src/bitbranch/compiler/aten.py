@@ -19,10 +19,12 @@ from .functions import Function
 OFFER = 'a program holds integers only; quantize it, the first and last layers with first="w8a8", last="w8a8"'
 """What to do about a float layer."""
 
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+"""Of :class:`torch.nn.SELU`; Klambauer et al., arXiv 1706.02515."""
 COMPILED = (
     "convolution, transposed convolution, linear, BatchNorm, ReLU, ReLU6, Hardtanh, clamp, LeakyReLU, Hardswish, "
-    "Hardsigmoid, SiLU, Sigmoid, Tanh, ELU, max-pool, average-pool, upsampling, concatenation, flatten, dropout, "
-    "addition"
+    "Hardsigmoid, SiLU, Sigmoid, Tanh, ELU, SELU, CELU, PReLU, max-pool, average-pool, upsampling, concatenation, "
+    "flatten, dropout, addition"
 )
 """What a network may consist of, for error messages."""
 
@@ -224,6 +226,13 @@ def _elu(call: Call) -> Function:
     return functions.elu(*numbers)
 
 
+def _celu(call: Call) -> Function:
+    alpha = float(call.args["alpha"])
+    if alpha <= 0:
+        raise call.refuse("a CELU is compiled where its alpha is positive")
+    return functions.elu(alpha, input_scale=1 / alpha)
+
+
 def _hardsigmoid(call: Call) -> Sequence[g.Node]:
     sixth = call.affine(call.constant(1 / 6), call.constant(0.5))
     zeros = np.zeros(call.x.shape[0])
@@ -385,6 +394,8 @@ READERS: dict[str, Reader] = {
     "aten::leaky_relu": _curve(_leaky_relu),
     "aten::prelu": _curve(_prelu),
     "aten::elu": _curve(_elu),
+    "aten::selu": _curve(lambda call: functions.elu(SELU_ALPHA, SELU_SCALE)),
+    "aten::celu": _curve(_celu),
     "aten::hardswish": _curve(lambda call: functions.hardswish()),
     "aten::silu": _curve(lambda call: functions.silu()),
     "aten::sigmoid": _curve(lambda call: functions.sigmoid()),
@@ -412,7 +423,7 @@ REASONS: dict[str, str] = {
         "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "linear", "addmm", "mm",
         "matmul", "bmm")), _FLOAT),
     **dict.fromkeys((f"aten::{op}" for op in (
-        "gelu", "celu", "softplus", "mish", "log_sigmoid", "softsign", "hardshrink", "softshrink")), _CURVED),
+        "gelu", "softplus", "mish", "log_sigmoid", "softsign", "hardshrink", "softshrink")), _CURVED),
     **dict.fromkeys((f"aten::{op}" for op in ("softmax", "_softmax", "log_softmax", "_log_softmax")), _MIXED),
     **dict.fromkeys((f"aten::{op}" for op in (
         "chunk", "split", "split_with_sizes", "tensor_split", "slice", "select", "narrow", "index", "index_select",
@@ -424,7 +435,7 @@ REASONS: dict[str, str] = {
         "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm")), _IMAGE),
     "aten::_native_batch_norm_legit": "a BatchNorm without running statistics depends on the batch; track them",
     "aten::constant_pad_nd": "padding by itself is not compiled; use the padding of the convolution or pool",
-    "aten::pad": "padding by itself is not compiled; use the padding of the convolution or pool",
+    "aten::pad": "padding by itself or by a padding_mode is not compiled; use the padding of the convolution or pool",
     "aten::native_dropout": "drops values at random; it must follow eval()",
 }  # fmt: skip
 """Why common operations are refused."""

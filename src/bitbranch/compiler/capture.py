@@ -8,10 +8,13 @@ an integer form are in :mod:`~bitbranch.compiler.aten`.
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -78,15 +81,27 @@ def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
             module.forward = partial(_marked_forward, module, path)  # type: ignore[method-assign]
     images = tuple(example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous() for example in examples)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's, about its own internals
+        with _quiet(), torch.no_grad():
             exported = torch.export.export(network, images, strict=False)
-            if any(_writes(node) for node in exported.graph.nodes):
+            if any(_writes(node) or _converts(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})  # to a graph without such operations; traces it again
     except Exception as error:  # whatever the user's forward or torch.export raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CompileError(f"torch.export cannot capture the network: {lines[0]}") from error
     return _Reader(exported, modules).graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings, log and dumps of graphs, which are about its own internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 class _Reader:
@@ -212,6 +227,11 @@ def _unflatten(spec: pytree.TreeSpec) -> Any:
 def _key(entry: Any) -> str:
     """Its text in an output's name: a key of a dict, an index, a field."""
     return str(next(getattr(entry, field) for field in ("key", "idx", "name") if hasattr(entry, field)))
+
+
+def _converts(node: fx.Node) -> bool:
+    """Whether an operation asks for a type, which mostly is the one there is."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name == "aten::to"
 
 
 def _writes(node: fx.Node) -> bool:

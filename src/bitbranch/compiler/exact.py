@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract import CodeType, Encoder
+from ..errors import InputError
 from ..layers import QuantizedLayer, accumulator_dtype
 from ..quantizers.base import ActivationQuantizer, WeightQuantizer
 
@@ -53,6 +54,13 @@ class FixedWeight(WeightQuantizer):
         return self._values.to(weight.dtype), self._scale.to(weight.dtype)
 
 
+def _refusing(text: str) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise InputError(text)
+
+    return refuse
+
+
 @dataclass(frozen=True)
 class Call:
     """Integer inputs and exact accumulators of a layer's evaluation."""
@@ -69,10 +77,18 @@ class Recorder:
         self.calls: dict[str, list[Call]] = {}
         for name, layer in self.network.named_modules():
             if isinstance(layer, QuantizedLayer) and layer.input_quantizer and layer.weight_quantizer:
-                fixed = FixedActivation(layer.input_quantizer), FixedWeight(layer)
+                try:
+                    fixed = FixedActivation(layer.input_quantizer), FixedWeight(layer)
+                except InputError as error:  # no matter where evaluation does not call it
+                    layer.register_forward_pre_hook(_refusing(f"layer {name!r}: {error}"))
+                    continue
                 layer.input_quantizer, layer.weight_quantizer = fixed
                 layer.accumulate = self.recording(name, layer)  # type: ignore[assignment, method-assign]
         self.network.double()
+        for module in self.network.modules():  # constants that are no buffers
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    setattr(module, name, value.double())
 
     def recording(self, name: str, layer: QuantizedLayer) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """A layer's linear operation, in float32 where that is exact and so many times faster, and recorded."""
@@ -88,6 +104,14 @@ class Recorder:
         return recorded
 
     def run(self, *x: Tensor) -> tuple[Any, dict[str, list[Call]]]:
-        """What the network makes of a batch, and the calls of every layer by name."""
+        """What the network makes of a batch, and the calls of every layer by name.
+
+        Raises:
+            InputError: a layer is called that has seen no data; the network does not run in float64.
+        """
         self.calls = {}
-        return self.network(*(a.double() for a in x)), self.calls
+        try:
+            return self.network(*(a.double() for a in x)), self.calls
+        except RuntimeError as error:  # of torch, as where forward makes a float32 constant
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{type(self.network).__name__} does not run in float64 ({reason})") from None

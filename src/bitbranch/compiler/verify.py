@@ -8,9 +8,9 @@ bit, any number of engines.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,62 +22,20 @@ from ..errors import InputError
 from ..layers import QuantizedLayer, native_order
 from ..runtime import program as p
 from ..runtime import reference
+from ..runtime.comparison import Array, Count, Divergence, EngineCheck, Executor, executor_name, output_numbers
 from .exact import Call, Recorder
-
-Array = npt.NDArray[np.generic]
-
-
-Executor: TypeAlias = Callable[..., p.Output]
-"""What runs a program on a batch, such as :class:`~bitbranch.runtime.engine.Engine`.
-
-One that also has ``trace(*x)``, yielding ``(operation number, value)`` as
-:func:`bitbranch.runtime.reference.trace` does, in any order and not necessarily for all, is compared there too.
-"""
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The first place where two tensors differ: numbers of the batch and the image in it, channel, row, column."""
-
-    batch: int
-    image: int
-    channel: int
-    y: int
-    x: int
-    expected: float
-    got: float
-
-    def __str__(self) -> str:
-        place = f"batch {self.batch} image {self.image} channel {self.channel} y {self.y} x {self.x}"
-        return f"{place}: expected {self.expected:g}, got {self.got:g}"
-
-
-@dataclass
-class Count:
-    """How many numbers were compared, how many differ, and where the first difference is."""
-
-    compared: int = 0
-    differing: int = 0
-    first: Divergence | None = None
-
-    def compare(self, batch: int, expected: Array, got: Array) -> None:
-        """Add a comparison of two tensors ``[N, ...]`` of one size."""
-        # Shapes differ where the program keeps an image that torch has flattened; the order of numbers does not.
-        expected = np.asarray(expected).reshape(got.shape)
-        differs = expected != got
-        self.compared += differs.size
-        self.differing += int(np.count_nonzero(differs))
-        if self.first is None and differs.any():
-            place = np.unravel_index(int(np.argmax(differs)), differs.shape)
-            image, channel, y, x = (*(int(i) for i in place), 0, 0)[:4]
-            self.first = Divergence(batch, image, channel, y, x, float(expected[place]), float(got[place]))
 
 
 @dataclass
 class LayerCheck:
-    """One quantized layer: the codes that it reads and its accumulators, torch in float64 against the reference."""
+    """One quantized layer: the codes that it reads and its accumulators, torch in float64 against the reference.
+
+    ``rounded``: what it reads comes from residual sums or averages that the program rounds to integers, so that a few
+    codes may differ.
+    """
 
     name: str
+    rounded: bool = False
     codes: Count = field(default_factory=Count)
     accumulators: Count = field(default_factory=Count)
 
@@ -86,15 +44,10 @@ class LayerCheck:
         """The first differing code, or else accumulator."""
         return self.codes.first or self.accumulators.first
 
-
-@dataclass
-class EngineCheck:
-    """One engine against the reference: its outputs and, where it can show them, the values of its operations."""
-
-    name: str
-    values: Count = field(default_factory=Count)
-    operation: str = ""
-    """The first operation that differs."""
+    @property
+    def mismatches(self) -> int:
+        """Differing codes and accumulators."""
+        return self.codes.differing + self.accumulators.differing
 
 
 @dataclass
@@ -125,8 +78,7 @@ class Verification:
     @property
     def mismatches(self) -> int:
         """Differing codes and accumulators of all layers, and differing values of all engines."""
-        layers = sum(layer.codes.differing + layer.accumulators.differing for layer in self.layers)
-        return layers + sum(engine.values.differing for engine in self.engines)
+        return sum(layer.mismatches for layer in self.layers) + sum(engine.values.differing for engine in self.engines)
 
     @property
     def first(self) -> tuple[str, Divergence] | None:
@@ -173,15 +125,16 @@ def verify(
         InputError: no batch, one of other numbers or another shape, or a program whose layers are not those of ``q``.
     """
     plain = copy.deepcopy(q).cpu().eval()
+    own = next((a.dtype for a in plain.parameters() if a.is_floating_point()), torch.float32)
     recorder = Recorder(q)
     layers = _Layers(program, recorder.network)
-    outputs = _outputs(program)
-    result = Verification(layers=layers.checks, engines=[EngineCheck(_engine_name(engine)) for engine in engines])
+    outputs = output_numbers(program)
+    result = Verification(layers=layers.checks, engines=[EngineCheck(executor_name(engine)) for engine in engines])
     for number, batch in enumerate(batches):
         x, images = _images(batch, program)
         with torch.no_grad():
             exact, calls = recorder.run(*x)
-            rounded = plain(*x)
+            rounded = plain(*(a.to(own) for a in x))
         values, kept = {}, {*layers.inputs, *outputs}
         for i, value in reference.trace(program, *images):
             values[i] = value
@@ -191,7 +144,7 @@ def verify(
         result.images += len(x[0])
         _compare_outputs(result, [values[i] for i in outputs], exact, rounded)
         for engine, check in zip(engines, result.engines, strict=True):
-            _compare_engine(check, number, engine, program, images, values)
+            check.compare(number, engine, program, images, values)
     if not result.images:
         raise InputError("verify: no images were given")
     return result
@@ -204,21 +157,25 @@ def _images(
     given = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if len(given) < len(program.inputs):
         raise InputError(f"verify: the network takes {len(program.inputs)} inputs, the batch has {len(given)}")
-    tensors, images = [], []
+    tensors: list[Tensor] = []
+    images = []
     for op, a in zip(program.inputs, given, strict=False):
         x = torch.as_tensor(np.asarray(a))
         if not x.is_floating_point():
             raise InputError(f"verify: images must be float32, as the network takes them, got {x.dtype}")
-        if x.dim() < 2 or len(x) == 0 or x[0].numel() != np.prod(op.shape):
+        if len(x.shape) < 2 or len(x) == 0 or x.shape[1:] not in _forms(op.shape):
             raise InputError(f"verify: images must be N of shape {op.shape}, got {tuple(x.shape)}")
+        if tensors and len(x) != len(tensors[0]):
+            raise InputError(f"verify: the first input has {len(tensors[0])} images, {op.name!r} {len(x)}")
         tensors.append(x.float())
         images.append(tensors[-1].numpy().reshape(len(x), *op.shape))
     return tensors, images
 
 
-def _outputs(program: p.Program) -> list[int]:
-    """The operations that make the outputs."""
-    return [i for i, op in enumerate(program.operations) if isinstance(op, p.Scale)]
+def _forms(shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """Shapes in which a network may take what the program takes as an image: ``[C, H, W]``, ``[C, L]``, ``[C]``."""
+    channels, height, width = shape
+    return [shape, *([(channels, width)] if height == 1 else []), *([(channels,)] if height == width == 1 else [])]
 
 
 def _compare_outputs(result: Verification, outputs: Sequence[Array], exact: Any, rounded: Any) -> None:
@@ -232,30 +189,6 @@ def _compare_outputs(result: Verification, outputs: Sequence[Array], exact: Any,
     result.decisions_differing += int(np.count_nonzero(other))
 
 
-def _compare_engine(
-    check: EngineCheck,
-    batch: int,
-    engine: Executor,
-    program: p.Program,
-    images: Sequence[npt.NDArray[np.float32]],
-    values: dict[int, Array],
-) -> None:
-    trace: Callable[..., Iterable[tuple[int, Array]]] | None = getattr(engine, "trace", None)
-    shown = dict(trace(*images)) if trace is not None else {}
-    made, numbers = engine(*images), _outputs(program)
-    shown |= zip(numbers, made if len(numbers) > 1 else (made,), strict=True)
-    for i in sorted(shown):
-        clean = check.values.first is None
-        check.values.compare(batch, values[i].reshape(shown[i].shape), shown[i])
-        if clean and check.values.first is not None:
-            check.operation = f"operation {i} ({type(program.operations[i]).__name__} {program.operations[i].name!r})"
-
-
-def _engine_name(engine: Executor) -> str:
-    isa, threads = getattr(engine, "isa", None), getattr(engine, "threads", None)
-    return " ".join([type(engine).__name__, *([isa] if isa else []), *([f"x{threads}"] if threads else [])])
-
-
 class _Layers:
     """Which convolution of the program is which call of which layer of the network."""
 
@@ -266,6 +199,7 @@ class _Layers:
         self.inputs: set[int] = set()
         self.twice: dict[int, bool] = {}
         called: dict[str, int] = {}
+        rounded = _rounded(program)
         modules = dict(network.named_modules())
         for i, op in enumerate(program.operations):
             if not isinstance(op, (p.Conv, p.ConvTranspose)):
@@ -275,7 +209,8 @@ class _Layers:
                 raise InputError(f"verify: the network has no quantized layer {op.name!r}, which the program has")
             call = called.get(op.name, 0)
             called[op.name] = call + 1
-            check = LayerCheck(op.name if call == 0 else f"{op.name} (call {call + 1})")
+            name = op.name if call == 0 else f"{op.name} (call {call + 1})"
+            check = LayerCheck(name, rounded[op.inputs[0]])
             self.checks.append(check)
             sign, self.twice[i] = _turned(op, layer)
             self.of[i] = (check, op.name, call, sign)
@@ -296,6 +231,15 @@ class _Layers:
         channels = codes.shape[1] // 2 if self.twice[number] else codes.shape[1]
         check.codes.compare(batch, call.inputs.numpy(), codes[:, :channels])
         check.accumulators.compare(batch, call.accumulators.numpy(), values[number] * sign[:, None, None])  # type: ignore[operator]
+
+
+def _rounded(program: p.Program) -> list[bool]:
+    """For each value whether numbers were rounded to integers on the way to it."""
+    found: list[bool] = []
+    for op in program.operations:
+        rounds = isinstance(op, p.Requantize) and bool(op.shift.any())
+        found.append(rounds or any(found[i] for i in op.inputs))
+    return found
 
 
 def _turned(op: p.Conv | p.ConvTranspose, layer: QuantizedLayer) -> tuple[npt.NDArray[np.int64], bool]:

@@ -53,7 +53,13 @@ class Dataset:
         return channels, height, width
 
     def take(self, indices: npt.NDArray[np.int64] | slice) -> Dataset:
-        """The images with these indices."""
+        """The images with these indices.
+
+        Raises:
+            InputError: one number; of the first ``n`` images it is ``take(slice(n))``.
+        """
+        if isinstance(indices, (int, np.integer)):
+            raise InputError(f"take() takes indices or a slice, such as slice({indices}), not one number")
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def spread(self, count: int) -> Dataset:

@@ -61,9 +61,17 @@ def register(function: Network) -> Network:
         InputError: another function has this name.
     """
     known = MODELS.setdefault(function.__name__, function)
-    if inspect.getsource(known) != inspect.getsource(function):
+    if known is not function and _source(known) != _source(function):
         raise InputError(f"model {function.__name__!r}: there is one of this name")
     return function
+
+
+def _source(function: Callable[..., nn.Module]) -> str | Callable[..., nn.Module]:
+    """What a function is told apart by: its text, or itself where that lies in no file."""
+    try:
+        return inspect.getsource(function)
+    except OSError:
+        return function
 
 
 def register_file(path: Path | str) -> None:

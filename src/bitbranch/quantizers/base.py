@@ -71,6 +71,10 @@ class ActivationQuantizer(nn.Module):
         """Reals that broadcast with the layer's output and multiply it before the bias; default: None, for 1."""
         return None
 
+    def behind(self, out: Tensor) -> Tensor:
+        """The layer's output in training, which may be given another gradient; default: as it is."""
+        return out
+
     def check_signs(self, x: Tensor) -> None:
         """Warn, once, if the first training batch of codes that read signs has no negative input."""
         if self.reads_signs and not self._signs_checked:
@@ -81,9 +85,12 @@ class ActivationQuantizer(nn.Module):
     def values(self, x: Tensor) -> Tensor:
         """The integers that reals are encoded to, any shape, in the dtype of ``x``; exact, without gradient.
 
-        A float32 tensor is compared with the float32 form of the thresholds, a float64 tensor with the reals.
+        A float32 tensor is compared with the float32 form of the thresholds, a float64 tensor with the reals. Half
+        precision is read as float32, and gives it. NaN is encoded as some number: a network that holds one does not
+        show it in evaluation.
         """
         encoder = self.encoder()
+        x = x.float() if x.dtype in HALVES else x
         if x.dtype == torch.float64:
             thresholds, closed = torch.tensor(encoder.thresholds, dtype=torch.float64), encoder.closed
         else:

@@ -53,17 +53,18 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
     torch's global generator. Rounding stays within the levels.
 
     Args:
-        grad: ``[N, ...]``.
+        grad: ``[N, ...]``; half precision is rounded in float32.
         bits: G.
 
     Source: Zhou et al., arXiv 1606.06160, equation (12).
     """
     n = (1 << bits) - 1
+    given, grad = grad.dtype, grad.to(torch.promote_types(grad.dtype, torch.float32))
     most = grad.abs().flatten(1).amax(1).reshape(-1, *[1] * (grad.dim() - 1))
     position = grad / (2 * most).clamp_min(torch.finfo(grad.dtype).tiny) + 0.5
     noise = (torch.rand_like(grad) - 0.5) / n
     level = torch.floor((position + noise) * n + 0.5).clamp_(0, n)
-    return 2 * most * (level / n - 0.5)
+    return (2 * most * (level / n - 0.5)).to(given)
 
 
 class DoReFaActivation(ActivationQuantizer):
@@ -74,7 +75,8 @@ class DoReFaActivation(ActivationQuantizer):
 
     Args:
         bits: K.
-        gradient_bits: G, of the gradient that comes back from the layer behind; 32 leaves it as it is.
+        gradient_bits: G, of the gradient of the output of the layer that reads the codes, so that both of its
+            backward passes take low-bit numbers; 32 leaves it as it is.
 
     Raises:
         InputError: bits outside 1..8, gradient bits that are neither 1..8 nor 32.
@@ -109,11 +111,13 @@ class DoReFaActivation(ActivationQuantizer):
     def quantize(self, x: Tensor) -> Tensor:
         n = (1 << self.bits) - 1
         codes = torch.floor(x.detach().clamp(0, 1) * n + 0.5)
-        out = straight_through(x, codes * self.scale(), (x >= 0) & (x <= 1))
-        if self.gradient_bits < FLOAT_GRADIENT:
-            rounded: Tensor = GradientRounding.apply(out, self.gradient_bits)
-            return rounded
-        return out
+        return straight_through(x, codes * self.scale(), (x >= 0) & (x <= 1))
+
+    def behind(self, out: Tensor) -> Tensor:
+        if self.gradient_bits == FLOAT_GRADIENT:
+            return out
+        rounded: Tensor = GradientRounding.apply(out, self.gradient_bits)
+        return rounded
 
     def extra_repr(self) -> str:
         return f"{self.bits}, gradient_bits={self.gradient_bits}"

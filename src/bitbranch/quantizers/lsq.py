@@ -89,9 +89,12 @@ class LearnedStepActivation(StepActivation):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
+        before = self.code_type.hi if self.decided else 0
         self.decide_sign(x)
         if float(self.step) == 0 and self.decided:
             self.step.copy_(processes.mean(starting_step(x, self.code_type.hi)))
+        elif self.decided and before > self.code_type.hi:  # has turned signed: as if it had started so
+            self.step.mul_(math.sqrt(before / self.code_type.hi))
 
     def quantize(self, x: Tensor) -> Tensor:
         if not self.ready:  # nothing but zeros so far
@@ -171,9 +174,11 @@ class LearnedStepWeight(WeightQuantizer):
             self.step.data = scale.detach().to(self.step)
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.started:
-            raise InputError(f"{self}: has seen no weights; call start(weight) first")
         weight = weight.detach()
+        if not self.started:
+            if weight.any():
+                raise InputError(f"{self}: has seen no weights; call start(weight) first")
+            return weight, weight.new_full((len(weight),), STEP_MIN)  # all are 0, and no step is known
         steps = usable_steps(self.step.expand(len(weight)), weight)
         values = torch.floor(weight / per_output(steps, weight) + 0.5).clamp_(-self.top, self.top)
         return values, steps

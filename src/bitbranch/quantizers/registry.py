@@ -237,7 +237,8 @@ def _with_options(scheme: str, name: str, text: str) -> Method:
         if default is None or isinstance(default, float):
             like = (int, type(default))
         if not isinstance(given[option], like) or isinstance(given[option], bool) != isinstance(default, bool):
-            raise InputError(f"scheme {scheme!r}: {option} = {value} should be like {default}")
+            wanted = "a whole number, or none" if default is None else f"like {default}"
+            raise InputError(f"scheme {scheme!r}: {option} = {value} should be {wanted}")
     return OPTIONS[name](**given)
 
 

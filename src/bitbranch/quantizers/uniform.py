@@ -146,11 +146,10 @@ class UniformActivation(StepActivation):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         self.decide_sign(x)
-        magnitudes = x.float().abs().flatten()
-        if self.percentile == 100:
-            top = processes.largest(magnitudes.max())
+        if self.percentile == 100 or not x.numel():
+            top = processes.largest(extremes(x).abs().max())
         else:
-            magnitudes = processes.gather(magnitudes)
+            magnitudes = processes.gather(x.float().abs().flatten())
             top = magnitudes.kthvalue(max(1, round(self.percentile / 100 * magnitudes.numel()))).values
         if top > 0:
             self.seen += 1

@@ -148,7 +148,7 @@ class Engine:
 
     Raises:
         InputError: unknown instruction set or path, one that cannot run the program, ``threads`` or ``callers`` out of
-            range, or a family that a named convolution cannot have.
+            range, a family that a named convolution cannot have, or one beside ``path="products"``.
         FormatError: malformed file.
         BitbranchError: the compiled core is not installed.
     """
@@ -169,6 +169,8 @@ class Engine:
         self.threads = threads
         self.isa = isa
         everywhere = os.environ.get("BITBRANCH_FAMILY")
+        if families is not None and not isinstance(families, Mapping):
+            raise InputError(f"families must say one by name, as {{'*': 'byte'}}, got {families!r:.100}")
         self.families = dict(families or ({"*": everywhere} if everywhere else {}))
         self._forced = forced(self.program, self.families)
         self._rates = tuning.rates(isa)
@@ -178,7 +180,7 @@ class Engine:
         self._lanes = Lanes(lambda: Lane(core.Machine(isa, threads)), self.callers)
         lane = self._lanes.take()
         self._part = PART_MAX  # of the first plan, which needs one image
-        takes_dot = False if self._forced else self._takes_dot(path)
+        takes_dot = self._takes_dot(path)
         if takes_dot is None:
             takes_dot = self._race(lane)
         self._dot = takes_dot
@@ -190,6 +192,10 @@ class Engine:
         """Whether the dot-product path runs the program, given which one is forced; see :func:`takes_dot`."""
         if path not in (None, "planar", "products"):
             raise InputError(f"path {path!r}: expected 'planar', 'products' or None")
+        if self._forced:
+            if path == "products":
+                raise InputError("path 'products': families of kernels are the planar path's, and one is forced")
+            return False
         if path == "products" and (reason := dot.refuses(self.program)):
             raise InputError(f"path 'products': {reason}")
         return takes_dot(self.program, self.isa) if path is None else path == "products"
@@ -269,6 +275,7 @@ class Engine:
         The first profile in a process measures the ceilings of the kernels that the program uses, some milliseconds
         each.
         """
+        repeat = _count("repeat", repeat, 1)
         batch = self.program.check_input(*x)
         n = len(batch[0])
         outputs = self._outputs(n)

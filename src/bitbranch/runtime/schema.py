@@ -89,7 +89,7 @@ def _integer_array(dtype: type[np.integer[Any]]) -> Field:
 
     def from_json(json: Json, earlier: dict[str, Any], data: Reader) -> Any:
         require(isinstance(json, list) and len(json) == 2, f"expected a size and a form, got {json!r:.100}")
-        return _read_integers(_integers(json[:1], 1), json[1], dtype, data)
+        return _read_integers(_integers(json[:1], 1), _integers(json[1:], 1)[0], dtype, data)
 
     return Field(to_json, from_json)
 

@@ -133,13 +133,26 @@ def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
         stored = content["recipe"]
         tuples = {key: tuple(stored[key]) for key in ("input_shape", "mean", "std")}
         recipe = Recipe(**{**stored, **tuples})
+        _check(recipe)
         network = recipe.build()
         network.load_state_dict(content["state"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the parameters do not fit ({' '.join(str(error).split())[:200]})") from None
     return recipe, network.eval()
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise ValueError where what is used outside of the network is of another type than it should be."""
+    for name, kinds in (("input_shape", int), ("mean", (int, float)), ("std", (int, float))):
+        if not all(isinstance(number, kinds) for number in getattr(recipe, name)):
+            raise ValueError(f"{name}: not numbers")
+    if len(recipe.input_shape) != 3 or min(recipe.input_shape) < 1:
+        raise ValueError(f"input_shape {list(recipe.input_shape)}: not three sizes")
+    for name in ("arguments", "layers", "info"):
+        if not isinstance(getattr(recipe, name), Mapping):
+            raise ValueError(f"{name}: not a table")
 
 
 def plain(value: object) -> object:

@@ -120,8 +120,8 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         for schedule in self.lambdas.values() if isinstance(self.lambdas, Mapping) else [self.lambdas]:
-            if not schedule or not all(lam > 0 for lam in schedule):
-                raise InputError(f"lambdas must be positive, got {list(schedule)}")
+            if not schedule or not all(0 < lam < math.inf for lam in schedule):
+                raise InputError(f"lambdas must be positive and finite, got {list(schedule)}")
 
     def schedule(self, layer: str) -> Sequence[float]:
         """The schedule of a layer: its name goes before patterns, an earlier pattern before a later one."""

@@ -55,6 +55,8 @@ class State:
             folder.mkdir(parents=True, exist_ok=True)
             known = folder / KEY
             if not known.exists():
+                if strange := sorted(folder.glob("*.pt")):
+                    raise InputError(f"{folder}: holds {strange[0].name} of no known run; take an empty folder")
                 write_bytes(known, key.text().encode())
             if known.read_text() != key.text():
                 raise InputError(f"{folder}: holds a run with other images, another network or other settings")
