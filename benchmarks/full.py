@@ -9,6 +9,7 @@ the first one ended. Delete the folder to measure anew.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import time
@@ -19,9 +20,10 @@ from typing import Any
 
 from bitbranch.bench import binary_layer, command, footprint, levels, report, stats
 from bitbranch.bench.compare import processors
+from bitbranch.bench.networks import code_digest
 from bitbranch.disk import write_bytes
 from bitbranch.errors import BitbranchError
-from bitbranch.reporting.machine import describe_machine
+from bitbranch.reporting.machine import describe_machine, describe_versions
 from bitbranch.runtime.container import read
 from bitbranch.runtime.engine import instruction_sets
 
@@ -103,9 +105,11 @@ def network(part: Part, out: Path, seconds: float, say: Callable[[str], None]) -
 
 
 def others(name: str, out: Path, say: Callable[[str], None]) -> None:
-    """Measure what is not a comparison of networks, if it is not there."""
+    """Measure what is not a comparison of networks, if it is not there of this code and machine."""
     target = out / f"{name}.json"
-    if target.exists():
+    of = {"machine": describe_machine(), "versions": describe_versions(report.PACKAGES), "code": code_digest()}
+    before = json.loads(target.read_text()) if target.exists() else {}
+    if all(before.get(key) == value for key, value in of.items()):
         return
     found: Any = []
     if name == "binary":
@@ -122,7 +126,22 @@ def others(name: str, out: Path, say: Callable[[str], None]) -> None:
         say(f"memory and load time of {nets[-1]}")
         read(nets[-1])
         found = footprint.measure(nets[-1])
-    write_bytes(target, json.dumps(found, indent=1).encode())
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    write_bytes(target, json.dumps({**of, "date": date, "measured": found}, indent=1).encode())
+
+
+def measured_on(out: Path) -> list[str]:
+    """Where and when the parts were measured: a line for each machine, the engine's code and versions."""
+    files = [out / part.name / "bench.json" for part in PARTS] + [out / f"{name}.json" for name in OTHERS]
+    dates: dict[str, list[str]] = {}
+    for file in files:
+        part = json.loads(file.read_text()) if file.exists() else None
+        if not isinstance(part, dict) or "machine" not in part:
+            continue
+        machine = {name: value for name, value in part["machine"].items() if name != "load before"}
+        told = ", ".join(f"{name}: {value}" for name, value in {**machine, **part["versions"]}.items())
+        dates.setdefault(told, []).append(part["date"][:10])
+    return [f"{min(days)} to {max(days)}: {told}" for told, days in dates.items()]
 
 
 def lines(out: Path) -> list[Line]:
@@ -163,7 +182,7 @@ def lines(out: Path) -> list[Line]:
     ratio("mobilenet_v2", f"MobileNetV2 w4-a4 {int8}, 1 thread", ov, u4, 1, 0.9, 1.2)
 
     binary = out / "binary.json"
-    for row in json.loads(binary.read_text()) if binary.exists() else []:
+    for row in json.loads(binary.read_text())["measured"] if binary.exists() else []:
         for key, what, least, aim in (
             ("node_over_step", "node", 1.7, 2.0),
             ("graph_over_call", "whole graph", 3.0, 4.0),
@@ -182,7 +201,7 @@ def lines(out: Path) -> list[Line]:
     found += scaling(load("resnet18-batch"), t2)
     size = out / "footprint.json"
     if size.exists():
-        f = json.loads(size.read_text())
+        f = json.loads(size.read_text())["measured"]
         for figure, value, least, aim in (
             ("file of ResNet-18 wt-a2, MB", f["bytes"] / 1e6, 3.3, 2.8),
             ("load and plan, ms", 1e3 * f["load"], 150, 80),
@@ -252,8 +271,7 @@ def main() -> int:
             failed.append(f"{name}: {error}")
             say(f"failed: {error}")
     text = table(lines(options.out))
-    machine = ", ".join(f"{name}: {value}" for name, value in describe_machine().items())
-    head = f"{machine}; random weights, batch 1, 224x224 where not said otherwise\n"
+    head = "\n".join([*measured_on(options.out), "Random weights, batch 1, 224x224 where not said otherwise.\n"])
     options.out.mkdir(parents=True, exist_ok=True)
     write_bytes(options.out / "figures.md", f"{head}\n{text}\n".encode())
     print(head, text, *failed, sep="\n")

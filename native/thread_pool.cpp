@@ -5,8 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace bitbranch {
@@ -56,7 +58,8 @@ struct ThreadPool::Workers {
   std::atomic<int> pending{0};                     // parts of this round that are not done, without the caller's
   void* context = nullptr;
   void (*job)(void*, int) = nullptr;
-  bool stop = false;
+  std::atomic<bool> stop{false};
+  std::exception_ptr error;  // the first of this round
 
   std::mutex mutex;
   std::condition_variable wake, done;
@@ -90,6 +93,15 @@ struct ThreadPool::Workers {
     return last < now && taken[part].compare_exchange_strong(last, now, std::memory_order_acq_rel);
   }
 
+  void run(int part) noexcept {
+    try {
+      job(context, part);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  }
+
   void finish() {
     if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       std::lock_guard<std::mutex> lock(mutex);
@@ -106,7 +118,7 @@ struct ThreadPool::Workers {
       seen = round.load(std::memory_order_acquire);
       if (stop) return;
       if (take(part, seen)) {
-        job(context, part);
+        run(part);
         finish();
       }
     }
@@ -118,13 +130,15 @@ ThreadPool::ThreadPool(int threads) : threads_(threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  if (workers_ && workers_->process != forks.load(std::memory_order_relaxed)) workers_.release();  // in a forked child the threads do not exist
+  // In a forked child the threads do not exist.
+  if (workers_ && workers_->process != forks.load(std::memory_order_relaxed)) workers_.release();
 }
 
 void ThreadPool::dispatch(int parts, void* context, void (*job)(void*, int)) {
   if (workers_->process != forks.load(std::memory_order_relaxed)) {
+    auto fresh = std::make_unique<Workers>(threads_ - 1);
     workers_.release();  // neither its threads nor, perhaps, its mutex can be had
-    workers_ = std::make_unique<Workers>(threads_ - 1);
+    workers_ = std::move(fresh);
   }
   Workers& w = *workers_;
   const uint64_t now = w.round.load() + 1;
@@ -137,10 +151,10 @@ void ThreadPool::dispatch(int parts, void* context, void (*job)(void*, int)) {
     w.round.store(now, std::memory_order_release);
   }
   w.wake.notify_all();
-  job(context, 0);
+  w.run(0);
   for (int part = 1; part < parts; ++part)
     if (w.take(part, now)) {
-      job(context, part);
+      w.run(part);
       w.finish();
     }
   const auto finished = [&] { return w.pending.load(std::memory_order_acquire) == 0; };
@@ -148,6 +162,7 @@ void ThreadPool::dispatch(int parts, void* context, void (*job)(void*, int)) {
     std::unique_lock<std::mutex> lock(w.mutex);
     w.done.wait(lock, finished);
   }
+  if (w.error) std::rethrow_exception(std::exchange(w.error, nullptr));
 }
 
 }  // namespace bitbranch

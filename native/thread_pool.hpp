@@ -15,7 +15,8 @@ class ThreadPool {
   int threads() const { return threads_; }
 
   // Calls work(part, begin, end) for consecutive parts of 0 .. items, as many as threads; returns when all are done.
-  // Parts hold at least `grain` items: less is not worth waking a thread. `work` must not throw. One call at a time.
+  // Parts hold at least `grain` items: less is not worth waking a thread. Where parts throw, the first exception is
+  // thrown on when all have ended. One call at a time.
   template <class Work>
   void parallel(int64_t items, int64_t grain, const Work& work) {
     const int64_t useful = items / (grain > 0 ? grain : 1);

@@ -39,7 +39,8 @@ class Fake:
     def outputs(self, images: str, out: str, batch: int) -> None:
         np.save(out, np.load(images).reshape(len(np.load(images)), -1))
 
-    def profile(self, batch: int) -> dict[str, object]:
+    def profile(self, batch: int, repeat: int) -> dict[str, object]:
+        self._perhaps("profile")
         return {"steps": [], "seconds": 1.0, "images": batch, "glue": 0.0, "of_ceiling": None}
 
     def where(self) -> list[int]:

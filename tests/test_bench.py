@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bitbranch.bench.layers import Layer, layer_program
 from bitbranch.bench.peers import Contestant
 from bitbranch.bench.worker import Worker, WorkerFailure
 from bitbranch.errors import BitbranchError, InputError
+from bitbranch.reporting.text import markdown_table
 
 FAKE = "fake_executors:Fake"
 SETS = ["amx", "avx512_vnni", "avx512", "avx_vnni", "avx2", "scalar"]
@@ -44,12 +46,12 @@ seconds = st.floats(1e-6, 1e3)
 
 
 @given(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=20))
-def test_ratio_of_medians_and_of_rounds(pairs: list[tuple[float, float]]) -> None:
+def test_ratios_are_those_of_the_rounds(pairs: list[tuple[float, float]]) -> None:
     slow, fast = (stats.summarize([[pair[i]] for pair in pairs]) for i in (0, 1))
     found = stats.ratio(slow, fast)
-    assert found.value == pytest.approx(np.median([p[0] for p in pairs]) / np.median([p[1] for p in pairs]))
     by_round = sorted(a / b for a, b in pairs)
-    assert by_round[0] * (1 - 1e-9) <= found.low <= found.high <= by_round[-1] * (1 + 1e-9)
+    assert found.value == pytest.approx(np.median(by_round))
+    assert by_round[0] * (1 - 1e-9) <= found.low <= found.value <= found.high <= by_round[-1] * (1 + 1e-9)
 
 
 @given(st.lists(st.lists(seconds, min_size=1, max_size=4), min_size=1, max_size=5))
@@ -180,6 +182,28 @@ def test_one_failure_does_not_end_the_others(measured: dict[str, Any]) -> None:
             assert "milliseconds" not in rows[f"{name} int8", batch]
 
 
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_times_stay_where_the_profile_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str) -> None:
+    here = [fake("bitbranch wt-a2", fails="profile", how=how), fake("slow int8", milliseconds=5.0)]
+    monkeypatch.setattr(compare, "contestants", lambda *_: (here, {}))
+    plan = compare.Plan({}, [], (1, 1, 1), batches=(1, 2), threads=(1,), rounds=1)
+    said: list[str] = []
+    rows = list(
+        itertools.chain(
+            *compare.compare(plan, files.Files(tmp_path, {"given": tmp_path}, said.append), SETS, said.append)
+        )
+    )
+    first = rows[0]
+    assert first["executor"] == "bitbranch wt-a2" and first["milliseconds"] == pytest.approx(1.0)
+    assert "steps" not in first and any("no profile" in line for line in said)
+    assert [row["milliseconds"] for row in rows if row["executor"] == "slow int8"] == pytest.approx([5.0, 10.0])
+
+
+def test_cells_of_markdown_hold_anything() -> None:
+    lines = markdown_table(["a", "b"], ["---", "---:"], [["x | y", "one\ntwo"]])
+    assert lines == ["| a | b |", "| --- | ---: |", r"| x \| y | one two |"]
+
+
 def test_reports_have_ratios_and_reasons(measured: dict[str, Any]) -> None:
     found = report.ratios(measured, (1, 1, levels.NATIVE))
     assert found["slow int8", "bitbranch wt-a2"].value == pytest.approx(2.5)
@@ -248,7 +272,11 @@ def test_peers_that_cannot_be_held_are_left_out_with_a_reason() -> None:
     assert [(c.name, c.isa) for c in here] == [("bitbranch wt-a2", "avx512"), ("openvino int8", "")]
     assert set(out) == {"onnxruntime int8", "litert int8", "ncnn int8"}
     here, out = peers.contestants({"wt-a2": "net.bb"}, chosen, "native", SETS, (3, 8, 8))
-    assert [c.variant for c in here if c.name == "onnxruntime int8"] == ["QDQ", "QOperator"] and not out
+    assert [c.variant for c in here if c.name == "onnxruntime int8"] == [
+        "QDQ",
+        "QDQ, unsigned activations",
+        "QOperator, unsigned activations",
+    ] and not out
     with pytest.raises(InputError, match="peer 'tensorrt'"):
         peers.choose(["tensorrt"])
 
@@ -317,6 +345,15 @@ def test_the_command_on_a_file_resumes(tmp_path: Path) -> None:
     said.clear()
     again = command.run(options, said.append)
     assert again["times"] == first["times"] and "take turns" not in " ".join(said)
+    assert "no labelled images were given" in again["text"]
+
+    images = np.random.default_rng(0).normal(size=(5, 8, 6, 6)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(5))
+    options = replace(options, data=tmp_path / "data.npz")
+    measured = command.run(options, said.append)
+    shares = measured["accuracy"]["bitbranch net"]
+    assert command.run(options, said.append)["accuracy"] == measured["accuracy"] and 0 <= shares["accuracy"] <= 1
+    assert "No accuracy" not in measured["text"]
 
 
 @pytest.mark.parametrize(

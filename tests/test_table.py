@@ -46,7 +46,7 @@ network = {start = "{run:float}", scheme = "bwn:w1"}
 seeds = [4]
 
 [[row]]
-name = "by itself"
+name = "by | itself, for $x^$"
 scheme = "3 bits of its own"
 
 [[row]]

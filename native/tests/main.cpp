@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "--widest") == 0)
     expect(std::string(argv[2]) == sets[0]->name, std::string("the widest set is ") + sets[0]->name + ", not " + argv[2]);
   test_self_check();
+  test_pool();
   for (const InstructionSet* set : sets) {
     const long before = comparisons;
     test_kernels(*set);

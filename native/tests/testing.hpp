@@ -34,6 +34,7 @@ void expect(bool holds, const std::string& what);
 void test_kernels(const InstructionSet& set);
 void test_functions(const InstructionSet& set);
 void test_dot(const InstructionSet& set);
+void test_pool();
 void test_self_check();
 
 }  // namespace bitbranch::testing

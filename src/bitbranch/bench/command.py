@@ -98,9 +98,9 @@ def _run(options: Options, work: Path, say: Callable[[str], None]) -> dict[str, 
         unused = Files(work, {}, say)
         for new in compare(plan, network.files or unused, available, say, rows, outputs):
             rows += new
+            if data is not None and outputs is not None:
+                result["accuracy"] = accuracy(outputs, data.labels, "torch f32") or result["accuracy"]
             _write(options.out, result)
-        if data is not None and outputs is not None:
-            result["accuracy"] = accuracy(outputs, data.labels, "torch f32")
     result["text"] = report.text(result, options.profile)
     _write(options.out, result, finished=True)
     return result
@@ -130,19 +130,22 @@ def _result(options: Options, plan: Plan, description: Mapping[str, Any]) -> dic
     same = {
         "network": dict(description), "peers": [p.name for p in plan.peers], "seconds": plan.seconds,
         "rounds": plan.rounds, "machine": machine, "versions": versions, "code": networks.code_digest(),
+        "images": hashlib.sha256(plan.images.read_bytes()).hexdigest() if plan.images else "",
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
     rows: list[Row] = []
+    shares: dict[str, Any] = {}
     if options.resume and options.out is not None and (options.out / "bench.json").exists():
         before = read(options.out / "bench.json")
         if before["key"] == key:
-            rows = before["times"]
+            rows, shares = before["times"], before["accuracy"]
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "format": FORMAT, "key": key, "date": now.isoformat(timespec="seconds"),
         "machine": machine | {"load before": f"{os.getloadavg()[0]:.1f}"},
         "versions": versions, "network": dict(description),
-        "seconds": plan.seconds, "rounds": plan.rounds, "accuracy": {}, "times": rows,
+        "seconds": plan.seconds, "rounds": plan.rounds, "labelled": plan.images is not None, "accuracy": shares,
+        "times": rows,
     }  # fmt: skip
 
 

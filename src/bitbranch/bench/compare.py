@@ -15,7 +15,7 @@ from ..errors import BitbranchError
 from . import levels, stats
 from .files import Files
 from .peers import Contestant, Peer, contestants
-from .worker import Worker, WorkerFailure
+from .worker import CALL_LIMIT, Worker, WorkerFailure
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -58,6 +58,10 @@ def processors(threads: int) -> list[int] | None:
     if not hasattr(os, "sched_getaffinity"):
         return None
     return sorted(os.sched_getaffinity(0))[-threads:]
+
+
+PROFILE_RUNS, PROFILE_SECONDS = 20, 30.0
+"""Runs of a profile: so many, or as fit this time."""
 
 
 def compare(
@@ -103,11 +107,24 @@ def compare(
                 rows += [_row(c, rounds.get(c), failed.get(c)) for c in here]
                 for c in [c for c in here if c in rounds and c.peer is None]:
                     row = next(r for r in rows if r["executor"] == c.name)
-                    profile = workers[c].call("profile", batch=batch)
-                    row |= {"steps": profile.pop("steps"), "profile": profile}
+                    row |= _profile(workers, c, batch, row, say)
+                if plan.images is not None and outputs is not None and level == levels.NATIVE and batch == batches[-1]:
+                    _outputs(workers, plan.images, outputs, max(batches), say)
                 yield [{"level": level, "threads": threads, "batch": batch} | row for row in rows]
-            if plan.images is not None and outputs is not None and level == levels.NATIVE:
-                _outputs(workers, plan.images, outputs, max(batches), say)
+
+
+def _profile(workers: dict[Contestant, Worker], contestant: Contestant, batch: int, row: Row, say: Say) -> Row:
+    """Steps and profile of the engine, in so many runs as time allows; nothing where it fails, and it is taken out."""
+    seconds = row["milliseconds"] / 1e3
+    repeat = max(1, min(PROFILE_RUNS, int(PROFILE_SECONDS / (2 * seconds))))
+    try:
+        limit = max(CALL_LIMIT, 10 * seconds)
+        profile = workers[contestant].call("profile", limit=limit, batch=batch, repeat=repeat)
+    except WorkerFailure as error:
+        say(f"  no profile: {error}")
+        workers.pop(contestant).close()
+        return {}
+    return {"steps": profile.pop("steps"), "profile": profile}
 
 
 def _turns(

@@ -81,9 +81,9 @@ def onnx_float(checkpoint: str, images: str, out: str) -> None:
     export_onnx(_load(checkpoint)[1], np.load(images)[:1], Path(out))
 
 
-def onnx_int8(model: str, images: str, out: str, form: str) -> None:
-    """ONNX Runtime's ``quantize_static`` on an ONNX file; ``form`` is ``QDQ`` or ``QOperator``."""
-    quantize_onnx(Path(model), Path(out), np.load(images), form)
+def onnx_int8(model: str, images: str, out: str, form: str, activations: str) -> None:
+    """ONNX Runtime's ``quantize_static`` on an ONNX file; see :func:`quantize_onnx`."""
+    quantize_onnx(Path(model), Path(out), np.load(images), form, activations)
 
 
 def openvino_float(model: str, out: str) -> None:
@@ -188,7 +188,9 @@ def export_onnx(network: nn.Module, example: Images, path: Path) -> None:
         )  # fmt: skip
 
 
-def quantize_onnx(model: Path, int8: Path, calibration: Images, form: str = "QDQ") -> None:
+def quantize_onnx(
+    model: Path, int8: Path, calibration: Images, form: str = "QOperator", activations: str = "QUInt8"
+) -> None:
     """Write an ONNX file, quantized by ``quantize_static`` on calibration images ``[N, C, H, W]``.
 
     Args:
@@ -196,9 +198,11 @@ def quantize_onnx(model: Path, int8: Path, calibration: Images, form: str = "QDQ
         int8: the file to write; a prepared float file is written beside it.
         calibration: a few of them are looked at together.
         form: ``QDQ`` or ``QOperator``.
+        activations: ``QUInt8`` or ``QInt8``. With signed ones sums stay float, and operators are slow; unsigned ones in
+            the form of operators mostly are the fastest.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -214,7 +218,10 @@ def quantize_onnx(model: Path, int8: Path, calibration: Images, form: str = "QDQ
     name = onnx.load(model).graph.input[0].name
     prepared = int8.with_name(f"{int8.stem}-prepared.onnx")  # with BatchNorm folded into the convolutions
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    quantize_static(str(prepared), str(int8), Reader(), quant_format=QuantFormat[form], per_channel=True)
+    quantize_static(
+        str(prepared), str(int8), Reader(), quant_format=QuantFormat[form], per_channel=True,
+        activation_type=QuantType[activations], weight_type=QuantType.QInt8,
+    )  # fmt: skip
 
 
 def _load(checkpoint: str) -> tuple[Any, nn.Module]:

@@ -37,8 +37,13 @@ class Rule:
 _NET, _IMAGES = {"checkpoint": "float"}, {"images": "images"}
 RULES: dict[str, Rule] = {
     "onnx": Rule("net.onnx", "onnx_float", _NET | _IMAGES, {}),
-    "onnx-qdq": Rule("net.onnx", "onnx_int8", {"model": "onnx"} | _IMAGES, {"form": "QDQ"}),
-    "onnx-qoperator": Rule("net.onnx", "onnx_int8", {"model": "onnx"} | _IMAGES, {"form": "QOperator"}),
+    "onnx-qdq": Rule("net.onnx", "onnx_int8", {"model": "onnx"} | _IMAGES, {"form": "QDQ", "activations": "QInt8"}),
+    **{
+        f"onnx-{form.lower()}-u8": Rule(
+            "net.onnx", "onnx_int8", {"model": "onnx"} | _IMAGES, {"form": form, "activations": "QUInt8"}
+        )
+        for form in ("QDQ", "QOperator")
+    },
     "openvino": Rule("net.xml", "openvino_float", {"model": "onnx"}, {}),
     "openvino-int8": Rule("net.xml", "openvino_int8", {"model": "onnx"} | _IMAGES, {}),
     "openvino-binary": Rule("net.xml", "openvino_binary", {"model": "onnx"}, {}),

@@ -64,7 +64,15 @@ PEERS: dict[str, Peer] = {
             obeys=True,
         ),
         Peer("onnxruntime", "f32", [Variant("", "onnx")]),
-        Peer("onnxruntime", "int8", [Variant("QDQ", "onnx-qdq"), Variant("QOperator", "onnx-qoperator")]),
+        Peer(
+            "onnxruntime",
+            "int8",
+            [
+                Variant("QDQ", "onnx-qdq"),
+                Variant("QDQ, unsigned activations", "onnx-qdq-u8"),
+                Variant("QOperator, unsigned activations", "onnx-qoperator-u8"),
+            ],
+        ),
         Peer("openvino", "f32", [Variant("", "openvino", {"precision": "f32"})], obeys=True),
         Peer("openvino", "int8", [Variant("", "openvino-int8")], obeys=True),
         Peer("openvino", "1-bit", [Variant("", "openvino-binary", {"precision": "f32"})], obeys=True),

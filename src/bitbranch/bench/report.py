@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from ..reporting.text import markdown_table
 from ..runtime.profile import Profile
 from . import levels, stats
 
@@ -129,7 +130,8 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
 
 def _accuracy(result: Mapping[str, Any], table: Any) -> Iterator[str]:
     if not result["accuracy"]:
-        yield f"No accuracy: weights are {result['network']['weights']}, and no labelled images were given."
+        why = "no executor gave its outputs" if result.get("labelled") else "no labelled images were given"
+        yield f"No accuracy: weights are {result['network']['weights']}, and {why}."
         return
     head = ["executor", "accuracy %", "same answer as torch f32 %"]
     cells = [
@@ -149,7 +151,7 @@ def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]] + [""]
+    return [*markdown_table(head, ["---"] + ["---:"] * (len(head) - 1), rows), ""]
 
 
 def can_plot() -> bool:

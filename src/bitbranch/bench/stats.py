@@ -63,7 +63,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one executor takes than another: ratio of medians, quartiles of the rounds' ratios."""
+    """How many times longer one executor takes than another: median and quartiles of the rounds' ratios."""
 
     value: float
     low: float
@@ -100,5 +100,5 @@ def ratio(slow: Times, fast: Times) -> Ratio:
     """
     if len(slow.rounds) != len(fast.rounds):
         raise InputError(f"ratio: {len(slow.rounds)} rounds against {len(fast.rounds)}")
-    low, high = np.percentile(np.asarray(slow.rounds) / np.asarray(fast.rounds), [25, 75])
-    return Ratio(slow.median / fast.median, float(low), float(high))
+    low, median, high = np.percentile(np.asarray(slow.rounds) / np.asarray(fast.rounds), [25, 50, 75])
+    return Ratio(float(median), float(low), float(high))

@@ -23,6 +23,7 @@ MOST_BARS = 16
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bitbranch",
+    "text.parse_math": False,  # names come from outside
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
     "font.size": 10,

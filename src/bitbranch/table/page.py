@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from ..reporting import page, plots
+from ..reporting.text import markdown_table
 from .rows import judged
 
 Document = Mapping[str, Any]
@@ -103,7 +104,7 @@ def text(document: Document) -> str:
 def markdown(document: Document) -> str:
     """As Markdown."""
     rule = ["---", "---", *["---:"] * 2, "---:", "---", "---:", "---:", "---"]
-    lines = [f"| {' | '.join(row)} |" for row in (_head(document), rule, *_cells(document))]
+    lines = markdown_table(_head(document), rule, _cells(document))
     remarks = [f"- {line}" for line in _remarks(document)]
     return "\n".join([f"# {document['name']}", "", *lines, "", *remarks, f"- {_machine(document)}", ""])
 
