@@ -83,8 +83,9 @@ def _document(result: Mapping[str, Any], table: Any, heading: str) -> Iterator[s
     yield ", ".join(f"{k} {v}" for k, v in versions.items())
     yield (
         f"Milliseconds a call: median (quartiles) of {result['rounds']} rounds, in which the executors take turns, each"
-        " in a process of its own pinned to as many processors as threads. Ratios (/ NAME), how many times longer than"
-        " bitbranch's program NAME: of medians, and the quartiles of the rounds' ratios."
+        " in a process of its own pinned to as many processors as threads, where there are so many. Ratios (/ NAME):"
+        " how many times longer than bitbranch's program NAME, median (quartiles) of the rounds' ratios. torch runs"
+        " operation by operation, its BatchNorms too; the others have them within the convolutions."
     )
     yield ""
     for setting in settings(result):

@@ -65,7 +65,8 @@ def _remarks(document: Document) -> list[str]:
     if runs:
         lines.append(f"Data: {'; '.join(sources)}. Seeds {', '.join(map(str, seeds))}; behind ±: standard deviation.")
     lines.append(
-        "Figures are those of the compiled program where there is one, in the engine, on all test images; (n): seeds. "
+        "Figures are those of the compiled program where there is one, in the engine, on all test images; (n): seeds; "
+        "points: the mean over the seeds that both rows have. "
         "kB: the file, or the parameters in float32. ms: one image, one thread, of the engine; of torch for float."
     )
     compared = [run for run in runs if "differ" in run]
