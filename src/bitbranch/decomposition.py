@@ -48,8 +48,9 @@ class MultiBranch(nn.Module):
         if layer.obstacle:
             raise InputError(layer.obstacle)
         values, scale, weight_type = layer.integer_weight()
-        if values.abs().max() > max(abs(weight_type.lo), weight_type.hi) or values.max() > weight_type.hi:
-            raise InputError(f"its weights reach {int(values.max())}, beyond the largest of {weight_type}")
+        low, high = int(values.min()), int(values.max())
+        if low < weight_type.lo or high > weight_type.hi:
+            raise InputError(f"its weights reach from {low} to {high}, beyond {weight_type}")
         input_type = layer.input_quantizer.code_type
         self.input_quantizer = copy.deepcopy(layer.input_quantizer)
         self.weight_coefficients, self.weight_constant = branch_weights(weight_type)
