@@ -48,9 +48,6 @@ class MultiBranch(nn.Module):
         if layer.obstacle:
             raise InputError(layer.obstacle)
         values, scale, weight_type = layer.integer_weight()
-        low, high = int(values.min()), int(values.max())
-        if low < weight_type.lo or high > weight_type.hi:
-            raise InputError(f"its weights reach from {low} to {high}, beyond {weight_type}")
         input_type = layer.input_quantizer.code_type
         self.input_quantizer = copy.deepcopy(layer.input_quantizer)
         self.weight_coefficients, self.weight_constant = branch_weights(weight_type)
