@@ -188,9 +188,7 @@ def export_onnx(network: nn.Module, example: Images, path: Path) -> None:
         )  # fmt: skip
 
 
-def quantize_onnx(
-    model: Path, int8: Path, calibration: Images, form: str = "QOperator", activations: str = "QUInt8"
-) -> None:
+def quantize_onnx(model: Path, int8: Path, calibration: Images, form: str = "QDQ", activations: str = "QUInt8") -> None:
     """Write an ONNX file, quantized by ``quantize_static`` on calibration images ``[N, C, H, W]``.
 
     Args:
@@ -198,8 +196,8 @@ def quantize_onnx(
         int8: the file to write; a prepared float file is written beside it.
         calibration: a few of them are looked at together.
         form: ``QDQ`` or ``QOperator``.
-        activations: ``QUInt8`` or ``QInt8``. With signed ones sums stay float, and operators are slow; unsigned ones in
-            the form of operators mostly are the fastest.
+        activations: ``QUInt8`` or ``QInt8``. With signed ones residual sums stay float, and ``QOperator`` is slow; with
+            unsigned ones it is mostly the fastest; on the demo's network it loses 19 points, ``QDQ`` none.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
