@@ -624,6 +624,8 @@ def test_schemes_with_options() -> None:
         ("tsq(spars=1):wt-a2", "'spars=1' is no option of tsq, which has sparsity"),
         ("tsq(sparsity=few):wt-a2", "sparsity = few should be like 0.625"),
         ("mbn(fixed_range=1):w2-a2", "should be like False"),
+        ("mbn(clip=relu):w2-a2", "one of htanh, hrelu, hrelu-affine, learned, got 'relu'"),
+        ("ffn(rank=1.5):wt-a2", "rank = 1.5 should be a whole number, or none"),
         ("bwn(bits=1):w1-a2", "bwn has no options"),
         ("tsq(sparsity=0.75:wt-a2", "expected METHOD:wM-aK"),
         ("w8", "expected METHOD:wM-aK"),

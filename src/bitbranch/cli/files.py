@@ -138,10 +138,9 @@ def run(net: Path, images: Sequence[Path], *, out: Path | None, threads: int, is
             check_apart(out, source)
     program: Program = read(net)
     outputs = Engine(program, threads=threads, isa=isa)(*map(load_array, images))
-    if isinstance(outputs, tuple):
-        return _save_all(net, out, dict(zip(program.output_names, outputs, strict=True)))
-    if out is not None and out.suffix == ".npz":
-        return _save_all(net, out, {program.output_names[0]: outputs})
+    if isinstance(outputs, tuple) or (out is not None and out.suffix == ".npz"):
+        every = outputs if isinstance(outputs, tuple) else (outputs,)
+        return _save_all(net, out, dict(zip(program.output_names, every, strict=True)))
     if out is not None:
         save_array(out, outputs)
         return {"file": str(out), "shape": list(outputs.shape), "text": f"{out}: float32 {outputs.shape}"}

@@ -18,6 +18,7 @@ from ..decomposition import decompose
 from ..overview import summary
 from ..runtime import program as p
 from ..runtime import reference
+from ..runtime.comparison import Count
 from ..runtime.engine import Engine, instruction_sets
 from ..training import checkpoint
 from ..training.loop import predict
@@ -85,7 +86,9 @@ def _row(executor: str, compared: int, different: int) -> Row:
 
 def _differing(expected: Images, got: Images) -> tuple[int, int]:
     """How many float32 numbers there are, and how many differ in any bit."""
-    return got.size, int(np.count_nonzero(expected.view(np.uint32) != got.view(np.uint32)))
+    count = Count()
+    count.compare(0, expected, got)
+    return count.compared, count.differing
 
 
 def steps(c: Compiled, image: Images) -> list[Row]:

@@ -100,7 +100,7 @@ class BipolarActivation(ActivationQuantizer):
     def __init__(self, bits: int = 2, *, clip: Clip = "htanh", gradient: Gradient = "ste") -> None:
         super().__init__()
         if clip not in ("htanh", "hrelu", "hrelu-affine"):
-            raise InputError(f"bipolar activations: clip must be htanh, hrelu, hrelu-affine or learned, got {clip!r}")
+            raise InputError(f"bipolar activations: clip must be htanh, hrelu or hrelu-affine, got {clip!r}")
         if clip == "hrelu" and bits == 1:
             raise InputError("bipolar activations: hrelu with 1 bit is the constant +1; take htanh or hrelu-affine")
         _check_gradient(gradient)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import InputError
 from .base import ActivationQuantizer, WeightQuantizer
@@ -103,6 +103,9 @@ def mbn(*, clip: Clip | Literal["learned"] = "htanh", gradient: Gradient = "ste"
     are fixed, have to learn it anew.
     """
     weight = partial(BipolarWeight, fixed_range=fixed_range, gradient=gradient)
+    clips = (*get_args(Clip), "learned")
+    if clip not in clips:
+        raise InputError(f"mbn: clip must be one of {', '.join(clips)}, got {clip!r}")
     if clip == "learned":
         return Method(_bits(weight, range(1, 9)), _LEARNED_STEPS)
     activation = partial(BipolarActivation, clip=clip, gradient=gradient)
