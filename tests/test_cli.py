@@ -360,6 +360,28 @@ def test_nothing_is_written_over_what_is_read(folder: Path, capsys: pytest.Captu
     assert scores.shape == (5, 3)
 
 
+def test_a_solved_network_goes_over_nothing_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 1, 28, 28), np.float32))
+    before = images.read_bytes()
+    (tmp_path / "net.pt").write_bytes(b"net")
+    for out in (images, tmp_path / "net.pt"):
+        assert "is what is read" in refused(capsys, "solve", tmp_path / "net.pt", "--images", images, "--out", out)
+    solve = ("solve", tmp_path / "net.pt", "--images", images, "--state", tmp_path / "state")
+    assert "lies in the folder of --state" in refused(capsys, *solve, "--out", tmp_path / "state" / "x.pt")
+    assert images.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", "99999999999999999999999"])
+@pytest.mark.parametrize(
+    "command", [("demo", "--quick"), ("solve", "a", "--images", "b", "--out", "c"), ("verify", "a")]
+)
+def test_seeds_are_small_whole_numbers(command: tuple[str, ...], seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"--seed: expected a whole number from 0 to 2^31 - 1, got '{seed}'" in refused(
+        capsys, *command, f"--seed={seed}"
+    )
+
+
 class Pair(nn.Module):
     """Of two inputs, the second enlarged by a transposed convolution."""
 

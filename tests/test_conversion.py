@@ -196,3 +196,13 @@ def test_steps_from_data_are_in_the_state(float_net, tmp_path):
     steps = [layer.input_quantizer.step for layer in inner_layers(q)]
     assert steps == [layer.input_quantizer.step for layer in inner_layers(again)]
     again.load_state_dict({k: v for k, v in q.state_dict().items() if not k.endswith("grid")})  # an older checkpoint
+
+
+def test_layers_that_share_their_weights_are_refused() -> None:
+    """Solving one would change the other behind its back."""
+    one, two = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+    two.weight = one.weight
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), one, nn.ReLU(), two, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    net(stroke_images(2, 0)[0])
+    with pytest.raises(InputError, match=r"layers \S+ and \S+: step 2 cannot solve layers that share their weights"):
+        convert(net, batches(*stroke_images(64, 0)), "tsq:wt-a2", progress=None)

@@ -16,11 +16,14 @@ import torch
 from PIL import Image
 
 from bitbranch.cli.main import main
-from bitbranch.data import Dataset, cifar10, fashion_mnist, folders, normalize
+from bitbranch.data import Dataset, cifar10, fashion_mnist, folders, normalize, prepared
 from bitbranch.data.batches import Batches
+from bitbranch.data.dataset import evenly
 from bitbranch.data.folders import PictureBatches, random_view
 from bitbranch.data.idx import read_idx, write_idx_xz
+from bitbranch.data.unpacked import unpack
 from bitbranch.errors import InputError
+from bitbranch.training import config, tasks
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 5, 4), np.uint8)
 IDX = bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 5, 0, 0, 0, 4]) + IMAGES.tobytes()
@@ -157,6 +160,26 @@ def test_spread_takes_images_at_equal_distances() -> None:
     assert len(dataset(count=6).spread(100)) == 6
 
 
+@pytest.mark.parametrize(("total", "count"), [(100, 60), (100, 51), (292, 200), (12000, 5000), (7, 7), (5, 9), (9, 0)])
+def test_a_part_is_spread_over_the_whole(total: int, count: int) -> None:
+    """Sets may lie class by class: of each tenth, a part has as much."""
+    indices = evenly(total, count)
+    taken = min(total, count)
+    assert len(indices) == taken and indices.tolist() == sorted(set(indices.tolist()))
+    if taken:
+        assert set(np.diff(indices)) <= {total // taken, -(-total // taken)}
+        in_order = Dataset(
+            np.zeros((total, 1, 2, 2), np.uint8),
+            np.arange(total) * 10 // total,
+            tuple("abcdefghij"),
+            (0.5,),
+            (0.25,),
+            "",
+        )
+        shares = np.bincount(in_order.spread(count).labels, minlength=10)
+        assert shares.max() - shares.min() <= 2  # of tenths that differ by one
+
+
 def test_batches_cover_the_set_once_in_a_new_order_and_repeat_by_seed() -> None:
     data = dataset(count=10)
     marked = Dataset(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), data.labels, data.classes, (0.0,), (1.0,), "m")
@@ -230,7 +253,7 @@ def test_cifar10_is_read_from_the_original_binary_files(cifar_binary: Path, tmp_
         cifar10.load("train", tmp_path / "plain")
 
 
-def picture_folders(root: Path, classes: tuple[str, ...], splits: tuple[str, str], size: int, count: int) -> None:
+def picture_folders(root: Path, classes: tuple[str, ...], splits: tuple[str, ...], size: int, count: int) -> None:
     rng = np.random.default_rng(1)
     for split in splits:
         for name in classes:
@@ -252,6 +275,74 @@ def test_cifar10_is_read_from_folders_and_decoded_once(tmp_path: Path) -> None:
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(tmp_path / "again", "cifar10")
     assert main(["data", "cifar10", "--prepare", str(archive)]) == 0
+
+
+def test_cifar10_lacking_a_file_is_named(
+    cifar_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(cifar_binary) as archive:
+        archive.extractall(tmp_path / "data" / "cifar10", filter="data")
+    inner = tmp_path / "data" / "cifar10" / "cifar-10-batches-bin"
+    (inner / "data_batch_4.bin").unlink()
+    with pytest.raises(InputError, match=r"lacks data_batch_4\.bin$"):
+        cifar10.prepare(inner, tmp_path / "prepared")
+    assert main(["data", "cifar10"]) == 0
+    assert "not usable: " in (said := capsys.readouterr().out) and "data_batch_4.bin" in said
+
+
+def test_prepared_test_pictures_are_those_of_one_folder(tmp_path: Path) -> None:
+    """Of ``test`` and ``val``, ``test``; and two files of one name are not one."""
+    picture_folders(tmp_path, ("a", "b"), ("train", "test"), 4, 2)
+    picture_folders(tmp_path, ("a", "b"), ("val",), 4, 3)
+    splits, classes = prepared.from_pictures(tmp_path)
+    assert classes == ("a", "b") and [len(splits[s][1]) for s in ("train", "test")] == [4, 4]
+    first = np.asarray(Image.open(tmp_path / "test" / "a" / "0000.png"))
+    assert np.array_equal(splits["test"][0][0].transpose(1, 2, 0), first)
+    shutil.rmtree(tmp_path / "test")
+    assert len(prepared.from_pictures(tmp_path)[0]["test"][1]) == 6
+    picture_folders(tmp_path / "more", ("a",), ("train",), 4, 1)
+    with pytest.raises(InputError, match=r"0000\.png: another train/a/0000\.png is there, too"):
+        prepared.from_pictures(tmp_path)
+
+
+def test_test_pictures_have_the_numbers_of_the_classes_that_are_learned(tmp_path: Path) -> None:
+    """A class without test pictures moves no other; one that is not learned is an error; hidden folders are none."""
+    picture_folders(tmp_path, ("a", "b", "c"), ("train",), 4, 2)
+    picture_folders(tmp_path, ("b", "c"), ("val",), 4, 2)
+    (tmp_path / "train" / ".checkpoints").mkdir()
+    plain = {"network": {"model": "vgg"}, "data": {"set": "imagenet", "path": str(tmp_path)}}
+    task = tasks.read(config.parse(plain).data)
+    assert task.train.classes == task.test.classes == ("a", "b", "c")
+    assert task.test.labels.tolist() == [1, 1, 2, 2] and task.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(InputError, match=r"data\.shift: is for sets of small images"):
+        next(iter(tasks.read(config.parse({**plain, "data": {**plain["data"], "shift": 3}}).data).batches(0)))
+    (tmp_path / "val" / "d").mkdir()
+    with pytest.raises(InputError, match=r"classes that are not learned: d$"):
+        tasks.read(config.parse(plain).data)
+
+
+def test_an_archive_keeps_what_lies_beside_its_folder(tmp_path: Path) -> None:
+    def packed(name: str, *files: str) -> Path:
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for file in files:
+                member = tarfile.TarInfo(file)
+                member.size = len(file)
+                tar.addfile(member, io.BytesIO(file.encode()))
+        return tmp_path / f"{name}.tar"
+
+    def contents(name: str) -> set[str]:
+        root = tmp_path / name
+        return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+
+    for name, files, wanted in (
+        ("beside", ("LICENSE", "set/a/1", "set/2"), {"LICENSE", "a/1", "2"}),
+        ("plain", ("set/a/1", "set/set/2"), {"a/1", "set/2"}),
+        ("taken", ("a", "set/a"), {"a", "set/a"}),
+        ("several", ("one/1", "two/2"), {"one/1", "two/2"}),
+    ):
+        said: list[str] = []
+        unpack(packed(name, *files), tmp_path / name, said.append)
+        assert contents(name) == wanted and said == [f"{tmp_path / name}: {len(files)} files"]
 
 
 @pytest.fixture(autouse=True)

@@ -240,6 +240,14 @@ def test_suppression_is_that_of_loops(seed: int, count: int, most: float, top: i
     assert got == plain_suppression(boxes.astype(np.float64), scores, most, top)
 
 
+def test_boxes_that_overlap_by_just_as_much_stay() -> None:
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0, 0.5, 1]], np.float32)  # halves of the first
+    scores = np.array([0.9, 0.8, 0.7], np.float32)
+    assert suppress(boxes, scores, most=0.5).tolist() == [0, 1, 2]
+    assert suppress(boxes, scores, most=0.49).tolist() == [0]
+    assert suppress(boxes[:2], scores[:2], most=0.51).tolist() == [0, 1]
+
+
 def maps_for(boxes: DefaultBoxes, classes: int, rng: np.random.Generator, n: int = 1) -> tuple[list, list]:
     shapes = list(zip(boxes.per_pixel, boxes.sizes, strict=True))
     out = [[rng.standard_normal((n, a * k, *s)).astype(np.float32) for a, s in shapes] for k in (classes + 1, 4)]
@@ -346,6 +354,12 @@ def test_difficult_truths_count_neither_way() -> None:
     assert average_precision(found, truths, classes=1, difficult=hard)[0, 0] == 1
     assert np.isclose(average_precision(found, truths, classes=1)[0, 0], 0.5 + 0.5 * 2 / 3)
     assert np.isnan(average_precision(found, truths, classes=1, difficult=[np.array([True, True])])[0, 0])
+
+
+def test_an_overlap_of_just_the_threshold_is_enough() -> None:
+    truths, found = [truth_rows((0, 0, 1, 1, 1))], [found_rows((0, 0, 1, 0.5, 0.9, 1))]
+    got = average_precision(found, truths, classes=1, thresholds=(0.49, 0.5, 0.51))
+    assert got.tolist() == [[1], [1], [0]]
 
 
 def test_what_overlaps_a_found_truth_most_is_wrong_though_another_is_free() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from bitbranch.data import coco_boxes, colours, voc_boxes
 from bitbranch.data.box_batches import (
@@ -25,7 +26,7 @@ from bitbranch.data.box_batches import (
 from bitbranch.data.box_set import BoxSet
 from bitbranch.data.pictures import decode_resized, size_of
 from bitbranch.errors import InputError
-from bitbranch.tasks.boxes import intersection_over_union
+from bitbranch.tasks.boxes import DefaultBoxes, intersection_over_union
 from bitbranch.training import config, tasks
 
 Corners = tuple[object, object, object, object]
@@ -72,6 +73,14 @@ def test_voc_boxes_are_counted_from_one_and_hold_their_last_pixel(tmp_path: Path
     assert got.difficult[0].tolist() == [False, True] and got.difficult[1].shape == (0,)
     assert got.sizes.tolist() == [[30, 40]] * 2 and got.source == f"{tmp_path.name} train, 2 pictures"
     assert [Path(p).name for p in got.paths] == ["a.jpg", "b.jpg"]
+
+
+def test_voc_objects_are_difficult_where_it_says_one(tmp_path: Path) -> None:
+    said = ("<difficult>1</difficult>", "<difficult>0</difficult>", "", "<difficult> 1\n</difficult>")
+    said += ("<difficult></difficult>", "<difficult/>", "<difficult>Unspecified</difficult>")
+    voc(tmp_path, {f"{i}": annotation([("dog", (1, 1, 9, 9))], extra=text) for i, text in enumerate(said)})
+    got = voc_boxes.load("train", tmp_path)
+    assert [bool(hard[0]) for hard in got.difficult] == [True, False, False, True, False, False, False]
 
 
 def test_voc07_and_12_are_joined_and_keep_their_classes(tmp_path: Path) -> None:
@@ -298,6 +307,28 @@ def test_what_is_wrong_with_cocos_boxes_is_named_and_the_rest_goes_on(case: str,
     assert [str(e) for e in errors] == [str(caught.value)] and [len(b) for b in rest.boxes] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("part", "entry", "text"),
+    [
+        ("annotations", {"bbox": [1, 2, 10**400, 4]}, r"annotation \d+: bbox is not x, y, width, height: \[1, 2, 1000"),
+        ("images", {"id": None}, r"picture y\.png: its id \d+ is another's"),
+        ("categories", {"id": None}, r"categories\[1\]: its id or its name is another's"),
+        ("categories", {"name": None}, r"categories\[1\]: its id or its name is another's"),
+    ],
+)
+def test_numbers_beyond_any_and_names_given_twice(
+    part: str, entry: dict[str, object], text: str, tmp_path: Path
+) -> None:
+    """A None stands for what the entry before has."""
+    content = coco_content()
+    first, second = content[part][0], content[part][-1]
+    second |= {key: first[key] if value is None else value for key, value in entry.items()}
+    coco(tmp_path, content)
+    with pytest.raises(InputError, match=text) as caught:
+        coco_boxes.load("val2017", tmp_path)
+    assert len(str(caught.value)) < 400
+
+
 def test_what_is_wrong_with_cocos_pictures_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     coco(tmp_path, coco_content())
     with pytest.raises(InputError, match=r"unknown class 'cat'; expected dog"):
@@ -366,6 +397,32 @@ def test_crowds_are_not_learned(tmp_path: Path) -> None:
     task = tasks.ObjectDetection(data, found, found)
     (_, targets), *_ = task.calibration(2, 0)
     assert (targets[..., 4] > 0).sum() == 1 and (targets[..., 4] == 2).sum() == 1  # the cat
+
+
+class OneCat(nn.Module):
+    """Says that there is a cat in the middle half of every picture."""
+
+    default_boxes = DefaultBoxes((30, 40), ((1, 1),), (0.5, 0.5), ((),))
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        logits = torch.tensor([0.0, 0.0, 9.0]).reshape(1, 3, 1, 1)
+        return [logits.repeat(len(images), 1, 1, 1)], [torch.zeros(len(images), 4, 1, 1)]
+
+
+def test_sets_in_cocos_form_have_cocos_figures(tmp_path: Path) -> None:
+    """The cat of 15x19.5 pixels is found as 15x15: an overlap of 1/1.3, enough at 6 of COCO's 10 thresholds."""
+    pytest.importorskip("pycocotools")
+    content = coco_content()
+    content["annotations"][0] |= {"image_id": 7, "bbox": [12.5, 7.5, 15, 19.5]}
+    content["annotations"][1] |= {"category_id": 90, "bbox": [0, 0, 40, 30]}  # a crowd of cats in the other picture
+    found = coco_boxes.load("val2017", coco(tmp_path, content), size=(30, 40))
+    data = config.Data(set="coco-boxes", path=str(tmp_path))
+    scores = tasks.ObjectDetection(data, found, found).score(OneCat())
+    assert scores["map"] == 1 and scores["ap50"] == pytest.approx(1) and scores["ap75"] == pytest.approx(1)
+    assert scores["ap"] == pytest.approx(0.6) and scores["ar1"] == pytest.approx(0.6)
+    assert scores["ap_small"] == pytest.approx(0.6) and scores["ap_large"] == -1
+    plain = replace(found, crowds=False)
+    assert list(tasks.ObjectDetection(data, plain, plain).score(OneCat())) == ["map", "map_2007", "ap_cat"]
 
 
 def test_folders_that_are_not_cocos_are_refused(tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ def test_a_mask_over_a_picture_by_hand() -> None:
             np.testing.assert_allclose(drawn[y, x], colour, atol=0.51)
 
 
+def test_boxes_are_framed_inside_their_corners() -> None:
+    pixels = np.random.default_rng(3).integers(0, 200, (90, 150, 3), np.uint8)
+    boxes, colours = np.array([[0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5]]), [(255, 0, 0), (0, 255, 0)]
+    expected = pixels.copy()
+    expected[45:90, 75:150], expected[0:45, 0:75] = colours
+    expected[47:88, 77:148], expected[2:43, 2:73] = pixels[47:88, 77:148], pixels[2:43, 2:73]
+    plain = np.asarray(with_boxes(pixels, boxes, ["", ""], colours))
+    np.testing.assert_array_equal(plain, expected)
+    tagged = np.asarray(with_boxes(pixels, boxes, ["cup", ""], colours))
+    rows, columns = np.nonzero((tagged != plain).any(2))
+    assert 20 < rows.min() and rows.max() < 47 and columns.min() == 75 and columns.max() < 120
+    assert tagged[44, 75].tolist() == [255, 0, 0]  # its text stands above the box, on its colour
+
+
 def test_names_that_differ_look_different() -> None:
     names = ["größe", "grüße", "собака", "кошкам", "日本", "犬猫", "plain"]
     drawn = [
@@ -122,3 +136,15 @@ def test_a_legend_has_room_for_its_longest_name(width: int) -> None:
     for one in alone:  # no letter touches the edge
         assert (one[10:, -1] == 255).all()
     assert (np.asarray(whole)[:10, :width] == 0).all() and (np.asarray(whole)[:10, width:] == 255).all()
+
+
+def test_a_legend_has_each_name_behind_its_own_colour() -> None:
+    picture = Image.fromarray(np.zeros((10, 300, 3), np.uint8))
+    names, colours = ["sky", "road", "car"], [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    whole = np.asarray(with_legend(picture, names, colours))[10:]
+    starts = [int(np.flatnonzero((whole == colour).all(2).any(0))[0]) for colour in colours]
+    assert starts == sorted(starts)
+    for name, colour, start, end in zip(names, colours, starts, [*starts[1:], 250], strict=True):
+        alone = np.asarray(with_legend(picture, [name], [colour]))[10:]
+        first = int(np.flatnonzero((alone == colour).all(2).any(0))[0])
+        np.testing.assert_array_equal(whole[:, start:end], alone[:, first : first + end - start])

@@ -131,6 +131,52 @@ def test_cityscapes_has_nineteen_of_34_labels(tmp_path: Path) -> None:
         cityscapes("val+train", tmp_path)
 
 
+PUBLISHED_CITYSCAPES = """
+7 road 128 64 128; 8 sidewalk 244 35 232; 11 building 70 70 70; 12 wall 102 102 156; 13 fence 190 153 153;
+17 pole 153 153 153; 19 traffic light 250 170 30; 20 traffic sign 220 220 0; 21 vegetation 107 142 35;
+22 terrain 152 251 152; 23 sky 70 130 180; 24 person 220 20 60; 25 rider 255 0 0; 26 car 0 0 142; 27 truck 0 0 70;
+28 bus 0 60 100; 31 train 0 80 100; 32 motorcycle 0 0 230; 33 bicycle 119 11 32
+"""
+"""Those that are evaluated in ``labels.py`` of cityscapesScripts, in the order of their train ids."""
+PUBLISHED_CAMVID = """
+0 sky 128 128 128; 1 building 128 0 0; 2 pole 192 192 128; 3 road 128 64 128; 4 pavement 60 40 222; 5 tree 128 128 0;
+6 sign 192 128 128; 7 fence 64 64 128; 8 car 64 0 128; 9 pedestrian 64 64 0; 10 bicyclist 0 128 192
+"""
+"""SegNet's, whose masks these are."""
+PUBLISHED_VOC = """
+0 background 0 0 0; 1 aeroplane 128 0 0; 2 bicycle 0 128 0; 3 bird 128 128 0; 4 boat 0 0 128; 5 bottle 128 0 128;
+6 bus 0 128 128; 7 car 128 128 128; 8 cat 64 0 0; 9 chair 192 0 0; 10 cow 64 128 0; 11 dining table 192 128 0;
+12 dog 64 0 128; 13 horse 192 0 128; 14 motorbike 64 128 128; 15 person 192 128 128; 16 potted plant 0 64 0;
+17 sheep 128 64 0; 18 sofa 0 192 0; 19 train 128 192 0; 20 tv monitor 0 64 128
+"""
+"""Of the development kit: the numbers in its masks and their colours."""
+
+
+@pytest.mark.parametrize(
+    ("read", "published", "image", "labelled"),
+    [
+        (cityscapes, PUBLISHED_CITYSCAPES, "leftImg8bit/val/a/a_leftImg8bit.png", "gtFine/val/a/a_gtFine_labelIds.png"),
+        (camvid, PUBLISHED_CAMVID, "val/a.png", "valannot/a.png"),
+        (voc, PUBLISHED_VOC, "JPEGImages/a.jpg", "SegmentationClass/a.png"),
+    ],
+    ids=["cityscapes", "camvid", "voc"],
+)
+def test_classes_are_the_published_ones(
+    read: Callable[..., MaskSet], published: str, image: str, labelled: str, tmp_path: Path
+) -> None:
+    """Names, colours and numbers in the files."""
+    rows = [row.split() for row in published.strip().split(";")]
+    values = np.array([[int(row[0]) for row in rows]], np.uint8)
+    save(tmp_path / image, picture(0, 1, len(rows)))
+    save(tmp_path / labelled, values)
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    found = read("val", tmp_path)
+    assert list(found.classes) == [" ".join(row[1:-3]) for row in rows]
+    assert [list(colour) for colour in found.palette] == [[int(part) for part in row[-3:]] for row in rows]
+    assert found.pair(0)[1].tolist() == [list(range(len(rows)))]
+
+
 def test_spread_and_take(tmp_path: Path) -> None:
     found = camvid("train", folder_of(tmp_path, 7))
     assert [p.stem for p in found.spread(3).paths] == ["p0", "p2", "p4"]

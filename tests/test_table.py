@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from bitbranch.cli.main import main
-from bitbranch.errors import InputError
+from bitbranch.errors import BitbranchError, InputError
 from bitbranch.runtime.engine import Engine
 from bitbranch.table import command, page, rows, spec
 from bitbranch.training import config, tasks
@@ -90,7 +91,8 @@ def test_rows_and_their_means(finished: tuple[Path, dict[str, Any]]) -> None:
     assert by_name["LSQ 2/2"]["difference"] == pytest.approx(np.mean(gaps))
     assert by_name["BWN"]["compared"] == [4]
     assert document["failed"] and by_name["fails"]["failed"].keys() == {"3", "4"}
-    assert set(document["latency"]) == {"float", "LSQ 2/2"}
+    floats = {row["name"] for row in document["rows"] if row["runs"] and row["runs"][0].get("not compiled") == "float"}
+    assert "float" in floats and set(document["latency"]) == floats | {"LSQ 2/2"}
     assert {p.name for p in (folder / "out").iterdir()} == {"runs", "table.md", "table.json", "table.svg", "table.html"}
 
 
@@ -124,6 +126,53 @@ def test_a_row_of_another_configuration_is_named(tmp_path: Path, capsys: pytest.
     (tmp_path / "moved" / "runs" / "lsq-2-2-3" / "row.json").write_text("{")
     assert main([*run, "--rows", "float"]) == 1
     assert "row.json: damaged" in capsys.readouterr().out
+
+
+def test_a_row_that_started_from_another_network_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where that network was trained again, by the same name."""
+    rows = "[[row]]".join(TABLE.split("[[row]]")[:3]).replace("seeds = [3, 4]", "seeds = [3]")
+    run = ["table", str(written(tmp_path, rows)), "--out", str(tmp_path / "out"), "--no-latency"]
+    assert main(run) == 0 and "otherwise" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out" / "runs" / "float-3")
+    assert main(run) == 0 and "otherwise" not in capsys.readouterr().err  # it is the same again
+    shutil.rmtree(tmp_path / "out" / "runs" / "float-3")
+    written(tmp_path, rows.replace('name = "float"', 'name = "float"\ntrain = {epochs = 2, lr = 4e-3}'))
+    assert main(run) == 0
+    said = capsys.readouterr()
+    assert "LSQ 2/2, seed 3: was run otherwise (the content of network.start differs)" in said.err
+    assert "LSQ 2/2, seed 3 was run with another configuration: the content of network.start differs" in said.out
+
+
+def test_what_is_missing_or_damaged_ends_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks that latencies are measured of, and the table as it was."""
+    text = "[[row]]".join(TABLE.split("[[row]]")[:3]).replace("seeds = [3, 4]", "seeds = [3]")
+    run = ["table", str(written(tmp_path, text)), "--out", str(tmp_path / "out")]
+    assert main(run) == 0
+    kept = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert set(kept["latency"]) == {"float", "LSQ 2/2"}
+    elsewhere = {**kept, "machine": {"processor": "another"}, "date": "2001-02-03"}
+    (tmp_path / "out" / "table.json").write_text(json.dumps(elsewhere))
+    assert main([*run, "--no-latency"]) == 0
+    again = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert {key: again[key] for key in ("latency", "machine", "date")} == {
+        key: elsewhere[key] for key in ("latency", "machine", "date")
+    }
+    capsys.readouterr()
+    (tmp_path / "out" / "runs" / "float-3" / "net.pt").unlink()
+    (tmp_path / "out" / "table.json").write_text("{")
+    assert main(run) == 0
+    said = capsys.readouterr().err
+    assert "latency: float: " in said and "net.pt" in said and "table.json: damaged (" in said
+    assert set(json.loads((tmp_path / "out" / "table.json").read_text())["latency"]) == {"LSQ 2/2"}
+
+
+def test_a_disk_that_is_full_keeps_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise BitbranchError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(rows, "write_bytes", full)
+    result = rows.run({"network": {"model": "nothing"}}, tmp_path / "run", tmp_path, lambda _: None)
+    assert "data: missing" in result["error"] and not (tmp_path / "run" / "error.txt").exists()
 
 
 def test_engine_and_reference_agree_on_the_test_set(finished: tuple[Path, dict[str, Any]]) -> None:

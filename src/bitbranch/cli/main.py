@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Learn, solve, compile, verify, run and report on real images of garments.")
     demo.add_argument("--out", type=Path, default=Path("bitbranch-demo"), metavar="DIR", help="where the report goes")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N")
     demo.add_argument("--task", choices=("classification", "detection", "segmentation"), default="classification")
     length = demo.add_mutually_exclusive_group()
     length.add_argument("--full", action="store_true", help="the full data set and longer training")
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--keep-outputs", action="store_true", help="do not fit outputs of many bits to the codes")
     solve.add_argument("--batch", type=_positive, default=64, metavar="N", help="images at once (default 64)")
     solve.add_argument("--threads", type=_positive, metavar="N", help="default: as many as there are cores")
-    solve.add_argument("--seed", type=int, default=0)
+    solve.add_argument("--seed", type=_seed, default=0, metavar="N")
 
     compiling = add("compile", _compile, "Turn a checkpoint of a quantized network into a .bb file.")
     compiling.add_argument("checkpoint", type=Path)
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         help="array [N, C, H, W] for each input, float32 where torch is compared; default: random images",
     )  # fmt: skip
     verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
-    verify.add_argument("--seed", type=int, default=0, help="of random images")
+    verify.add_argument("--seed", type=_seed, default=0, metavar="N", help="of random images")
 
     bench = add("bench", _bench, "Time networks beside PyTorch, ONNX Runtime, OpenVINO, LiteRT and ncnn.")
     bench.add_argument("net", nargs="+", metavar="NET", help=".bb files, or the name of a model (random weights)")
@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("table", type=Path, metavar="TABLE.toml")
     table.add_argument("--out", type=Path, metavar="DIR", help="of the table and its runs; default: tables/TABLE")
     table.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these, and what they need")
-    table.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="only these")
+    table.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="N", help="only these")
     table.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="begin no run after so many")
     table.add_argument("--no-latency", action="store_true", help="do not measure latencies at the end")
 
@@ -256,6 +256,16 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return number
+
+
+def _seed(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^31 - 1, got {text!r}")
     return number
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -97,7 +98,10 @@ def segment(net: Path, files: Sequence[Path], out: Path, *, threads: int, say: S
 def _each(
     files: Sequence[Path], out: Path, one: Callable[[Path, Path], tuple[Result, str]], name: str, say: Say
 ) -> Result:
-    """Work on all files, each with a target in the folder; status 2 if any fails."""
+    """Work on all files, each with a target in the folder; status 2 if any fails.
+
+    The listing keeps the rows of earlier calls whose pictures are there, and is written whatever happens.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,41 +109,56 @@ def _each(
     if (out / name).is_dir():
         raise InputError(f"{out / name}: cannot be written: it is a folder")
     rows, errors = list[Result](), list[str]()
-    ours = _written_before(out / name)
-    taken = {file.resolve() for file in files}  # which stay as they are, as does what is not ours
-    taken |= {path.resolve() for path in out.iterdir() if path.name not in ours}
-    for file in files:
-        target = _target(out, file, taken)
-        try:
-            row, said = one(file, target)
-        except (BitbranchError, MemoryError) as error:
-            text = " ".join(str(error).split())
-            if isinstance(error, MemoryError):
-                text = f"{file}: too large for the memory there is ({text})"
-            errors.append(text)
-            say(f"bitbranch: error: {text}")
-            continue
-        rows.append({"file": str(file), "picture": target.name, **row})
-        say(f"{file}: {said}")
-    write_bytes(out / name, (json.dumps(rows, indent=1) + "\n").encode())
+    listed = _written_before(out / name)
+    ours = {f"{Path(picture).stem}{end}" for picture in listed for end in (".png", "-mask.png")}
+    taken = {_real(file) for file in files}  # which stay as they are, as does what is not ours
+    taken |= {_real(path) for path in out.iterdir() if path.name not in ours}
+    try:
+        for file in files:
+            target = _target(out, file, taken)
+            try:
+                row, said = one(file, target)
+            except (BitbranchError, MemoryError) as error:
+                text = " ".join(str(error).split())
+                if isinstance(error, MemoryError):
+                    text = f"{file}: too large for the memory there is ({text})"
+                errors.append(text)
+                say(f"bitbranch: error: {text}")
+                continue
+            rows.append({"file": str(file), "picture": target.name, **row})
+            listed[target.name] = rows[-1]
+            say(f"{file}: {said}")
+    finally:
+        kept = [row for picture, row in listed.items() if (out / picture).is_file()]
+        write_bytes(out / name, (json.dumps(kept, indent=1) + "\n").encode())
     text = f"{len(rows)} of {len(files)} pictures; written to {out}: {name} and pictures"
     return {"out": str(out), "pictures": rows, "errors": errors, "status": 2 if errors else 0, "text": text}
 
 
-def _written_before(listing: Path) -> set[str]:
-    """Names of the pictures and masks that a call before this one has written into the folder."""
+def _written_before(listing: Path) -> dict[str, Result]:
+    """The rows that calls before this one have written into the folder, by the names of their pictures.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    if not listing.exists():
+        return {}
     try:
-        names = [Path(row["picture"]).stem for row in json.loads(listing.read_text())]
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
-    return {f"{name}{end}" for name in names for end in (".png", "-mask.png")}
+        return {Path(row["picture"]).name: dict(row) for row in json.loads(listing.read_text())}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise InputError(f"{listing}: is not what this command writes there; give another folder by --out") from None
+
+
+def _real(path: Path) -> Path:
+    """Without links; also of a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _target(out: Path, file: Path, taken: set[Path]) -> Path:
     """A picture's own name in the folder, where neither it nor its mask takes another's place."""
     for number in count(1):
         name = file.stem if number == 1 else f"{file.stem}-{number}"
-        wanted = {(out / f"{name}{end}").resolve() for end in (".png", "-mask.png")}
+        wanted = {_real(out / f"{name}{end}") for end in (".png", "-mask.png")}
         if not wanted & taken:
             taken |= wanted
             return out / f"{name}.png"

@@ -69,7 +69,10 @@ def run(
     Raises:
         InputError: files that do not fit each other, or a scheme for a network that has one.
     """
-    check_apart(out, net)
+    if state is not None and out.resolve().is_relative_to(state.resolve()):
+        raise InputError(f"--out {out}: lies in the folder of --state, {state}; give another file")
+    for read in (net, images):
+        check_apart(out, read)
     if threads is not None:
         torch.set_num_threads(threads)
     built, network = checkpoint.load(net)

@@ -90,12 +90,13 @@ def data(name: str | None, source: Path | None, say: Callable[[str], None]) -> R
     rows, lines = list[Result](), list[str]()
     for each in sets.SETS.values() if name is None else [sets.find(name)]:
         folder = None if each.folder is None else each.place()
-        found = list[str]()
+        found, wrong = list[str](), ""
         try:
             found += [each.read(split, folder or Path()).source for split in (each.splits[0], each.splits[-1])]
-        except InputError:
+        except InputError as error:
             found.clear()
+            wrong = str(error) if folder is not None and folder.exists() else ""
         rows.append({"name": each.name, "title": each.title, "folder": folder and str(folder), "found": found})
-        state = "; ".join(found) or f"not found; {each.origin}"
+        state = "; ".join(found) or (f"not usable: {wrong}" if wrong else f"not found; {each.origin}")
         lines.append(f"{each.name}: {each.title}\n    {folder or 'in the package'}: {state}")
     return {"root": str(places.root()), "sets": rows, "text": "\n".join(lines)}

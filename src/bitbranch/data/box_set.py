@@ -62,9 +62,9 @@ class BoxSet:
         kept = evenly(len(self), count)
         return replace(
             self,
-            paths=self.paths[kept],
-            boxes=self.boxes[kept],
-            difficult=self.difficult[kept],
+            paths=tuple(self.paths[i] for i in kept),
+            boxes=tuple(self.boxes[i] for i in kept),
+            difficult=tuple(self.difficult[i] for i in kept),
             sizes=self.sizes[kept],
             source=named(self.source, len(self), count),
         )

@@ -81,6 +81,8 @@ def prepare(source: Path, folder: Path, progress: Callable[[str], None] | None =
         binary = {
             PurePosixPath(n).name: data for n, data in prepared.archived(source) if PurePosixPath(n).name in wanted
         }
+    if binary and not wanted <= set(binary):
+        raise InputError(f"{source}: lacks {', '.join(sorted(wanted - set(binary)))}")
     if wanted <= set(binary):
         splits = {s: parse([binary[name] for name in names], str(source)) for s, names in FILES.items()}
     else:

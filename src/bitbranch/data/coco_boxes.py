@@ -32,9 +32,9 @@ def load(
         folder: around all of it.
         size: height and width that networks get.
         classes: their names, in order; None takes all of the file.
-        on_error: what to do about a missing or unreadable picture, one of another size than the file says, an object
-            of a picture or category that the file does not have, a box that is empty, inverted or outside; see
-            :data:`~.box_set.OnError`.
+        on_error: what to do about a missing or unreadable picture, one of another size than the file says or with
+            another's id, an object of a picture or category that the file does not have, a box that is empty, inverted
+            or outside; see :data:`~.box_set.OnError`.
 
     Raises:
         InputError: no such folders or file, a file that is something else; and what ``on_error`` is not there to take.
@@ -49,11 +49,19 @@ def load(
         wrong = _wrong(category, "categories")
         if wrong:
             raise InputError(f"{file}: categories[{number}] {wrong}")
+        if category["id"] in names or category["name"] in names.values():
+            raise InputError(f"{file}: categories[{number}]: its id or its name is another's: {category!r:.100}")
         names[category["id"]] = category["name"]
     ordered = tuple(names[i] for i in sorted(names, key=lambda i: (isinstance(i, str), i)))
     found = Collector(tuple(classes) if classes is not None else ordered, on_error)
-    pictures = list(_sound(found, file, content, "images"))
-    of_picture: dict[int | str, list[Entry]] = {image["id"]: [] for image in pictures}
+    pictures = list[Entry]()
+    of_picture = dict[int | str, list[Entry]]()
+    for image in _sound(found, file, content, "images"):
+        if image["id"] in of_picture:
+            found.report(InputError(f"{file}: picture {image['file_name']}: its id {image['id']} is another's"))
+            continue
+        pictures.append(image)
+        of_picture[image["id"]] = []
     for item in _sound(found, file, content, "annotations"):
         if item["image_id"] in of_picture:
             of_picture[item["image_id"]].append(item)
@@ -104,7 +112,7 @@ def _content(file: Path) -> dict[str, list[Any]]:
         content = json.loads(text) if text.strip() else None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error})") from None
     if content is None:
         raise InputError(f"{file}: the annotation file is empty")
@@ -120,8 +128,8 @@ def _objects(found: Collector, items: list[Entry], names: dict[int | str, str], 
         label, name = f"{where}: annotation {item['id']}", names.get(item["category_id"])
         try:
             x, y, w, h = map(float, item["bbox"])
-        except (TypeError, ValueError):
-            found.report(InputError(f"{label}: bbox is not x, y, width, height: {item['bbox']!r}"))
+        except (TypeError, ValueError, OverflowError):
+            found.report(InputError(f"{label}: bbox is not x, y, width, height: {item['bbox']!r:.100}"))
             continue
         if name is None:
             found.report(InputError(f"{label}: there is no category {item['category_id']}"))

@@ -63,7 +63,7 @@ class Dataset:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def spread(self, count: int) -> Dataset:
-        """At most ``count`` images at equal distances, so that every class that is spread evenly takes part."""
+        """At most ``count`` images at equal distances, so that classes keep their shares, also one behind the other."""
         return replace(self.take(evenly(len(self), count)), source=named(self.source, len(self), count))
 
     def normalized(self) -> npt.NDArray[np.float32]:
@@ -75,10 +75,11 @@ class Dataset:
         return normalize(images, mean=self.mean, std=self.std)
 
 
-def evenly(total: int, count: int) -> slice:
-    """At most ``count`` of ``total`` things, at equal distances."""
-    step = max(1, total // max(1, count))
-    return slice(0, step * count, step)
+def evenly(total: int, count: int) -> npt.NDArray[np.int64]:
+    """Indices of ``count`` of ``total`` things, or of all if they are fewer: from the first on, at distances that are
+    equal or differ by 1."""
+    count = min(count, total)
+    return np.arange(count, dtype=np.int64) * total // max(1, count)
 
 
 def named(source: str, total: int, count: int) -> str:

@@ -52,15 +52,28 @@ class PictureSet:
         """(channels, height, width) of what networks get."""
         return 3, self.size, self.size
 
+    def numbered(self, classes: tuple[str, ...]) -> PictureSet:
+        """The same pictures with labels that are places in another list of classes, which may hold more.
+
+        Raises:
+            InputError: it lacks one of these.
+        """
+        if lacking := [name for name in self.classes if name not in classes]:
+            raise InputError(f"{self.source}: classes that are not learned: {', '.join(lacking)}")
+        places = np.array([classes.index(name) for name in self.classes], np.int64)
+        return replace(self, labels=places[self.labels], classes=classes)
+
     def spread(self, count: int) -> PictureSet:
         """At most ``count`` pictures at equal distances."""
         kept = evenly(len(self), count)
         source = named(self.source, len(self), count)
-        return replace(self, paths=self.paths[kept], labels=self.labels[kept], source=source)
+        return replace(self, paths=tuple(self.paths[i] for i in kept), labels=self.labels[kept], source=source)
 
 
 def load(split: str, folder: Path, *, size: int = 224) -> PictureSet:
-    """List the pictures of a split: ``train/CLASS/PICTURE``, and ``val`` or ``test`` for the split ``"test"``.
+    """List the pictures of a split: ``train/CLASS/PICTURE``, and ``test`` or else ``val`` for the split ``"test"``.
+
+    Hidden folders are no classes.
 
     Raises:
         InputError: no such folders or pictures.
@@ -68,7 +81,7 @@ def load(split: str, folder: Path, *, size: int = 224) -> PictureSet:
     root = next((folder / name for name in NAMES[split] if (folder / name).is_dir()), None)
     if root is None:
         raise InputError(f"{folder}: has no folder {' or '.join(NAMES[split])} with a folder for each class")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     paths, labels = list[str](), list[int]()
     for label, name in enumerate(classes):
         files = sorted(str(p) for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES)

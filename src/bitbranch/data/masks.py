@@ -62,7 +62,7 @@ class MaskSet:
 
     def spread(self, count: int) -> MaskSet:
         """At most ``count`` pairs at equal distances."""
-        taken = self.take(range(len(self))[evenly(len(self), count)])
+        taken = self.take(evenly(len(self), count))
         return replace(taken, source=named(self.source, len(self), count))
 
     def pair(self, index: int) -> tuple[Pixels, Pixels]:

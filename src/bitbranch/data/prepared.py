@@ -62,35 +62,40 @@ def write(folder: Path, splits: dict[str, Split], classes: Iterable[str]) -> Non
 def from_pictures(
     source: Path, progress: Callable[[str], None] | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Decode a folder, or a tar archive of one, with ``train`` and ``test`` (or ``val``), ``/CLASS/PICTURE`` in each.
+    """Decode a folder, or a tar archive of one, with ``train`` and ``test`` (or else ``val``), each ``/CLASS/PICTURE``.
 
     All pictures are RGB of one size; they come in the order of their names.
 
     Raises:
-        InputError: no such pictures, splits with different classes, or pictures of several sizes; names the file.
+        InputError: no such pictures, two of one name, splits with different classes, or pictures of several sizes;
+            names the file.
     """
-    found: dict[str, dict[str, dict[str, npt.NDArray[np.uint8]]]] = {}
+    of_folder: dict[str, dict[str, dict[str, npt.NDArray[np.uint8]]]] = {}
+    known = {name for names in NAMES.values() for name in names}
     count = 0
     for path, data in _files(source):
-        split = next((s for s, names in NAMES.items() if len(path.parts) > 2 and path.parts[-3] in names), None)
-        if split is None:
+        if len(path.parts) < 3 or path.parts[-3] not in known:
             continue
-        found.setdefault(split, {}).setdefault(path.parts[-2], {})[path.name] = decode(data, f"{source}: {path}")
+        pictures = of_folder.setdefault(path.parts[-3], {}).setdefault(path.parts[-2], {})
+        if path.name in pictures:
+            raise InputError(f"{source}: {path}: another {'/'.join(path.parts[-3:])} is there, too")
+        pictures[path.name] = decode(data, f"{source}: {path}")
         count += 1
         if progress is not None and count % 10_000 == 0:
             progress(f"{source}: {count:,} pictures decoded")
-    if set(found) != set(NAMES):
+    found = {split: next((of_folder[n] for n in names if n in of_folder), {}) for split, names in NAMES.items()}
+    if not all(found.values()):
         raise InputError(f"{source}: holds no pictures train/CLASS/PICTURE and test/CLASS/PICTURE")
     classes = sorted(found["train"])
     if sorted(found["test"]) != classes:
         raise InputError(f"{source}: train and test have different classes")
     splits = {}
     for split, of_class in found.items():
-        pictures = [of_class[c][name] for c in classes for name in sorted(of_class[c])]
-        if len({p.shape for p in pictures}) > 1:
-            raise InputError(f"{source}: pictures of several sizes, {len({p.shape for p in pictures})} in {split}")
+        ordered = [of_class[c][name] for c in classes for name in sorted(of_class[c])]
+        if len({p.shape for p in ordered}) > 1:
+            raise InputError(f"{source}: pictures of several sizes, {len({p.shape for p in ordered})} in {split}")
         labels = np.repeat(np.arange(len(classes)), [len(of_class[c]) for c in classes])
-        splits[split] = (np.stack(pictures).transpose(0, 3, 1, 2).copy(), labels)
+        splits[split] = (np.stack(ordered).transpose(0, 3, 1, 2).copy(), labels)
     return splits, tuple(classes)
 
 

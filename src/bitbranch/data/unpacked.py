@@ -12,7 +12,9 @@ from .prepared import archived
 
 
 def unpack(source: Path, folder: Path, progress: Callable[[str], None] | None = None) -> None:
-    """Put the files of a tar archive into a folder; a folder that is around all of them is left out.
+    """Put the files of a tar archive into a folder.
+
+    A single folder at the archive's top is left out: what lies in it comes to lie beside what lies beside it.
 
     An interrupted call leaves no folder.
 
@@ -41,10 +43,22 @@ def unpack(source: Path, folder: Path, progress: Callable[[str], None] | None = 
         if not count:
             raise InputError(f"{source}: holds no files")
         folders = [path for path in beside.iterdir() if path.is_dir()]
-        (folders[0] if len(folders) == 1 else beside).rename(folder)
+        if len(folders) == 1:
+            _lift(folders[0], beside)
+        beside.rename(folder)
     except OSError as error:
         raise BitbranchError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     if progress is not None:
         progress(f"{folder}: {count:,} files")
+
+
+def _lift(inner: Path, outer: Path) -> None:
+    """Move what lies in a folder into the one around it, unless a name is taken there."""
+    if any((outer / path.name).exists() for path in inner.iterdir() if path.name != inner.name):
+        return
+    inner = inner.rename(outer / f".{inner.name}.{token_hex(4)}")
+    for path in list(inner.iterdir()):
+        path.rename(outer / path.name)
+    inner.rmdir()

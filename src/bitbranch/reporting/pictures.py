@@ -56,7 +56,7 @@ def with_boxes(
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     width = max(2, round(max(picture.size) / 250))
-    corners = np.asarray(boxes, np.float64).reshape(-1, 4) * np.tile(picture.size, 2)
+    corners = np.rint(np.asarray(boxes, np.float64).reshape(-1, 4) * np.tile(picture.size, 2))
     for (x0, y0, x1, y1), colour in zip(corners.tolist(), colours, strict=True):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=width)
     for (x0, y0, _, _), label, colour in zip(corners.tolist(), labels, colours, strict=True):

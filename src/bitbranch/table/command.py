@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 
 from ..bench import stats
-from ..disk import write_bytes
+from ..disk import remove_leftovers, write_bytes
+from ..errors import BitbranchError
 from ..reporting.machine import describe_machine, describe_versions
 from ..runtime.engine import Engine
 from . import page, rows, spec
 
 Result = dict[str, object]
 Say = Callable[[str], None]
+
+MEASURED = ("date", "machine", "versions")
+"""What a table says of the measurement of its latencies, and is kept with them."""
 
 ROUNDS, TURN = 9, 0.05
 """Turns of each network when latencies are measured, and seconds of a turn."""
@@ -112,18 +116,29 @@ def _verdict(result: Mapping[str, Any]) -> str:
 
 def _write(table: spec.Table, out: Path, say: Say, *, measure: bool = False) -> dict[str, Any]:
     """The whole table from what is in the folders, written; latencies are kept until they are measured anew."""
-    document = collect(table, out)
-    path = out / "table.json"
+    document, before = collect(table, out), _before(out / "table.json", say)
     if measure:
         document["latency"] = _latencies(table, out, say)
-    elif path.is_file():
-        document["latency"] = json.loads(path.read_text()).get("latency", {})
+    elif before.get("latency"):
+        document |= {key: before[key] for key in ("latency", *MEASURED) if key in before}
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
-    write_bytes(out / "table.md", page.markdown(document).encode())
-    write_bytes(out / "table.svg", page.plot(document).encode())
-    write_bytes(out / "table.html", page.html(document).encode())
+    for name, text in (
+        ("table.json", json.dumps(document, indent=1) + "\n"), ("table.md", page.markdown(document)),
+        ("table.svg", page.plot(document)), ("table.html", page.html(document)),
+    ):  # fmt: skip
+        remove_leftovers(out / name)
+        write_bytes(out / name, text.encode())
     return document
+
+
+def _before(path: Path, say: Say) -> dict[str, Any]:
+    """The table as it was written before."""
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        say(f"{path}: damaged ({' '.join(str(error).split())}); its latencies are not kept")
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def collect(table: spec.Table, out: Path) -> dict[str, Any]:
@@ -174,16 +189,25 @@ def _summary(entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]])
 
 
 def _latencies(table: spec.Table, out: Path, say: Say) -> dict[str, Any]:
-    """Milliseconds for one image on one thread, the networks taking turns: of the engine, and of torch for float."""
+    """Milliseconds for one image on one thread, the networks taking turns: of the engine, and of torch for float.
+
+    A network that cannot be read is reported, and has none.
+    """
     calls: dict[str, Callable[[], object]] = {}
     for row in table.rows:
-        folder = next((f for s in row.seeds if rows.finished(f := _folder(out, row, s))), None)
-        if folder is None:
-            continue
-        if (folder / "net.bb").is_file():
-            calls[row.name] = _engine_call(folder / "net.bb")
-        elif row is table.rows[0]:
-            calls[row.name] = _torch_call(folder / "net.pt")
+        for folder in (_folder(out, row, seed) for seed in row.seeds):
+            result = rows.finished(folder)
+            if result is None:
+                continue
+            try:
+                if "file" in result:
+                    calls[row.name] = _engine_call(folder / "net.bb")
+                elif result.get("not compiled") == "float":
+                    calls[row.name] = _torch_call(folder / "net.pt")
+            except BitbranchError as error:
+                say(f"latency: {row.name}: {error}")
+                continue
+            break
     if calls:
         say(f"latency: {len(calls)} networks taking turns")
     turns: dict[str, list[list[float]]] = {name: [] for name in calls}

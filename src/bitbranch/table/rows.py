@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compiler import compile
-from ..disk import write_bytes
-from ..errors import CompileError
+from ..disk import remove_leftovers, write_bytes
+from ..errors import BitbranchError, CompileError
 from ..runtime import program as p
 from ..runtime.engine import Engine
-from ..training import checkpoint, config, runner, tasks
+from ..training import checkpoint, config, run_folder, runner, tasks
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
-REPORTING = {*runner.FREE, "name", "source", "evaluate_every", "threads"}
+REPORTING = {*run_folder.FREE, "name", "source", "evaluate_every", "threads"}
 """Keys of a configuration that change no figure."""
 
 REPORTED = 2000
@@ -48,15 +50,32 @@ def failure(folder: Path) -> str:
 def changed(folder: Path, content: Mapping[str, Any], base: Path) -> str:
     """The first key in which a run's configuration is another than the given one, or an empty text.
 
-    What says how a run is reported is not compared, and of files only the names are: results may have been moved.
-    Arguments as for :func:`run`.
+    What says how a run is reported is not compared. Of files the names are, for results may have been moved; and their
+    contents, where they are there and the run has kept what it read. Arguments as for :func:`run`.
     """
     try:
         then = config.parse(json.loads((folder / "config.json").read_text())).as_dict()
     except (OSError, ValueError):  # an InputError among them; it cannot be told
         return ""
-    now = config.parse(content, base).as_dict()
-    return next((key for key in sorted({*then, *now} - REPORTING) if _named(then, key) != _named(now, key)), "")
+    checked = config.parse(content, base)
+    now = checked.as_dict()
+    named = next((key for key in sorted({*then, *now} - REPORTING) if _named(then, key) != _named(now, key)), "")
+    read, there = (finished(folder) or {}).get("read", {}), _read(checked)
+    return named or next((f"the content of {key}" for key in read if there.get(key, read[key]) != read[key]), "")
+
+
+def _read(checked: config.Config) -> dict[str, str]:
+    """SHA-256 of the files that a configuration names and that are there, by the keys that name them."""
+    network, teachers = checked.network, checked.teacher.checkpoint
+    named = {"network.file": network.file, "network.start": network.start, "network.trunk": network.trunk}
+    named |= {f"teacher.checkpoint[{i}]" if len(teachers) > 1 else "teacher.checkpoint": t
+              for i, t in enumerate(teachers, 1)}  # fmt: skip
+    found = {}
+    for key, name in named.items():
+        if name:
+            with suppress(OSError):
+                found[key] = sha256(Path(name).read_bytes()).hexdigest()
+    return found
 
 
 def _named(content: Mapping[str, Any], key: str) -> object:
@@ -93,23 +112,31 @@ def run(content: Mapping[str, Any], folder: Path, base: Path, say: Say) -> Resul
         the program where there is one, else of the network; ``torch``, that of the network; ``seconds`` of training,
         ``scheme``, ``source`` of the data and what was ``left_out`` of it; of a program its ``bytes``, other figures,
         and of how many ``images`` the outputs ``differ`` between engine and reference; or ``not compiled``, the
-        reason. A run that fails gives only ``error``.
+        reason; and hashes of the files that it ``read``. A run that fails gives only ``error``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("row.json", "net.bb", "error.txt"):
+        remove_leftovers(folder / name)
     (folder / "error.txt").unlink(missing_ok=True)
     try:
         checked = config.parse(content, base)
+        read = _read(checked)
         trained = runner.run(checked, folder, progress=say)
         task = tasks.read(checked.data)
         figure = trained[task.figure]
         result = {"figure": task.figure, task.figure: figure, "torch": figure, "scheme": trained["scheme"] or ""}
         result |= {"seconds": trained["seconds"], "phases": trained["phases"], "seed": checked.seed}
+        result |= {"read": read} if read else {}
         result |= {"left_out": list(task.left_out)} if task.left_out else {}
         result |= _compiled(Path(trained["net"]), task, folder / "net.bb", say)
     except Exception as error:  # whatever it is, the other rows go on
-        write_bytes(folder / "error.txt", traceback.format_exc().encode())
         result = {"error": " ".join(str(error).split()) or type(error).__name__}
-    write_bytes(folder / "row.json", json.dumps(result, indent=2).encode())
+        with suppress(BitbranchError):  # the disk may be full
+            write_bytes(folder / "error.txt", traceback.format_exc().encode())
+    try:
+        write_bytes(folder / "row.json", json.dumps(result, indent=2).encode())
+    except BitbranchError as error:
+        result = {"error": result.get("error", str(error))}
     return result
 
 

@@ -163,6 +163,10 @@ class Phase(Settings):
         super().__post_init__()
         if self.kind not in KINDS:
             raise InputError(f"kind {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing is at least 0 and below 1, got {self.smoothing}")
+        if not 0 <= self.fix <= 1:
+            raise InputError(f"fix is 0..1, got {self.fix}")
         if self.scheme:
             parse_scheme(self.scheme.replace("{bits}", str(max(self.bits, default=8))))
         self.solving(0)  # checks it
@@ -264,8 +268,13 @@ def parse(content: object, folder: Path = Path()) -> Config:
     _check_keys(common, known, "train.")
     expanded = [p for phase in phases for p in _expanded(_table(phase, "phase"), common)]
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
+    names = [p["name"] for p in expanded]
+    for i, name in enumerate(names):  # by which logs and curves tell them apart
+        if name in names[:i]:
+            expanded[i]["name"] = f"{name} ({names[: i + 1].count(name)})"
     rest = {key: value for key, value in content.items() if key != "train"}
     config = read_as(Config, {**rest, "phase": expanded}, "")
+    _check_plain(config.network.arguments, "network.arguments")
     absolute: dict[str, dict[str, object]] = {
         "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start", "trunk")},
         "data": {"path": _absolute(config.data.path, folder)},
@@ -315,6 +324,18 @@ def _check(config: Config) -> None:
             raise InputError(f"phase {phase.name!r}: hints need guided, hint and teacher.checkpoint, one file")
         if "{bits}" in phase.scheme:
             raise InputError(f"phase {phase.name!r}: scheme {phase.scheme!r} needs bits = [..]")
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Whether JSON has it, as a run keeps its configuration; TOML has dates and times besides."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_plain(part, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            _check_plain(part, f"{where}[{i}]")
+    elif not (value is None or isinstance(value, (str, int, float))):
+        raise InputError(f"{where}: expected a number, a text, true or false, or lists or tables of them, got {value}")
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

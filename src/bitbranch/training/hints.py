@@ -79,7 +79,9 @@ def fit_hints(
 
 
 class Hints(Objective):
-    """The hint loss, up to the guided layer: what lies behind it is not run; see :func:`fit_hints`.
+    """The hint loss, up to the guided layer: what lies behind it is not run, so no answer is judged.
+
+    See :func:`fit_hints`.
 
     Args:
         student, teacher, guided, hint: as there.
@@ -89,6 +91,8 @@ class Hints(Objective):
     Raises:
         InputError: as there.
     """
+
+    judges = False
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, images: Tensor, *, guided: str, hint: str, label: str = "hints"
@@ -112,7 +116,7 @@ class Hints(Objective):
         with torch.no_grad():
             target = output_of(teacher, teacher.get_submodule(self.hint), images)
         loss = hint_loss(output_of(model, model.get_submodule(self.guided), images), target, self.regressor)
-        return loss, torch.zeros(())
+        return loss, loss.new_zeros(())
 
 
 class _Reached(Exception):

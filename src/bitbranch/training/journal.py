@@ -45,7 +45,10 @@ class Journal:
         self.due = 0.0
 
     def trained(self, phase: str, training: Training, before: float) -> None:
-        """Add a row of the training images since the last one; ``before`` are the seconds of the phases before."""
+        """Add a row of the training images since the last one; ``before`` are the seconds of the phases before.
+
+        Without ``accuracy`` where the objective judges no answers.
+        """
         loss, right, seen = (now - then for now, then in zip(training.sums, self.mark, strict=True))
         self.mark = list(training.sums)
         self.rows.append(
@@ -56,8 +59,8 @@ class Journal:
                 "seconds": round(before + training.seconds, 2),
                 "lr": training.optimizer.param_groups[0]["lr"],
                 "loss": loss / seen,
-                "accuracy": right / seen,
             }
+            | ({"accuracy": right / seen} if training.objective.judges else {})
         )
 
     def close_epoch(self) -> None:

@@ -234,9 +234,10 @@ class Training:
 
     def _line(self, epoch: Epoch) -> str:
         left = epoch.seconds / epoch.number * (self.settings.epochs - epoch.number)
+        judged = f"  train accuracy {100 * epoch.accuracy:.1f} %" if self.objective.judges else ""
         return (
-            f"epoch {epoch.number}/{self.settings.epochs}  loss {epoch.loss:.3f}  train accuracy "
-            f"{100 * epoch.accuracy:.1f} %  {epoch.seconds:.0f} s, {left:.0f} s left"
+            f"epoch {epoch.number}/{self.settings.epochs}  loss {epoch.loss:.3f}{judged}  {epoch.seconds:.0f} s, "
+            f"{left:.0f} s left"
         )
 
     def state_dict(self) -> dict[str, Any]:

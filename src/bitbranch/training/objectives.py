@@ -14,7 +14,12 @@ class Objective(nn.Module):
     """``objective(model, images, labels, done)``: the mean loss of a batch, and the share of right answers, 0..1.
 
     ``done`` is the share of the training that is over, 0 at its first step and 1 at its last.
+
+    Attributes:
+        judges: whether there are right answers; without, the share is 0 and not reported.
     """
+
+    judges: bool = True
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor, done: float) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

@@ -22,7 +22,8 @@ from .objectives import Classification
 class Pixels(Classification):
     """Cross-entropy of every labelled pixel, with a teacher's soft targets for each if there is one.
 
-    The model makes logits ``[N, C, H, W]`` of images, the labels are ``[N, H, W]``.
+    The model makes logits ``[N, C, H, W]`` of images, the labels are ``[N, H, W]``. With several processes each divides
+    by what all count on average, so that the mean of their losses is the loss of the whole batch.
 
     Args:
         weights: of the classes, ``[C]``, as :func:`~bitbranch.tasks.segmentation.median_frequency` gives them; the mean
@@ -66,14 +67,17 @@ class Pixels(Classification):
         )
         of_pixels = counted if self.weights is None else self.weights[labels.where(counted, 0)] * counted
         right = (logits.detach().argmax(1) == labels).sum().double()
-        return loss / of_pixels.sum().clamp(min=1e-6), right / counted.sum().clamp(min=1)
+        of_all, count = processes.mean(torch.stack([of_pixels.sum().double(), counted.sum().double()]))
+        return loss / of_all.clamp(min=1e-6).to(loss.dtype), right / count.clamp(min=1)
 
     def soft(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         counted = labels != self.ignored
+        count = counted.sum().float()
+        share = count / processes.mean(count).clamp(min=1)
         if not counted.any():  # the mean over no pixels
             return 0 * logits.sum()
         student, teacher = (x.movedim(1, -1)[counted].float() for x in (logits, target))
-        return soft_target_loss(student, teacher, self.temperature)
+        return share * soft_target_loss(student, teacher, self.temperature)
 
 
 def evaluate(

@@ -12,6 +12,10 @@ REFRESH = 15
 """Seconds after which a browser loads the page of a run on its way again."""
 
 
+ON_ITS_WAY = "on its way"
+"""How the status of a run begins that goes on."""
+
+
 def render(
     config: Config,
     rows: Sequence[Mapping[str, Any]],
@@ -26,7 +30,7 @@ def render(
         config: of the run.
         rows: of its log.
         phases: those that are finished.
-        status: ``"finished"``, or what the run does.
+        status: ``"finished"``, what the run does behind :data:`ON_ITS_WAY`, or why it stopped.
         figure: name of the figure, 0..1, that test images are judged by.
         gallery: HTML that shows some of them.
     """
@@ -34,7 +38,7 @@ def render(
 
     title = config.name or f"{config.network.model} on {config.data.set}"
     lead = escape(status) + (f"; {escape(config.source)}" if config.source else "")
-    if status != "finished":
+    if status.startswith(ON_ITS_WAY):
         lead += f"<meta http-equiv='refresh' content='{REFRESH}'>"
     done = [
         [escape(p["name"]), escape(p["scheme"] or "float"), f"{100 * p[figure]:.2f}", f"{p['seconds']:.0f}"]

@@ -9,8 +9,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import models, processes
 from ..data.batches import BatchSource
-from ..disk import remove_leftovers, write_bytes
+from ..disk import write_bytes
 from ..errors import BitbranchError, InputError
 from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
@@ -32,6 +33,8 @@ from .hints import Hints
 from .journal import Journal
 from .loop import Epoch, Training, random_state, set_random_state, to_stderr
 from .objectives import Objective
+from .report import ON_ITS_WAY
+from .run_folder import FLOAT, LAST, RESULTS, claim, write_configuration
 from .stages import fix_weights
 from .teachers import Ensemble, check, prepared
 from .threads import use_fastest_threads
@@ -40,17 +43,12 @@ if TYPE_CHECKING:
     from ..twostep.codes import Sparsity
 
 FORMAT = "bitbranch run 1"
-FREE = ("save_every", "log_every")
-"""What may be changed between the parts of an interrupted run."""
 
 QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine")
 """What a run takes over from the recipe of a quantized network that it starts from."""
 
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
-
-FLOAT = "float.pt"
-"""The network that float phases ended with, where others follow."""
 
 Say = Callable[[str], None]
 
@@ -72,7 +70,7 @@ def run(
     Args:
         config: a :class:`Config`, a table as TOML gives it, or the path of a TOML or JSON file.
         folder: of the run, made where missing. One that holds a finished run of the same configuration gives its
-            results at once.
+            results at once; one of an interrupted run goes on, and phases that have not begun may be changed.
         progress: takes a line now and then; None is silent.
 
     Returns:
@@ -82,8 +80,9 @@ def run(
         ``seconds``, and the figures at its end, and ``left_out``, what was wrong with pictures and annotations.
 
     Raises:
-        InputError: a wrong configuration, missing data, or a folder that holds another run.
-        BitbranchError: the loss is no longer finite, or a file cannot be written; the last checkpoint is intact.
+        InputError: a wrong configuration, missing data, or a folder that holds another run or files of others.
+        BitbranchError: the loss is no longer finite, the memory does not suffice, or a file cannot be written; the last
+            checkpoint is intact.
     """
     if isinstance(config, (str, Path)):
         config = load(Path(config))
@@ -123,8 +122,12 @@ class _Run:
         self.quantized: nn.Module | None = None  # the network before step 1 took its weight quantizers
 
     def execute(self) -> dict[str, Any]:
-        self._claim_folder()
-        done = self.folder / "results.json"
+        done = self.folder / RESULTS
+        state = None if done.is_file() else self._saved()
+        begun = 0 if state is None else state["phase"] + (state["training"] is not None)
+        claim(self.folder, self.config, begun)
+        if self.writes:
+            write_configuration(self.folder, self.config)
         if done.is_file():
             results: dict[str, Any] = json.loads(done.read_text())
             return {**results, **self._files()}
@@ -133,40 +136,33 @@ class _Run:
         self.journal = Journal(self.config, self.folder, self.task.figure)
         self.network = self._start()
         self.teacher = self._teacher()
-        state = self._saved()
         self._choose_threads(state)
         first = 0
         if state is not None:
             first = self._continue(state)
-        for number in range(first, len(self.config.phase)):
-            self._phase(number, state["training"] if state and number == first else None)
-            self._save(number + 1, None)
-            self._forget_solved()
-        return self._finish()
+        with self._reported():
+            for number in range(first, len(self.config.phase)):
+                self._phase(number, state["training"] if state and number == first else None)
+                self._save(number + 1, None)
+                self._forget_solved()
+            return self._finish()
 
-    # What the folder and the configuration hold
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """What ends the run early is in its report, as are the rows so far."""
+        try:
+            yield
+        except BaseException as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            if self.writes:
+                with suppress(BitbranchError, OSError):
+                    self.journal.show(f"stopped: {said}", now=True)
+            if isinstance(error, RuntimeError) and is_memory(error):
+                advice = "take a smaller data.batch"
+                raise BitbranchError(f"{self.folder}: out of memory ({said[:200]}); {advice}") from None
+            raise
 
-    def _claim_folder(self) -> None:
-        path, plain = self.folder / "config.json", self.config.as_dict()
-        if any((self.folder / name).is_file() for name in ("last.pt", "results.json")):
-            try:
-                there = parse(json.loads(path.read_text())).as_dict()
-            except (OSError, ValueError) as error:  # an InputError among them
-                text = " ".join(str(error).split())
-                raise InputError(
-                    f"{path}: damaged, or of another version ({text}); train into another folder"
-                ) from None
-            for key in sorted({*plain, *there} - set(FREE)):
-                if there.get(key) != plain.get(key):
-                    raise InputError(f"{self.folder}: holds a run of another configuration ({key} differs)")
-        if self.writes:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{self.folder}: cannot be the run's folder ({error.strerror})") from None
-            for name in ("last.pt", "best.pt", "net.pt", FLOAT, "config.json", "log.csv", "log.jsonl", "report.html"):
-                remove_leftovers(self.folder / name)
-            write_bytes(path, json.dumps(plain, indent=2).encode())
+    # What the configuration holds
 
     def _calibration(self, phase: int) -> _OnDevice:
         """Training images to solve and to calibrate with."""
@@ -334,7 +330,7 @@ class _Run:
         if phase.kind not in ("train", "codes") or not phase.epochs:
             if any(isinstance(m, ActivationQuantizer) and not m.ready for m in self.network.modules()):
                 calibrate(self.network, (images for images, _ in self._calibration(number)))
-            self._test(phase, phase.epochs, 0.0)
+            self._test(phase, phase.epochs if phase.kind == "hints" else 0, 0.0)
         self.journal.phases.append(
             {"name": phase.name, "kind": phase.kind, "scheme": self.recipe.scheme, "seconds": round(seconds, 2)}
             | self.latest
@@ -357,13 +353,15 @@ class _Run:
             label=phase.name,
         )  # fmt: skip
         if state is not None:
-            training.load_state_dict(state)
+            with self._fitting():
+                training.load_state_dict(state)
         last = number == len(self.config.phase) - 1
         if self.sparsity is not None and self.counts:
             self.sparsity.zeros, self.sparsity.seen = dict(self.counts["zeros"]), dict(self.counts["seen"])
+        self.counts = {}
 
         def on_step(step: int) -> None:
-            if step % self.config.log_every == 0:
+            if step % self.config.log_every == 0 or step % training.steps_per_epoch == 0:
                 self.journal.trained(phase.name, training, self.seconds)
                 self._show(phase)
             if step % self.config.save_every == 0 and step < training.steps:
@@ -445,15 +443,21 @@ class _Run:
             "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
             "journal": self.journal.state_dict(), "best": self.best, "seconds": self.seconds, "random": random_state(),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "counts": self._counts(),
+            "code": self._code(),
         }  # fmt: skip
-        checkpoint.write(self.folder / "last.pt", {"format": FORMAT, **state})
+        checkpoint.write(self.folder / LAST, {"format": FORMAT, **state})
+
+    def _code(self) -> str:
+        """SHA-256 of the file with networks of one's own, or an empty text."""
+        file = self.config.network.file
+        return sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
     def _counts(self) -> dict[str, Any]:
         """What the measurement of sparsity has counted in this epoch."""
         return {} if self.sparsity is None else {"zeros": dict(self.sparsity.zeros), "seen": dict(self.sparsity.seen)}
 
     def _saved(self) -> dict[str, Any] | None:
-        path = self.folder / "last.pt"
+        path = self.folder / LAST
         return checkpoint.read(path, format=FORMAT) if path.is_file() else None
 
     def _continue(self, state: Mapping[str, Any]) -> int:
@@ -461,6 +465,8 @@ class _Run:
         from ..twostep import learn_transforms
 
         number: int = state["phase"]
+        if state.get("code", "") != self._code():
+            self.say(f"{self.config.network.file}: is not as it was when the run began")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what quantize() warns of, it has said before
             for phase in self.config.phase[: number + (state["training"] is not None)]:
@@ -471,14 +477,11 @@ class _Run:
                         self.quantized, self.network, [], method="start", reestimate=False, progress=None
                     )
                     self._solved()
-        try:
+        with self._fitting():
             if state["network"] is not None:
                 self.network.load_state_dict(state["network"])
             if self.quantized is not None:
                 self.quantized.load_state_dict(state["quantized"])
-        except (RuntimeError, TypeError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.folder / 'last.pt'}: does not fit the configuration ({text})") from None
         self.counts = state["counts"]
         set_random_state(state["random"])
         self.journal.load_state_dict(state["journal"])
@@ -486,6 +489,14 @@ class _Run:
         if number < len(self.config.phase):
             self.say(f"{self.folder}: going on with {self.config.phase[number].name}")
         return number
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.folder / LAST}: does not fit the configuration ({text})") from None
 
     # What is written
 
@@ -501,7 +512,7 @@ class _Run:
 
     def _show(self, phase: Phase, *, now: bool = False) -> None:
         if self.writes:
-            self.journal.show(f"on its way: {phase.name}", now=now)
+            self.journal.show(f"{ON_ITS_WAY}: {phase.name}", now=now)
 
     def _write_network(self, name: str) -> None:
         if self.writes:
@@ -536,9 +547,14 @@ class _Run:
         if self.writes:
             gallery = self.task.gallery(self._shown()) if self.task.shows else ""
             self.journal.show("finished", now=True, gallery=gallery)
-            write_bytes(self.folder / "results.json", json.dumps(results, indent=2).encode())
+            write_bytes(self.folder / RESULTS, json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}
+
+
+def is_memory(error: RuntimeError) -> bool:
+    """Whether torch says that there is no memory left; it has no error of its own for a processor's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _scheme(spelling: str) -> str | None:

@@ -194,6 +194,8 @@ class ImageClassification(Task):
     def _source(self, images: Dataset | PictureSet, augmented: bool = False, **given: Any) -> BatchSource:
         if self.data.augmentation:
             raise InputError(f"data.augmentation: is for pictures with boxes or masks; {self.data.set} has flip, shift")
+        if self.data.shift is not None and not isinstance(images, Dataset):
+            raise InputError(f"data.shift: is for sets of small images; pictures of {self.data.set} are cropped")
         usual = sets.find(self.data.set)
         shift = usual.shift if self.data.shift is None else self.data.shift
         flip = usual.flip if self.data.flip is None else self.data.flip
@@ -239,6 +241,8 @@ class ObjectDetection(Task):
         return BoxBatches(images, augmentation=chosen, difficult=not images.crowds, **given)
 
     def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
+        if phase.smoothing:
+            raise InputError(f"{phase.name}: smoothing is for classification and segmentation")
         return Multibox(
             _default_boxes(network), teacher=teacher, share=wanted.shares, temperature=wanted.temperature,
             label=phase.name,
@@ -322,6 +326,9 @@ def read(data: Data) -> Task:
     source = sets.find(data.set)
     if data.balance and source.task != SemanticSegmentation.name:
         raise InputError(f"data.balance: is for pictures with masks, and {data.set} has none")
+    for name in ("flip", "shift"):
+        if getattr(data, name) is not None and source.task != ImageClassification.name:
+            raise InputError(f"data.{name}: is for classification; {data.set} has data.augmentation")
     if data.path and source.folder is None:
         raise InputError(f"data.path: {data.set} comes with bitbranch")
     folder = Path(data.path) if data.path else source.place()
@@ -343,6 +350,11 @@ def read(data: Data) -> Task:
         if twice:
             raise InputError(f"data: splits {names[0]!r} and {names[1]!r}: {twice:,} pictures of {name!r} come twice")
         seen |= set(paths)
+    if train.classes != test.classes:
+        if not isinstance(test, PictureSet):
+            differing = sorted({*train.classes} ^ {*test.classes}) or ["their order"]
+            raise InputError(f"data: splits {names[0]!r} and {names[1]!r} differ in classes: {', '.join(differing)}")
+        test = test.numbered(train.classes)
     if data.train_images:
         train = train.spread(data.train_images)
     if data.test_images:

@@ -198,8 +198,8 @@ def learn_transforms(
 
     Raises:
         InputError: an unknown method or update, numbers out of range, a teacher that is not of ``q``, a layer whose
-            quantizers step 2 cannot serve or that is called twice, or a ``forward`` that cannot be traced; names the
-            layer.
+            quantizers step 2 cannot serve, that is called twice or shares its weights with another, or a ``forward``
+            that cannot be traced; names the layer.
     """
     recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate, outputs, seed)
     student, names = _start(q, teacher)
@@ -366,6 +366,11 @@ def calls_of(graph: Graph, names: set[str]) -> list[fx.Node]:
     for name, times in Counter(str(node.target) for node in nodes).items():
         if times > 1:
             raise InputError(f"layer {name}: step 2 cannot solve a layer that is called {times} times")
+    owners = {id(graph.modules[str(node.target)].weight): str(node.target) for node in nodes}
+    for name, module in graph.modules.items():
+        owner = owners.get(id(getattr(module, "weight", None)), name)
+        if owner != name and module is not graph.modules[owner]:
+            raise InputError(f"layers {owner} and {name}: step 2 cannot solve layers that share their weights")
     return nodes
 
 
