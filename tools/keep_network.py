@@ -14,9 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import tomllib
-
 from bitbranch.table.spec import folder_name
+from bitbranch.training.config import read
 
 NETWORKS = Path(__file__).parents[1] / "networks"
 MOST_BYTES = 2_000_000
@@ -50,7 +49,7 @@ def card(options: argparse.Namespace) -> str:
     row, config = _read(options.run, "row"), _read(options.run, "config")
     beside = _read(options.float, "row")
     figure = row.get("figure", "accuracy")
-    table = tomllib.loads(options.table.read_text())
+    table = read(options.table)
     (name,) = (r["name"] for r in table["row"] if f"{folder_name(r['name'])}-{row['seed']}" == options.run.name)
     made = options.command or f'bitbranch table {options.table} --rows "{name}" --seeds {row["seed"]}'
     network = config["network"]
