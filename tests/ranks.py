@@ -34,7 +34,7 @@ RUN: dict[str, Any] = {
     "save_every": 3,
     "log_every": 1,
     "train": {"lr": 0.02, "optimizer": "sgd"},
-    "phase": [{"name": "float"}, {"name": "low", "scheme": "lsq:w3-a3"}],
+    "phase": [{"name": "float"}, {"name": "low", "scheme": "tsq:w3-a3", "kind": "codes"}],
 }
 """Of two phases of four steps."""
 
@@ -88,7 +88,8 @@ def segmented(teacher: bool) -> dict[str, torch.Tensor]:
 
 def run(folder: Path, stops: int) -> list[int]:
     """`bitbranch train` through :data:`RUN`, stopped after so many checkpoints and begun again; what it returns."""
-    folder.with_suffix(".json").write_text(json.dumps(RUN))
+    content = folder.with_suffix(f".{processes.rank()}.json")
+    content.write_text(json.dumps(RUN))
     save, places, codes = runner._Run._save, set[tuple[int, bool]](), list[int]()
 
     def stop(self: Any, number: int, training: Any) -> None:
@@ -103,7 +104,7 @@ def run(folder: Path, stops: int) -> list[int]:
     with patch.object(runner._Run, "_save", stop), own, curves:
         while len(codes) <= stops:
             try:
-                codes.append(main(["train", str(folder.with_suffix(".json")), "--out", str(folder)]))
+                codes.append(main(["train", str(content), "--out", str(folder)]))
             except SystemExit as ended:  # of all processes but the first, which prints
                 codes.append(ended.code)
     return codes

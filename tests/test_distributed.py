@@ -86,6 +86,8 @@ def test_runs_of_two_processes_are_those_of_one(
         found = json.loads((folder / name / "results.json").read_text())
         for figure in ("accuracy", "best_accuracy", "top5", "loss"):
             assert found[figure] == pytest.approx(expected[figure], rel=1e-4)
+        zeros = expected["phases"][1]["zeros"]
+        assert zeros and found["phases"][1]["zeros"] == pytest.approx(zeros, abs=2e-4)
         for there, here in zip(figures_of(folder / name), figures_of(tmp_path), strict=True):
             assert there == pytest.approx(here, rel=1e-4)
 

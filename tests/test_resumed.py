@@ -163,14 +163,15 @@ def test_a_run_goes_on_with_its_number_of_threads(
 
 
 def test_the_best_network_of_the_last_phase_is_kept(tmp_path: Path) -> None:
-    """One that gets worse: its rate becomes a hundred times as large."""
-    worse = {"name": "worse", "epochs": 3, "schedule": "step", "milestones": [1], "decay": 100.0}
+    """One that gets worse and worse: its rate is too large, and becomes a hundred times as large."""
+    worse = {"name": "worse", "epochs": 3, "lr": 0.1, "optimizer": "sgd", "weight_decay": 0.02}
+    worse |= {"schedule": "step", "milestones": [1], "decay": 100.0}
     run = {**BASE, "data": {**BASE["data"], "batch": 10, "test_images": 200}, "save_every": 50}
-    run["phase"] = [{"name": "good", "epochs": 4}, {**worse, "lr": 1e-2, "optimizer": "sgd", "weight_decay": 0.02}]
+    run["phase"] = [{"name": "good", "epochs": 6, "lr": 1e-2}, worse]
     found = runner.run(run, tmp_path / "whole", progress=None)
     scores = [row["test_accuracy"] for row in log_of(tmp_path / "whole") if "test_accuracy" in row]
-    first, *later = scores[4:]
-    assert len(later) == 2 and first > max(later) and max(scores[:4]) > first
+    first, *later = scores[6:]
+    assert len(later) == 2 and first > max(later) and max(scores[:6]) > first
     interrupted(run, tmp_path / "resumed", "worse: epoch 3/3")
     again = runner.run(run, tmp_path / "resumed", progress=None)
     test = tasks.read(config.parse(run).data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import random
 import shutil
 import time
 import warnings
@@ -15,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -126,6 +128,7 @@ class _Run:
         state = None if done.is_file() else self._saved()
         begun = 0 if state is None else state["phase"] + (state["training"] is not None)
         claim(self.folder, self.config, begun)
+        processes.barrier()  # no other has read what is written from here on
         if self.writes:
             write_configuration(self.folder, self.config)
         if done.is_file():
@@ -188,7 +191,7 @@ class _Run:
             mean=train.mean, std=train.std,
             info={"name": self.config.name or wanted.model},
         )  # fmt: skip
-        torch.manual_seed(self.config.seed)
+        _seed_all(self.config.seed)
         network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
         check_layers(network, self.recipe.layers)
         self.task.check(network)
@@ -319,7 +322,7 @@ class _Run:
         if training_state is None:
             if number and phase.scheme and self.recipe.scheme is None:
                 self._write_network(FLOAT)
-            torch.manual_seed(self._seed(number))
+            _seed_all(self._seed(number))
             self._begin(phase)
         if phase.kind in ("transforms", "hash"):
             self._solve(number)
@@ -356,7 +359,7 @@ class _Run:
             with self._fitting():
                 training.load_state_dict(state)
         last = number == len(self.config.phase) - 1
-        if self.sparsity is not None and self.counts:
+        if self.sparsity is not None and self.counts and self.writes:  # it holds those of all processes
             self.sparsity.zeros, self.sparsity.seen = dict(self.counts["zeros"]), dict(self.counts["seen"])
         self.counts = {}
 
@@ -435,6 +438,7 @@ class _Run:
         """Write all that the run needs to go on in this phase, at this step of its training or at its beginning."""
         if training is not None:
             training.check_finite()  # else the last checkpoint would be of no use
+        counts = {} if self.sparsity is None else self.sparsity.counts()
         if not self.writes:
             return
         quantized = None if self.quantized is None else self.quantized.state_dict()
@@ -442,7 +446,7 @@ class _Run:
             "phase": number, "training": None if training is None else training.state_dict(),
             "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
             "journal": self.journal.state_dict(), "best": self.best, "seconds": self.seconds, "random": random_state(),
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "counts": self._counts(),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "counts": counts,
             "code": self._code(),
         }  # fmt: skip
         checkpoint.write(self.folder / LAST, {"format": FORMAT, **state})
@@ -451,10 +455,6 @@ class _Run:
         """SHA-256 of the file with networks of one's own, or an empty text."""
         file = self.config.network.file
         return sha256(Path(file).read_bytes()).hexdigest() if file else ""
-
-    def _counts(self) -> dict[str, Any]:
-        """What the measurement of sparsity has counted in this epoch."""
-        return {} if self.sparsity is None else {"zeros": dict(self.sparsity.zeros), "seen": dict(self.sparsity.seen)}
 
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / LAST
@@ -550,6 +550,13 @@ class _Run:
             write_bytes(self.folder / RESULTS, json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}
+
+
+def _seed_all(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python: networks of one's own may draw from any."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 def is_memory(error: RuntimeError) -> bool:

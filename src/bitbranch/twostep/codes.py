@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from .. import processes
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
@@ -152,10 +153,19 @@ class Sparsity:
             hook.remove()
 
     def take(self) -> dict[str, float]:
-        """Shares, 0..1, by the layers' names, since the last call."""
-        shares = {name: self.zeros[name] / seen for name, seen in self.seen.items() if seen}
+        """Shares, 0..1, by the layers' names, since the last call; of all processes' images."""
+        zeros, seen = self.counts().values()
         self.zeros, self.seen = dict.fromkeys(self.layers, 0), dict.fromkeys(self.layers, 0)
-        return shares
+        return {name: zeros[name] / count for name, count in seen.items() if count}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """``zeros`` and codes ``seen`` by the layers' names, since the last :meth:`take`; of all processes' images."""
+        if not self.layers:
+            return {"zeros": {}, "seen": {}}
+        device = next(iter(self.layers.values())).weight.device
+        own = torch.tensor([list(self.zeros.values()), list(self.seen.values())], dtype=torch.int64, device=device)
+        zeros, seen = processes.total(own).tolist()
+        return {"zeros": dict(zip(self.layers, zeros, strict=True)), "seen": dict(zip(self.layers, seen, strict=True))}
 
     @staticmethod
     def text(shares: Mapping[str, float]) -> str:
