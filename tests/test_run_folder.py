@@ -58,7 +58,7 @@ def test_phases_that_have_not_begun_may_change(tmp_path: Path, monkeypatch: pyte
             runner.run(BASE, tmp_path / "run", progress=None)
     other = copy.deepcopy(BASE)
     other["phase"][0]["lr"] = 1e-3
-    with pytest.raises(InputError, match=r"holds a run of another configuration \(phase\[1\]\.lr differs\)"):
+    with pytest.raises(InputError, match=r"holds a run of another configuration \(phase\.1\.lr differs\)"):
         runner.run(other, tmp_path / "run", progress=None)
     later = copy.deepcopy(BASE)
     later["phase"][1] |= {"epochs": 1, "lr": 2e-3}
@@ -76,7 +76,7 @@ def test_a_phase_on_its_way_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             runner.run(BASE, tmp_path, progress=None)
     other = copy.deepcopy(BASE)
     other["phase"][1]["epochs"] = 3
-    with pytest.raises(InputError, match=r"\(phase\[2\]\.epochs differs\); train into another folder"):
+    with pytest.raises(InputError, match=r"\(phase\.2\.epochs differs\); train into another folder"):
         runner.run(other, tmp_path, progress=None)
     with pytest.raises(InputError, match=r"\(phase differs\)"):
         runner.run({**BASE, "phase": BASE["phase"][:1]}, tmp_path, progress=None)
@@ -144,6 +144,15 @@ def test_steps_without_training_take_no_epochs(tmp_path: Path) -> None:
     runner.run({**BASE, "train": {"epochs": 3}, "phase": phases}, tmp_path, progress=None)
     tested = [(row["phase"], row["epoch"]) for row in rows_of(tmp_path) if "test_accuracy" in row]
     assert tested == [("codes 1", 1), ("transforms 2", 0), ("tuning", 1), ("tuning (2)", 1)]
+
+
+def test_phases_have_names_of_their_own_and_go_by_numbers_from_one() -> None:
+    named = {**BASE, "phase": [{"name": name} for name in ("tuning", "tuning", "tuning (2)", "tuning")]}
+    parsed = config.parse(named)
+    names = [phase.name for phase in parsed.phase]
+    assert names == ["tuning", "tuning (3)", "tuning (2)", "tuning (4)"] and config.parse(parsed.as_dict()) == parsed
+    with pytest.raises(InputError, match=r"^phase\.2: smoothing is at least 0"):
+        config.parse({**BASE, "phase": [{}, {"smoothing": 2}]})
 
 
 def test_hints_are_judged_by_no_answers(tmp_path: Path) -> None:
@@ -245,6 +254,6 @@ def test_values_that_json_lacks_are_named() -> None:
 def test_differences_have_names() -> None:
     there = {"a": 1, "b": {"c": [1, 2]}, "phase": [{"lr": 1}, {"lr": 2}], "old": 0}
     here = {"a": 1, "b": {"c": [1, 3]}, "phase": [{"lr": 1}, {"lr": 3, "new": 0}]}
-    assert list(run_folder.differing(there, here)) == ["b.c", "old", "phase[2].lr", "phase[2].new"]
+    assert list(run_folder.differing(there, here)) == ["b.c", "old", "phase.2.lr", "phase.2.new"]
     assert list(run_folder.differing(there, {**there, "phase": there["phase"][:1]})) == ["phase"]
     assert not list(run_folder.differing(there, copy.deepcopy(there)))

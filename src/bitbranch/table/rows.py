@@ -69,7 +69,7 @@ def _read(checked: config.Config) -> dict[str, str]:
     network, teachers = checked.network, checked.teacher.checkpoint
     named = {"network.file": network.file, "network.start": network.start, "network.trunk": network.trunk}
     named |= {f"teacher.checkpoint[{i}]" if len(teachers) > 1 else "teacher.checkpoint": t
-              for i, t in enumerate(teachers, 1)}  # fmt: skip
+              for i, t in enumerate(teachers)}  # fmt: skip
     found = {}
     for key, name in named.items():
         if name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import sys
 import types
@@ -270,8 +271,9 @@ def parse(content: object, folder: Path = Path()) -> Config:
     expanded = [{**p, "name": p.get("name") or f"{p.get('kind', 'train')} {i}"} for i, p in enumerate(expanded, 1)]
     names = [p["name"] for p in expanded]
     for i, name in enumerate(names):  # by which logs and curves tell them apart
+        others = (f"{name} ({number})" for number in itertools.count(2))
         if name in names[:i]:
-            expanded[i]["name"] = f"{name} ({names[: i + 1].count(name)})"
+            names[i] = expanded[i]["name"] = next(other for other in others if other not in names)
     rest = {key: value for key, value in content.items() if key != "train"}
     config = read_as(Config, {**rest, "phase": expanded}, "")
     _check_plain(config.network.arguments, "network.arguments")
@@ -421,8 +423,13 @@ def _value(expected: Any, value: object, where: str) -> Any:
         return None if value is None else _value(options[0], value, where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
+        spelled = (
+            "{}.{}" if is_dataclass(options[0]) else "{}[{}]"
+        )  # tables go by numbers from 1, as in --set phase.1.lr
+        first = 1 if is_dataclass(options[0]) else 0
         return tuple(
-            _value(options[0], item, f"{where}[{i}]" if len(items) > 1 else where) for i, item in enumerate(items)
+            _value(options[0], item, spelled.format(where, i) if len(items) > 1 else where)
+            for i, item in enumerate(items, first)
         )
     if is_dataclass(expected):
         return read_as(expected, value, where)  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def write_configuration(folder: Path, config: Config) -> None:
 
 
 def differing(there: Any, here: Any, where: str = "") -> Iterator[str]:
-    """Where two nested tables differ, as ``phase[1].lr``; parts that only one of them has by their own names."""
+    """Where two nested tables differ, as ``phase.1.lr``; parts that only one of them has by their own names."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted({*there, *here}):
             path = f"{where}.{key}" if where else key
@@ -87,7 +87,7 @@ def differing(there: Any, here: Any, where: str = "") -> Iterator[str]:
                 yield path
     elif _tables(there) and _tables(here) and len(there) == len(here):
         for i, (a, b) in enumerate(zip(there, here, strict=True), 1):
-            yield from differing(a, b, f"{where}[{i}]")
+            yield from differing(a, b, f"{where}.{i}")
     elif there != here:
         yield where
 
