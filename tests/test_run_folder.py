@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitbranch import models
 from bitbranch.cli.main import main
 from bitbranch.errors import BitbranchError, InputError
+from bitbranch.reporting import plots
 from bitbranch.training import config, run_folder, runner
 from bitbranch.training.loop import Training
 from bitbranch.training.objectives import Classification
@@ -125,6 +126,13 @@ def test_a_run_that_stops_says_why_in_its_report(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "stopped: train 1: " in page and "http-equiv='refresh'" not in page
     assert [row["step"] for row in rows_of(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(("losses", "shown"), [((2.31, 2.12, 2.02), "2.2"), ((2.0, 0.3, 0.011), "0.1")])
+def test_losses_are_labelled_with_plain_numbers(losses: tuple[float, ...], shown: str) -> None:
+    rows = [{"phase": "one", "epoch": i, "loss": loss, "accuracy": 0.5} for i, loss in enumerate(losses)]
+    drawn = plots.run_curves(rows, "accuracy")
+    assert "mathdefault" not in drawn and f">{shown}<" in drawn
 
 
 def test_every_step_is_in_a_row(tmp_path: Path) -> None:

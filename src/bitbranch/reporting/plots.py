@@ -12,6 +12,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#7b8794", "#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
@@ -110,6 +111,13 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         return svg(figure)
 
 
+class _Plain(LogFormatter):
+    """The numbers of a logarithmic axis where matplotlib would label it, as plain text: formulas are not set here."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def run_curves(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
     """Loss and accuracy of a run, phase after phase along one axis of epochs.
 
@@ -138,6 +146,8 @@ def run_curves(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
             axis.set_ylabel(label)
         if any(row.get(key, 0) > 0 for row in rows for key in ("loss", "test_loss")):
             axes[0].set_yscale("log")
+            axes[0].yaxis.set_major_formatter(_Plain())
+            axes[0].yaxis.set_minor_formatter(_Plain())
         axes[0].legend(frameon=False)
         return svg(drawn)
 
