@@ -111,7 +111,41 @@ int64_t descend(const InstructionSet& isa, ThreadPool& pool, const Descent<T>& l
   return changed;
 }
 
+template <class T>
+int64_t descend_pairs(const InstructionSet& isa, ThreadPool& pool, const Descent<T>& layer, const int32_t* partner,
+                      const double* covariance) {
+  const int64_t n = layer.inputs;
+  std::vector<double> inverse(n);
+  for (int64_t i = 0; i < n; ++i) inverse[i] = layer.curvature[i] > 0 ? 1.0 / layer.curvature[i] : 0.0;
+  const Pairs<T> shared{n,       layer.gram, layer.sum,  layer.mean, layer.curvature, inverse.data(),
+                        partner, covariance, layer.top,  layer.step};
+  std::atomic<int64_t> changed{0};
+  pool.parallel(layer.outputs, 1, [&](int, int64_t begin, int64_t end) {
+    std::vector<double> wanted(n), gradient(n);
+    std::vector<T> sums(n);
+    for (int64_t o = begin; o < end; ++o) {
+      if (!(layer.scale[o] > 0)) continue;
+      double *const weight = layer.weight + o * n, *const product = layer.product + o * n;
+      double sum = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        wanted[i] = (layer.cross[o * n + i] - layer.mean[i] * layer.total[o]) * layer.unit;
+        sums[i] = static_cast<T>(product[i]);
+        sum += layer.sum[i] * weight[i];
+      }
+      const PairsOutput<T> output{layer.scale[o], sum, wanted.data(), weight, sums.data(), gradient.data()};
+      if constexpr (std::is_same_v<T, double>) changed += isa.improve_pairs_double(shared, output);
+      else changed += isa.improve_pairs32(shared, output);
+      std::copy(sums.begin(), sums.end(), product);
+    }
+  });
+  return changed;
+}
+
 template int64_t descend(const InstructionSet&, ThreadPool&, const Descent<int32_t>&);
+template int64_t descend_pairs(const InstructionSet&, ThreadPool&, const Descent<int32_t>&, const int32_t*,
+                               const double*);
+template int64_t descend_pairs(const InstructionSet&, ThreadPool&, const Descent<double>&, const int32_t*,
+                               const double*);
 template int64_t descend(const InstructionSet&, ThreadPool&, const Descent<double>&);
 
 }  // namespace bitbranch

@@ -29,4 +29,9 @@ struct Descent {
 template <class T>
 int64_t descend(const InstructionSet& isa, ThreadPool& pool, const Descent<T>& layer);
 
+// The same, each weight together with the one of its partners that helps most; see Pairs for what they are.
+template <class T>
+int64_t descend_pairs(const InstructionSet& isa, ThreadPool& pool, const Descent<T>& layer, const int32_t* partner,
+                      const double* covariance);
+
 }  // namespace bitbranch

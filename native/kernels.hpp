@@ -117,6 +117,32 @@ struct WeightChange {
   int32_t weight, by;
 };
 
+constexpr int kPartners = 32;  // inputs that a weight of coordinate descent is tried together with
+
+// Coordinate descent over pairs of weights: what all outputs of a group share. T is int32_t or double.
+template <class T>
+struct Pairs {
+  int64_t inputs;
+  const T* gram;             // [n][n] sums of products of inputs, integers
+  const double* sum;         // [n] sums of inputs, integers
+  const double* mean;        // [n]
+  const double* curvature;   // [n] the diagonal of the centred Gram matrix
+  const double* inverse;     // [n] 1 / curvature; 0 for inputs that never vary
+  const int32_t* partner;    // [n][kPartners]
+  const double* covariance;  // [n][kPartners] of the centred Gram matrix
+  double top, step;          // levels -top, -top + step, .., top
+};
+
+// One output of it.
+template <class T>
+struct PairsOutput {
+  double scale, sum;     // sum: of inputs times weights, over all samples
+  const double* wanted;  // [n] products of the centred inputs with z
+  double* weight;        // [n] levels, changed
+  T* product;            // [n] the Gram matrix times the weights, kept up to date
+  double* gradient;      // [n] half the objective's slope, for the kernel's own use
+};
+
 // A bfloat16 number: the upper half of a float32.
 struct Brain {
   uint16_t bits;
@@ -171,6 +197,10 @@ struct InstructionSet {
   // sums[r] += by * panel[weight][r] for every change and r < kPanel; integers, in int32 or in double.
   void (*add_changes32)(int32_t* sums, const int32_t* panel, const WeightChange* changes, int64_t count);
   void (*add_changes_double)(double* sums, const double* panel, const WeightChange* changes, int64_t count);
+
+  // Every weight in turn, together with the partner that helps most; returns how many times one or two changed.
+  int64_t (*improve_pairs32)(const Pairs<int32_t>&, const PairsOutput<int32_t>&);
+  int64_t (*improve_pairs_double)(const Pairs<double>&, const PairsOutput<double>&);
 
   // Training, float32 and bfloat16: see Grid; the gradient where lo < x < hi, else 0; the same for lo < x / step < hi,
   // and the sum of gradient times slope to the step of a uniform grid; {least, greatest} of x and of what is there.

@@ -4,6 +4,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -24,15 +25,22 @@ using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 template <class T>
 int64_t run_descent(Machine& machine, Array<T> gram, Array<double> sum, Array<double> mean, Array<double> curvature,
                     Array<double> cross, Array<double> total, double unit, Array<double> scale, double top, double step,
-                    Doubles weight, Doubles product) {
+                    Doubles weight, Doubles product, MaybeArray<int32_t> partner,
+                    MaybeArray<double> covariance) {
   const size_t n = sum.size(), outputs = scale.size();
   if (gram.size() != n * n || mean.size() != n || curvature.size() != n || total.size() != outputs ||
-      cross.size() != n * outputs || weight.size() != n * outputs || product.size() != n * outputs)
+      cross.size() != n * outputs || weight.size() != n * outputs || product.size() != n * outputs ||
+      partner.has_value() != covariance.has_value() ||
+      (partner && (partner->size() != n * kPartners || covariance->size() != n * kPartners)))
     throw std::invalid_argument("coordinate descent: the arrays do not fit each other");
   const Descent<T> layer{static_cast<int64_t>(n), static_cast<int64_t>(outputs), gram.data(), sum.data(), mean.data(),
                          curvature.data(), cross.data(), total.data(), unit, scale.data(), top, step, weight.data(),
                          product.data()};
+  if (partner && std::any_of(partner->data(), partner->data() + partner->size(),
+                             [n](int32_t p) { return p < 0 || static_cast<size_t>(p) >= n; }))
+    throw std::invalid_argument("coordinate descent: a partner that is no input");
   const nb::gil_scoped_release unlocked;
+  if (partner) return descend_pairs(*machine.isa, machine.pool, layer, partner->data(), covariance->data());
   return descend(*machine.isa, machine.pool, layer);
 }
 
@@ -41,7 +49,8 @@ void bind_descent(nb::module_& m) {
   m.def("descend", run_descent<T>, "machine"_a, nb::kw_only(), "gram"_a.noconvert(), "sum"_a.noconvert(),
         "mean"_a.noconvert(), "curvature"_a.noconvert(), "cross"_a.noconvert(), "total"_a.noconvert(), "unit"_a,
         "scale"_a.noconvert(), "top"_a, "step"_a, "weight"_a.noconvert(), "product"_a.noconvert(),
-        "One cycle of coordinate descent, in place; how many weights changed.");
+        "partner"_a.noconvert() = nb::none(), "covariance"_a.noconvert() = nb::none(),
+        "One cycle of coordinate descent, in place, over weights or, with partners, over pairs; how often it changed.");
 }
 
 // bfloat16 arrays come as their bits: NumPy has no such type.

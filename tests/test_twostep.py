@@ -232,12 +232,13 @@ def test_an_output_keeps_weights_that_agree_more(reestimate, monkeypatch):
         if not isinstance(code, Staircase):
             return
         first = Solution(problem._start[0].double(), problem._start[1].clone())
-        problem.solution.weight[:, :, ::2] *= -1  # some that are surely worse
+        for of in (problem.solution.weight, problem.descent.products):
+            of[:, :, ::2] *= -1  # some that are surely worse
         solved = Solution(problem.solution.weight.clone(), problem.solution.scale.clone())
         keep(problem, code, renormalise=renormalise)
         shares = []
         for s in (first, solved, problem.solution):
-            s = problem._renormalised(s) if renormalise else s
+            s = problem._renormalised(s, problem.moments.power(s.weight)) if renormalise else s
             shares.append(agreement(problem.file, problem.moments, s, code, problem.shift))
         torch.testing.assert_close(shares[2], torch.maximum(shares[0], shares[1]))
         before = problem.agreement(code)
@@ -260,7 +261,8 @@ def test_what_is_written_into_a_layer(reestimate, monkeypatch):
     teacher, write, seen = learn_codes(net, loader, epochs=2, progress=None), LayerProblem.write, []
 
     def checked(problem, *, renormalise):
-        problem.solution.weight[:, :, 0] = 0
+        for of in (problem.solution.weight, problem.descent.products):
+            of[:, :, 0] = 0
         real = problem.layer.outputs_first(problem.layer.weight).detach().flatten(1).double()
         write(problem, renormalise=renormalise)
         values, scale, _ = problem.layer.integer_weight()

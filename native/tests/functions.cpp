@@ -16,7 +16,7 @@ namespace bitbranch::testing {
 
 namespace {
 // A function more, and a case is missing below.
-static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 34,
+static_assert((offsetof(InstructionSet, dot) - offsetof(InstructionSet, codes16)) / sizeof(void*) == 36,
               "every function of InstructionSet needs a case in this file");
 
 constexpr int64_t kMost32 = std::numeric_limits<int32_t>::max(), kLeast32 = std::numeric_limits<int32_t>::min();
@@ -517,6 +517,84 @@ Bytes add_changes(const InstructionSet* set, Random& random) {
   return bytes_of(sums);
 }
 
+// Reference: all pairs' objectives, from the very definition, but in the kernel's order.
+template <class T>
+Bytes improve_pairs(const InstructionSet* set, Random& random) {
+  const int n = static_cast<int>(random.between(2, 70)), samples = 40;
+  const int top = static_cast<int>(random.between(1, 7)), step = random.between(0, 1) ? 1 : 2;
+  const auto x = numbers<int32_t>(random, size_t{1} * n * samples, 0, sizeof(T) == 4 ? 3 : 60000);
+  const auto levels = numbers<int32_t>(random, n, 0, 2 * top / step), wishes = numbers<int32_t>(random, n, -900, 900);
+  const auto partner = numbers<int32_t>(random, size_t{1} * n * kPartners, 0, n - 1);
+  std::vector<T> gram(size_t{1} * n * n), product(n);
+  std::vector<double> sum(n), mean(n), curvature(n), inverse(n), wanted(n), weight(n), gradient(n);
+  for (int i = 0; i < n; ++i) {
+    for (int p = 0; p < samples; ++p) sum[i] += x[i * samples + p];
+    mean[i] = sum[i] / samples;
+    for (int j = 0; j < n; ++j)
+      for (int p = 0; p < samples; ++p) gram[i * n + j] += static_cast<T>(x[i * samples + p]) * x[j * samples + p];
+    weight[i] = static_cast<double>(levels[i]) * step - top;
+  }
+  double through = 0;
+  for (int i = 0; i < n; ++i) {
+    curvature[i] = i % 7 == 3 ? 0 : static_cast<double>(gram[i * n + i]) - sum[i] * mean[i];
+    inverse[i] = curvature[i] > 0 ? 1 / curvature[i] : 0;
+    through += sum[i] * weight[i];
+    wanted[i] = wishes[i] * 0.01 * curvature[i];
+    for (int j = 0; j < n; ++j) product[i] += gram[i * n + j] * static_cast<T>(weight[j]);
+  }
+  std::vector<double> covariance(partner.size());
+  for (size_t k = 0; k < partner.size(); ++k) {
+    const int i = static_cast<int>(k / kPartners), j = partner[k];
+    covariance[k] = static_cast<double>(gram[i * n + j]) - sum[i] * mean[j];
+  }
+  const double scale = 0.3;
+  const Pairs<T> shared{n,  gram.data(), sum.data(), mean.data(), curvature.data(), inverse.data(), partner.data(),
+                        covariance.data(), static_cast<double>(top), static_cast<double>(step)};
+  const PairsOutput<T> output{scale, through, wanted.data(), weight.data(), product.data(), gradient.data()};
+  int64_t changed = 0;
+  if (set) {
+    if constexpr (sizeof(T) == 4) changed = set->improve_pairs32(shared, output);
+    else changed = set->improve_pairs_double(shared, output);
+  } else {
+    const auto slope = [&](int r) {
+      return scale * (static_cast<double>(product[r]) - mean[r] * through) - wanted[r];
+    };
+    const auto move = [&](int r, double by) {
+      weight[r] += by;
+      through += sum[r] * by;
+      for (int j = 0; j < n; ++j) product[j] += static_cast<T>(by) * gram[r * n + j];
+    };
+    for (int i = 0; i < n; ++i) {
+      double best = -1e-9 * (scale * curvature[i]), by = 0, by_partner = 0;
+      int who = 0;
+      for (int steps = -2; steps <= 2 && curvature[i] > 0; ++steps) {
+        const double change = steps * step;
+        if (!steps || weight[i] + change < -top || weight[i] + change > top) continue;
+        const double alone = change * (scale * curvature[i] * change + 2 * slope(i));
+        double least = 0, answer = 0;
+        int which = 0;
+        for (int k = 0; k < kPartners; ++k) {
+          const int j = partner[i * kPartners + k];
+          const double theirs = slope(j) + scale * change * covariance[i * kPartners + k];
+          const double aim = std::clamp(weight[j] - theirs * (inverse[j] * (1 / scale)), -1.0 * top, 1.0 * top);
+          const double a = std::nearbyint((aim + top) * (1.0 / step)) * step - top - weight[j];
+          const double gain = a * (scale * curvature[j] * a + 2 * theirs);
+          if (gain < least) least = gain, answer = a, which = j;
+        }
+        if (alone + least < best) best = alone + least, by = change, by_partner = answer, who = which;
+      }
+      if (by == 0) continue;
+      ++changed;
+      move(i, by);
+      if (by_partner != 0) move(who, by_partner);
+    }
+  }
+  Bytes out = bytes_of(weight);
+  for (const Bytes& more : {bytes_of(product), bytes_of(std::vector<int64_t>{changed})})
+    out.insert(out.end(), more.begin(), more.end());
+  return out;
+}
+
 // Reals of training: on thresholds of a quarter's multiples, between them, huge, infinite, of both zeros; no NaN.
 template <class Real>
 std::vector<Real> reals(Random& random, int64_t count) {
@@ -675,6 +753,7 @@ void test_functions(const InstructionSet& set) {
       {"max_row32", max_row<int32_t>}, {"sum_row32", sum_row},       {"values", values},
       {"between", between}, {"blend_rows", blend_rows},   {"pick1", pick<uint8_t>},   {"pick2", pick<uint16_t>},
       {"add_changes32", add_changes<int32_t>}, {"add_changes_double", add_changes<double>},
+      {"improve_pairs32", improve_pairs<int32_t>}, {"improve_pairs_double", improve_pairs<double>},
       {"levels32", levels<float>}, {"levels16", levels<Brain>},    {"window32", window<float>}, {"window16", window<Brain>},
       {"step_gradient32", step_gradient<float>}, {"step_gradient16", step_gradient<Brain>},
       {"extremes32", extremes<float>}, {"extremes16", extremes<Brain>},

@@ -28,6 +28,12 @@ FLOAT64_EXACT = 2.0**53
 
 INT32 = 2.0**31
 
+PARTNERS = 32
+"""Inputs that a weight is tried together with."""
+
+LEAST = 1e-9
+"""What changing a pair must gain, as a share of the first weight's curvature."""
+
 ROWS, OUTPUTS = 1024, 128
 """Rows of a large Gram matrix that are converted at once; outputs whose products are added up at once."""
 
@@ -91,6 +97,30 @@ class Moments:
     def row_sum(self) -> float:
         """The greatest sum of magnitudes in a row of :attr:`products`."""
         return max(float(rows.abs().sum(2, dtype=torch.float64).max()) for rows in self.products.split(ROWS, dim=1))
+
+    @cached_property
+    def partners(self) -> tuple[Tensor, Tensor]:
+        """Of each input the others that correlate most with it, and how: see :class:`Descent`.
+
+        Returns:
+            Indices ``[G, n, PARTNERS]`` int32, and elements of :attr:`gram` there, float64. Where there are fewer
+            inputs, the first stands there again.
+        """
+        groups, n = self.total.shape
+        index = torch.empty(groups, n, PARTNERS, dtype=torch.int32)
+        covariance = torch.empty(groups, n, PARTNERS, dtype=torch.float64)
+        again = torch.arange(PARTNERS) % min(PARTNERS, n - 1)
+        for g in range(groups):
+            deviation = self.curvature[g].sqrt()
+            for first in range(0, n, ROWS):
+                rows = slice(first, first + ROWS)
+                gram = self.products[g, rows].double() - self.total[g, rows, None] * self.mean[g]
+                likeness = torch.where(deviation > 0, gram.abs() / deviation, -1.0)
+                likeness.diagonal(first).fill_(-2)
+                found = likeness.topk(min(PARTNERS, n - 1)).indices[:, again]
+                index[g, rows] = found.int()
+                covariance[g, rows] = gram.gather(1, found)
+        return index, covariance
 
     def times(self, weight: Tensor) -> Tensor:
         """:attr:`products` times weights ``[G, n, O]``, the same shape; in memory output by output."""
@@ -234,8 +264,26 @@ class Descent:
         groups = range(len(self.moments.total))
         return sum(self._native(g, cross) if self.machine else self._plain(g, cross) for g in groups)
 
-    def _native(self, g: int, cross: Cross) -> int:
+    def fit_pairs(self, cross: Cross) -> int:
+        """One cycle over the weights, each together with one of the inputs that correlate most with its own.
+
+        Where inputs are alike, as neighbouring pixels are, a weight that is wrong is often held in place by another
+        one, and no single change helps. Of all changes of a weight by one level or two, with the best answer of each
+        partner, or none, the pair is taken that lowers ``||z - alpha X^T w||^2`` most, if any does.
+
+        Returns:
+            How many pairs, or single weights, changed.
+        """
+        groups, n = self.moments.total.shape
+        if n == 1:
+            return 0
+        return sum(
+            self._native(g, cross, pairs=True) if self.machine else self._plain_pairs(g, cross) for g in range(groups)
+        )
+
+    def _native(self, g: int, cross: Cross, *, pairs: bool = False) -> int:
         m, s = self.moments, self.solution
+        partner, covariance = (of[g].numpy() for of in m.partners) if pairs else (None, None)
         small = 2 * self.levels.top * m.row_sum < INT32
         gram = m.products[g] if m.products.dtype == torch.int32 and small else m.products[g].double()
         return int(
@@ -253,6 +301,8 @@ class Descent:
                 step=self.levels.step,
                 weight=s.weight[g].T.numpy(),
                 product=self.products[g].T.numpy(),
+                partner=partner,
+                covariance=covariance,
             )
         )
 
@@ -277,6 +327,45 @@ class Descent:
             delta = weight[rows] - before
             changed += int(torch.count_nonzero(delta))
             products += columns @ delta
+        return changed
+
+    def _plain_pairs(self, g: int, cross: Cross) -> int:
+        m, weight, products, scale = self.moments, self.solution.weight[g], self.products[g], self.solution.scale[g]
+        mean, total, curvature, (top, step) = m.mean[g], m.total[g], m.curvature[g], (self.levels.top, self.levels.step)
+        inverse = torch.where(curvature > 0, 1.0 / curvature, 0.0)
+        sums = (total[:, None] * weight).sum(0)  # of the inputs times the weights
+        changed = 0
+        for i in torch.nonzero(curvature > 0).flatten().tolist():
+            partner, pull = m.partners[0][g, i].long(), m.partners[1][g, i, :, None]
+            rows = torch.cat([torch.tensor([i]), partner])
+            wanted = (cross.products[g, rows] - mean[rows, None] * cross.total[g]) * cross.unit
+            gradient = scale * (products[rows] - mean[rows, None] * sums) - wanted
+            steepness, own = scale * curvature[i], gradient[0]
+            theirs, flatness = scale * curvature[partner, None], inverse[partner, None] * (1.0 / scale)
+            best, by, by_partner = -LEAST * steepness, torch.zeros_like(scale), torch.zeros_like(scale)
+            who = torch.zeros_like(scale, dtype=torch.int64)
+            for steps in (-2, -1, 1, 2):
+                change = float(steps * step)
+                alone = change * (steepness * change + 2.0 * own)
+                slope = gradient[1:] + scale * change * pull
+                level = (weight[partner] - slope * flatness).clamp(-top, top)
+                answer = ((level + top) * (1.0 / step)).round() * step - top - weight[partner]
+                gain = answer * (theirs * answer + 2.0 * slope)
+                least, k = gain.min(0).values, gain.argmin(0)
+                helps = least < 0
+                sum_of_both = alone + torch.where(helps, least, 0.0)
+                better = (sum_of_both < best) & ((weight[i] + change).abs() <= top) & (steepness > 0)
+                best = torch.where(better, sum_of_both, best)
+                by = torch.where(better, change, by)
+                by_partner = torch.where(better, torch.where(helps, answer.gather(0, k[None])[0], 0.0), by_partner)
+                who = torch.where(better, partner[k], who)
+            changed += int(torch.count_nonzero(by))
+            weight[i] += by
+            weight.scatter_add_(0, who[None], by_partner[None])
+            sums += total[i] * by + total[who] * by_partner
+            moved = torch.nonzero(by).flatten()
+            columns = m.products[g, :, i, None].double() * by[moved]
+            products[:, moved] += columns + m.products[g][:, who[moved]].double() * by_partner[moved]
         return changed
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..contract import CodeType
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
@@ -19,6 +20,9 @@ from .front import Front
 from .solver import agreement
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
+
+BLOCK = 1 << 22
+"""Weights that are loosened at once."""
 
 ROOM = 0.45
 """How far from its level a latent weight may be towards the next one, in steps between levels."""
@@ -59,8 +63,9 @@ class LayerProblem:
             self._columns(values.double().flatten(1) * self.sign[:, None]),
             (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
         )
-        self._start = self.solution.weight.to(torch.int8), self.solution.scale
         self.descent = Descent(self.moments, self.solution, self.levels)
+        self._start = self.solution.weight.to(torch.int8), self.solution.scale, self._power()
+        self._restarted = torch.zeros_like(self.shift, dtype=torch.bool)
 
     def _behind(self) -> tuple[Tensor, Tensor]:
         """Slope of the pre-activation in the layer's output, and its mean: ``[O]`` each."""
@@ -95,33 +100,38 @@ class LayerProblem:
         """
         if not isinstance(code, Staircase):
             return
-        first = Solution(self._start[0].double(), self._start[1])
+        weight, scale, power = self._start
         shares = [
-            agreement(self.file, self.moments, self._renormalised(s) if renormalise else s, code, self.shift)
-            for s in (first, self.solution)
+            agreement(self.file, self.moments, self._renormalised(s, p) if renormalise else s, code, self.shift)
+            for s, p in ((self.solution, self._power()), (Solution(weight.double(), scale), power))
         ]
-        self.restart(shares[0] > shares[1])
+        self.restart(shares[1] > shares[0])
 
-    def _renormalised(self, s: Solution) -> Solution:
+    def _power(self) -> Tensor:
+        """``||w^T X||^2`` of the solution's weights, ``[G, O]``, from the products that the descent has kept."""
+        return self.moments.power(self.solution.weight, self.descent.products, self.levels.top)
+
+    def _renormalised(self, s: Solution, power: Tensor) -> Solution:
         """What a solution becomes when BatchNorm's variance follows from it."""
         norm = self.norm
         if norm is None:
             return s
         slope = self.slope.view_as(s.scale)
         unit = s.scale / slope
-        variance = self._variance(s.weight) * unit**2
+        variance = self._variance(power) * unit**2
         gain = 1.0 if norm.weight is None else norm.weight.double().abs().view_as(s.scale)
         return Solution(s.weight, unit * gain * (variance + norm.eps).rsqrt())
 
-    def _variance(self, weight: Tensor) -> Tensor:
+    def _variance(self, power: Tensor) -> Tensor:
         """Of ``w^T X``, ``[G, O]``."""
-        return self.moments.power(weight) / max(1, self.moments.count - 1)
+        return power / max(1, self.moments.count - 1)
 
     def restart(self, outputs: Tensor) -> None:
         """Give outputs, ``[G, O]`` bool, the weights and scales back that the layer came with."""
-        solution, (weight, scale) = self.solution, self._start
+        solution, (weight, scale, _) = self.solution, self._start
         solution.weight.transpose(1, 2)[outputs] = weight.transpose(1, 2)[outputs].double()
         solution.scale[outputs] = scale[outputs]
+        self._restarted |= outputs
 
     def write(self, *, renormalise: bool) -> None:
         """Put the solution into the layer, and the mean that follows from it into BatchNorm or bias.
@@ -143,6 +153,7 @@ class LayerProblem:
         if scale is None:
             kind = type(self.layer.weight_quantizer).__name__
             raise InputError(f"layer {self.name}: its {kind} does not hold the weights that step 2 found")
+        power = torch.where(self._restarted, self._start[2], self._power())
         unit = loosen(self.layer, real) * self.input_scale
         mean = (self._columns(rows) * self.moments.mean[:, :, None]).sum(1).flatten() * unit
         bias, norm = self.layer.bias, self.norm
@@ -153,7 +164,7 @@ class LayerProblem:
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean if bias is None else mean + bias)
         if renormalise:
-            norm.running_var.copy_(self._variance(solution.weight).flatten() * unit**2)
+            norm.running_var.copy_(self._variance(power).flatten() * unit**2)
             slope, _ = self._behind()
             solution.scale = (unit * slope.abs()).view_as(solution.scale)
 
@@ -196,8 +207,34 @@ def loosen(layer: QuantizedLayer, toward: Tensor) -> Tensor:
         The scales that the quantizer reads now, ``[O]`` float64: as before, but for rounding.
     """
     values, scale, code_type = layer.integer_weight()
-    tight, real = layer.outputs_first(layer.weight).detach().double().flatten(1), toward.double().flatten(1)
-    integers = values.double().flatten(1)
+    integers, tight = values.flatten(1), layer.outputs_first(layer.weight).detach().flatten(1).clone()
+    near = torch.empty_like(tight)
+    for rows in torch.arange(len(tight)).split(max(1, BLOCK // tight.shape[1])):
+        near[rows] = _near(tight[rows], toward.flatten(1)[rows], integers[rows], code_type).to(near.dtype)
+
+    def read(latent: Tensor) -> tuple[Tensor, Tensor]:
+        layer.weight.copy_(layer.native_order(latent.view(values.shape)))
+        now, kept, _ = layer.integer_weight()
+        return (now.flatten(1) == integers).all(1), kept
+
+    best, settled = tight.clone(), torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    for share in (1.0, 0.5, 0.25):
+        latent = tight.lerp(near, share)
+        _, kept = read(latent)
+        latent *= (scale / torch.where(kept == 0, scale, kept)).to(latent.dtype)[:, None]  # scales from the weights
+        same, kept = read(latent)
+        good = same & torch.isclose(kept, scale, rtol=1e-5, atol=0)
+        best[good & ~settled] = latent[good & ~settled]
+        settled |= good
+    same, kept = read(best)
+    if not (same.all() and torch.allclose(kept, scale, rtol=1e-5, atol=0)):  # rows share a scale
+        _, kept = read(tight)
+    return kept.double()
+
+
+def _near(tight: Tensor, real: Tensor, integers: Tensor, code_type: CodeType) -> Tensor:
+    """Real weights, at the scale of latent ones, clipped to :data:`ROOM` around their integers: ``[O, n]`` float64."""
+    tight, real, integers = tight.double(), real.double(), integers.double()
     # What one step of the integers is in the latent weights, which need not have the scale that is read.
     unit = (tight * integers).sum(1, keepdim=True) / integers.square().sum(1, keepdim=True).clamp_min(1)
     power = real.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
@@ -206,26 +243,7 @@ def loosen(layer: QuantizedLayer, toward: Tensor) -> Tensor:
     low = torch.where(integers > code_type.lo, integers - half, -math.inf)
     high = torch.where(integers < code_type.hi, integers + half, math.inf)
     unit = torch.where(unit == 0, 1.0, unit)
-    near = torch.clamp(fit * real, torch.minimum(low * unit, high * unit), torch.maximum(low * unit, high * unit))
-
-    def read(latent: Tensor) -> tuple[Tensor, Tensor]:
-        layer.weight.copy_(layer.native_order(latent.view(values.shape).to(layer.weight.dtype)))
-        now, kept, _ = layer.integer_weight()
-        return now.double().flatten(1), kept
-
-    best, settled = tight, torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    for share in (1.0, 0.5, 0.25):
-        latent = tight + share * (near - tight)
-        _, kept = read(latent)
-        latent = latent * (scale / torch.where(kept == 0, scale, kept)).double()[:, None]  # scales from the weights
-        now, kept = read(latent)
-        good = (now == integers).all(1) & torch.isclose(kept, scale, rtol=1e-5, atol=0)
-        best = torch.where((good & ~settled)[:, None], latent, best)
-        settled |= good
-    now, kept = read(best)
-    if not (torch.equal(now, integers) and torch.allclose(kept, scale, rtol=1e-5, atol=0)):  # rows share a scale
-        _, kept = read(tight)
-    return kept.double()
+    return torch.clamp(fit * real, torch.minimum(low * unit, high * unit), torch.maximum(low * unit, high * unit))
 
 
 def check_layer(name: str, layer: QuantizedLayer) -> None:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..layers import FLOAT32_EXACT
+from .bytes import BASE, INT8, add_by_digits, multiplies_bytes
 from .descent import FLOAT64_EXACT, Cross, Descent, Moments, Solution
 from .staircase import Code
 
@@ -32,7 +32,11 @@ AGREEMENT = 1 << 24
 LARGE = 1 << 18
 """Weights of a group from which on its pre-activations are products of bytes."""
 
-INT8 = 127
+LARGE_SUMS = 1 << 12
+"""Weights of a group from which on inputs times ``z`` are."""
+
+PAIRS_BELOW = 0.05
+"""Share of the weights that change by themselves in a cycle, up to which pairs are tried: many change faster singly."""
 
 Z_RANGE = 8
 """``z`` is kept within so many times the greatest target; it does not leave that but at a hopeless start."""
@@ -65,8 +69,9 @@ def fit_linear(
 ) -> None:
     """Alternate scale and weights for fixed ``z``, in place, for at most ``sweeps`` cycles.
 
-    It ends after a cycle that changes no more than a share ``enough`` of the weights. ``trace`` is called with
-    ``"scale"`` or ``"weights"`` after every half-step.
+    In a cycle each weight changes by itself and then, where few did, each together with another one. It ends after a
+    cycle that changes no more than a share ``enough`` of the weights. ``trace`` is called with ``"scale"`` or
+    ``"weights"`` after every half-step.
     """
     trace = trace or (lambda half_step: None)
     for _ in range(sweeps):
@@ -74,6 +79,9 @@ def fit_linear(
         trace("scale")
         changed = descent.fit_weights(cross)
         trace("weights")
+        if changed <= PAIRS_BELOW * descent.solution.weight.numel():
+            changed += descent.fit_pairs(cross)
+            trace("weights")
         if not changed:
             return
         if changed <= enough * descent.solution.weight.numel():
@@ -93,7 +101,7 @@ class PreActivations:
 
     def __init__(self, moments: Moments, s: Solution, shift: Tensor) -> None:
         largest = float(s.weight.abs().max())
-        self.bytes = max(largest, moments.largest) <= INT8 and s.weight[0].numel() >= LARGE and _multiplies_bytes()
+        self.bytes = max(largest, moments.largest) <= INT8 and s.weight[0].numel() >= LARGE and multiplies_bytes()
         exact = moments.largest * largest * s.weight.shape[1] < FLOAT32_EXACT
         self.weight = s.weight.to(torch.int8 if self.bytes else torch.float32 if exact else torch.float64)
         self.scale = s.scale[:, None]
@@ -107,20 +115,6 @@ class PreActivations:
         else:
             acc = torch.bmm(inputs, self.weight)
         return acc.to(x.dtype).mul_(self.scale.to(x.dtype)).add_(self.constant.to(x.dtype))
-
-
-@cache
-def _multiplies_bytes() -> bool:
-    """Whether PyTorch multiplies matrices of bytes, exactly, on this processor; some eight times as fast as reals.
-
-    Without VNNI it does not: there products of the largest bytes are summed in 16 bits, which they overflow.
-    """
-    a = torch.randint(-INT8, INT8 + 1, (64, 512), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
-    a[:32].sign_().mul_(INT8)
-    try:
-        return torch.equal(torch._int_mm(a, a.T.contiguous()).double(), a.double() @ a.T.double())
-    except (AttributeError, RuntimeError):
-        return False
 
 
 def agreement(samples: Samples, moments: Moments, s: Solution, code: Code, shift: Tensor) -> Tensor:
@@ -146,11 +140,17 @@ class _Sums:
         self.unit = 2.0 ** math.ceil(math.log2(max(self.limit, 1e-30) / room) + 1)
         self.products = torch.zeros(groups, shift.shape[1], n, dtype=torch.float64)
         self.power, self.total = (torch.zeros(shift.shape, dtype=torch.float64) for _ in range(2))
+        small = n * shift.shape[1] < LARGE_SUMS
+        self.bytes = moments.largest <= INT8 and not small and multiplies_bytes()
+        self.digits = math.ceil((math.log2(max(1.0, self.limit / self.unit)) + 1.1) / math.log2(BASE))
 
     def add(self, x: Tensor, z: Tensor) -> None:
         """Take in inputs ``[G, p, n]`` and ``z [G, p, O]``."""
         z = (z - self.shift.to(z)).clamp_(-self.limit, self.limit).double().div_(self.unit).round_()
-        self.products.baddbmm_(z.transpose(1, 2), x.double())
+        if self.bytes and x.shape[1] * self.moments.largest * BASE * (BASE + 1) < 2**32:  # sums of two digits
+            add_by_digits(self.products, x, z, self.digits)
+        else:
+            self.products.baddbmm_(z.transpose(1, 2), x.double())
         self.power += z.square().sum(1)
         self.total += z.sum(1)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..disk import temporary_writes
 from ..errors import InputError
 from ..layers import FLOAT32_EXACT, QuantizedLayer
+from .bytes import INT8, multiplies_bytes
 from .descent import Moments
 
 CHUNK_BYTES = 4 << 20
@@ -26,6 +27,9 @@ CHUNK_BYTES = 4 << 20
 
 CHUNK_LEAST = 2048
 """Samples of a chunk at least: what is summed from few into large matrices takes longer to add than to multiply."""
+
+LARGE = 64
+"""Inputs of a group from which on their Gram matrix is a product of bytes."""
 
 PANEL = 2048
 """Rows of the Gram matrix that are computed at once."""
@@ -137,17 +141,22 @@ class SampleFile:
         if not self.count:
             raise InputError("no samples to solve a layer from")
         n, square = self.taps, max(1, self.largest**2)
-        single = self.count * square < FLOAT32_EXACT
-        dtype = torch.float32 if single else torch.float64
+        single, small = self.count * square < FLOAT32_EXACT, self.count * square < 2**31
+        by_bytes = small and self.largest <= INT8 and n >= LARGE and multiplies_bytes()
+        dtype = torch.int8 if by_bytes else torch.float32 if single else torch.float64
         total = torch.zeros(self.groups, n, dtype=torch.float64)
-        products = torch.zeros(self.groups, n, n, dtype=dtype)
+        products = torch.zeros(self.groups, n, n, dtype=torch.int32 if by_bytes else dtype)
         for x, _ in self.chunks():
             x = x.to(dtype)
             total += x.sum(1, dtype=torch.float64)
             for end in range(PANEL, n + PANEL, PANEL):  # the lower triangle
-                rows = x[:, :, end - PANEL : end]
-                products[:, end - PANEL : end, :end].baddbmm_(rows.transpose(1, 2), x[:, :, :end])
-        if self.count * square < 2**31:
+                rows, sums = x[:, :, end - PANEL : end].transpose(1, 2), products[:, end - PANEL : end, :end]
+                if by_bytes:
+                    for g, group in enumerate(x[:, :, :end]):
+                        sums[g] += torch._int_mm(rows[g], group)
+                else:
+                    sums.baddbmm_(rows, x[:, :, :end])
+        if small:
             products = products.to(torch.int32)
         for end in range(PANEL, n, PANEL):
             products[:, end - PANEL : end, end:] = products[:, end:, end - PANEL : end].transpose(1, 2)
