@@ -2,7 +2,7 @@
 
 For one output, ``min over alpha, w of sum_p (y_p - Q(v_p))^2`` with ``v = alpha w^T x + shift`` is relaxed by a
 variable ``z`` per sample to ``sum_p (y_p - Q(z_p))^2 + lambda (z_p - v_p)^2``. Each half-step below minimises over one
-of ``z``, ``alpha``, or one weight at a time, so at a fixed lambda the objective never increases.
+of ``z``, ``alpha``, or one weight or two at a time, so at a fixed lambda the objective never increases.
 
 All outputs of all groups are solved at once. Shapes: ``G`` groups, ``n`` weights per output, ``O`` outputs per group,
 ``p`` samples. Inputs are centred (``x`` minus its mean over the samples): a BatchNorm behind the layer removes the mean
