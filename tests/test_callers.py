@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,12 @@ def test_a_plan_that_fails_leaves_the_engine_usable(monkeypatch: pytest.MonkeyPa
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 
+def silence(before: Any) -> None:
+    """Put the handler back that was there; an alarm still to come would end the process."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def test_a_signal_handler_may_use_the_engine() -> None:
     """While its own thread holds the only lane."""
     program, x = wide_program()
@@ -144,8 +151,10 @@ def test_a_signal_handler_may_use_the_engine() -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         out = engine(many)
+        while not seen:  # beside other work the batch was measured as longer than it is
+            out = engine(many)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        silence(before)
     expected = program.reference(x)
     np.testing.assert_array_equal(seen[0], expected)
     np.testing.assert_array_equal(out, np.repeat(expected[:1], len(many), axis=0))
@@ -160,9 +169,11 @@ def test_a_signal_ends_a_run_between_its_steps() -> None:
     """Of one image, so between the steps of one part."""
     program, x = wide_program(64, 40, 200)
     engine = program.engine(isa="scalar")
-    start = time.perf_counter()
-    expected = engine(x[:1])
-    whole = time.perf_counter() - start
+    whole = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        expected = engine(x[:1])
+        whole = min(whole, time.perf_counter() - start)
 
     def ring(*_: object) -> None:
         raise Alarm
@@ -175,7 +186,7 @@ def test_a_signal_ends_a_run_between_its_steps() -> None:
             engine(x[:1])
         assert time.perf_counter() - start < 0.75 * whole
     finally:
-        signal.signal(signal.SIGALRM, before)
+        silence(before)
     np.testing.assert_array_equal(engine(x[:1]), expected)
 
 
