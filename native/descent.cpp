@@ -142,10 +142,10 @@ int64_t descend_pairs(const InstructionSet& isa, ThreadPool& pool, const Descent
 }
 
 template int64_t descend(const InstructionSet&, ThreadPool&, const Descent<int32_t>&);
+template int64_t descend(const InstructionSet&, ThreadPool&, const Descent<double>&);
 template int64_t descend_pairs(const InstructionSet&, ThreadPool&, const Descent<int32_t>&, const int32_t*,
                                const double*);
 template int64_t descend_pairs(const InstructionSet&, ThreadPool&, const Descent<double>&, const int32_t*,
                                const double*);
-template int64_t descend(const InstructionSet&, ThreadPool&, const Descent<double>&);
 
 }  // namespace bitbranch

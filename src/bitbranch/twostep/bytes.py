@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 INT8 = 127
+"""Greatest magnitude that is multiplied as a byte."""
 
 BASE = 128
 """Of the digits, from ``-BASE / 2`` on, that :func:`add_by_digits` takes integers apart into."""
