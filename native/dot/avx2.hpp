@@ -100,18 +100,20 @@ struct Line {
     return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(y, _mm256_setzero_ps()), last));
   }
 };
-// Lane c of row `index`, rows of 32.
-static inline Vector gather_rows(const int32_t* rows, Vector index) {
-  const Vector lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_i32gather_epi32(rows, _mm256_add_epi32(_mm256_slli_epi32(index, 5), lane), 4);
-}
-// Sixteen numbers, looked up by index.
-struct Sixteen {
-  Vector low, high;
-  explicit Sixteen(const int32_t* p) : low(load(p)), high(load(p + 8)) {}
-  Vector operator[](Vector index) const {
-    const Vector upper = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(7));
-    return _mm256_blendv_epi8(_mm256_permutevar8x32_epi32(low, index), _mm256_permutevar8x32_epi32(high, index), upper);
+// The same in double precision, half a vector at a time.
+struct FineLine {
+  __m256d slope[2], intercept[2], last;
+  FineLine(const double* a, const double* b, double n)
+      : slope{_mm256_loadu_pd(a), _mm256_loadu_pd(a + 4)},
+        intercept{_mm256_loadu_pd(b), _mm256_loadu_pd(b + 4)},
+        last(_mm256_set1_pd(n)) {}
+  __m128i half(__m128i v, int k) const {
+    const __m256d y = _mm256_add_pd(_mm256_mul_pd(_mm256_cvtepi32_pd(v), slope[k]), intercept[k]);
+    return _mm256_cvttpd_epi32(_mm256_min_pd(_mm256_max_pd(y, _mm256_setzero_pd()), last));
+  }
+  Vector operator()(Vector v) const {
+    const __m128i low = half(_mm256_castsi256_si128(v), 0), high = half(_mm256_extracti128_si256(v, 1), 1);
+    return _mm256_set_m128i(high, low);
   }
 };
 static inline void nothing() {}

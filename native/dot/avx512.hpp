@@ -91,15 +91,20 @@ struct Line {
     return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(y, _mm512_setzero_ps()), last));
   }
 };
-// Lane c of row `index`, rows of 32.
-static inline Vector gather_rows(const int32_t* rows, Vector index) {
-  const Vector lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return _mm512_i32gather_epi32(_mm512_add_epi32(_mm512_slli_epi32(index, 5), lane), rows, 4);
-}
-// Sixteen numbers, looked up by index.
-struct Sixteen {
-  Vector all;
-  explicit Sixteen(const int32_t* p) : all(load(p)) {}
-  Vector operator[](Vector index) const { return _mm512_permutexvar_epi32(index, all); }
+// The same in double precision, half a vector at a time.
+struct FineLine {
+  __m512d slope[2], intercept[2], last;
+  FineLine(const double* a, const double* b, double n)
+      : slope{_mm512_loadu_pd(a), _mm512_loadu_pd(a + 8)},
+        intercept{_mm512_loadu_pd(b), _mm512_loadu_pd(b + 8)},
+        last(_mm512_set1_pd(n)) {}
+  __m256i half(__m256i v, int k) const {
+    const __m512d y = _mm512_add_pd(_mm512_mul_pd(_mm512_cvtepi32_pd(v), slope[k]), intercept[k]);
+    return _mm512_cvttpd_epi32(_mm512_min_pd(_mm512_max_pd(y, _mm512_setzero_pd()), last));
+  }
+  Vector operator()(Vector v) const {
+    const __m256i low = half(_mm512_castsi512_si256(v), 0), high = half(_mm512_extracti64x4_epi64(v, 1), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
 };
 static inline void nothing() {}

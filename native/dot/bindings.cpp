@@ -374,20 +374,16 @@ void bind_dot(nb::module_& m) {
           },
           "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
       .def_static(
-          "near",
-          [](const HeldDotView& target, Array<float> slope, Array<float> intercept, Array<int32_t> limits, int last,
-             bool same, int shift, int add) {
-            HeldDotOp op = operation(DotOp::Kind::near, &target);
-            op.slope = hold(op.keep, slope);
-            op.intercept = hold(op.keep, intercept);
-            op.limits = hold(op.keep, limits);
+          "fine_line",
+          [](const HeldDotView& target, Array<double> slope, Array<double> intercept, int last, int shift, int add) {
+            HeldDotOp op = operation(DotOp::Kind::fine_line, &target);
+            op.fine_slope = hold(op.keep, slope);
+            op.fine_intercept = hold(op.keep, intercept);
             op.count = last;
-            op.same = same;
             op.code = {shift, add};
             return op;
           },
-          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "limits"_a.noconvert(), "last"_a, "same"_a,
-          "shift"_a, "add"_a)
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
       .def_static(
           "scale",
           [](int output, const HeldDotView& target, Array<float> factor, Array<float> bias) {

@@ -223,37 +223,23 @@ static void compare(const DotRows& rows, const int32_t* limits, int count, const
 }
 
 // Multiplied, then added, never fused: what the slopes were checked for.
-static void line(const DotRows& rows, const float* slope, const float* intercept, int last, DotCode code,
-                 uint8_t* const* target) {
+template <class Along, class Real>
+static inline void line_of(const DotRows& rows, const Real* slope, const Real* intercept, int last, DotCode code,
+                           uint8_t* const* target) {
   for (int part = 0; part < kParts; ++part) {
-    const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
-    each_part(rows, part, code, target, [&](Vector v) { return l(v); });
+    const Along along(slope + part * kLanes, intercept + part * kLanes, static_cast<Real>(last));
+    each_part(rows, part, code, target, [&](Vector v) { return along(v); });
   }
 }
 
-// The count is the line's r or one more, which bar r says.
-static void near_line(const DotRows& rows, const float* slope, const float* intercept, const int32_t* limits, int last,
-                      bool same, DotCode code, uint8_t* const* target) {
-  constexpr int few = 16;  // bars that are looked up in registers
-  alignas(64) int32_t bar[few];
-  if (same && last < few)
-    for (int k = 0; k <= last; ++k) bar[k] = limits[k * kDotOutputs];
-  for (int part = 0; part < kParts; ++part) {
-    const Line l(slope + part * kLanes, intercept + part * kLanes, static_cast<float>(last));
-    if (same && last < few) {
-      const Sixteen bars(bar);
-      each_part(rows, part, code, target, [&](Vector v) {
-        const Vector r = l(v);
-        return count_reached(r, v, bars[r]);
-      });
-      continue;
-    }
-    const int32_t* const bars = limits + part * kLanes;
-    each_part(rows, part, code, target, [&](Vector v) {
-      const Vector r = l(v);
-      return count_reached(r, v, gather_rows(bars, r));
-    });
-  }
+static void line(const DotRows& rows, const float* slope, const float* intercept, int last, DotCode code,
+                 uint8_t* const* target) {
+  line_of<Line>(rows, slope, intercept, last, code, target);
+}
+
+static void fine_line(const DotRows& rows, const double* slope, const double* intercept, int last, DotCode code,
+                      uint8_t* const* target) {
+  line_of<FineLine>(rows, slope, intercept, last, code, target);
 }
 
 // What follows is plain loops over channels, which the compiler vectorises.
@@ -450,7 +436,7 @@ static void interleave(const uint8_t* const* rows, int used, uint8_t* __restrict
 #define DOT_SET(space, name, fast, whole_rows, narrow_sums, begin, end, run)                                                                   \
   {                                                                                                                 \
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
-        space::compare, space::line, space::near_line, space::scale, space::max_bytes, space::max_sums,             \
+        space::compare, space::line, space::fine_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_members, space::blend, space::interleave,                                                    \
         space::patches, space::kernels, space::products                                                              \
   }

@@ -153,10 +153,7 @@ struct DotSet {
   void (*compare)(const DotRows&, const int32_t* limits, int count, const uint8_t* table, DotCode, uint8_t* const* target);
   // int(clamp(sum * slope + intercept, 0, last)), per channel.
   void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotCode, uint8_t* const* target);
-  // The same and at most one too few: set right by the limits [last + 1][32], the last of them never reached. Limits
-  // may be the `same` for all channels.
-  void (*near)(const DotRows&, const float* slope, const float* intercept, const int32_t* limits, int last, bool same,
-               DotCode, uint8_t* const* target);
+  void (*fine_line)(const DotRows&, const double* slope, const double* intercept, int last, DotCode, uint8_t* const* target);
   void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
 
   // `bytes` channels of each window to out + window * step.

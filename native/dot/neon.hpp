@@ -80,22 +80,15 @@ struct Line {
     return vcvtq_s32_f32(vminq_f32(vmaxq_f32(y, vdupq_n_f32(0)), last));
   }
 };
-// Lane c of row `index`, rows of 32.
-static inline Vector gather_rows(const int32_t* rows, Vector index) {
-  alignas(16) int32_t at[kLanes];
-  store(at, index);
-  for (int c = 0; c < kLanes; ++c) at[c] = rows[32 * at[c] + c];
-  return load(at);
-}
-// Sixteen numbers, looked up by index.
-struct Sixteen {
-  const int32_t* all;
-  explicit Sixteen(const int32_t* p) : all(p) {}
-  Vector operator[](Vector index) const {
-    alignas(16) int32_t at[kLanes];
-    store(at, index);
-    for (int32_t& i : at) i = all[i];
-    return load(at);
+// The same in double precision, half a vector at a time.
+struct FineLine {
+  float64x2_t slope[2], intercept[2], last;
+  FineLine(const double* a, const double* b, double n)
+      : slope{vld1q_f64(a), vld1q_f64(a + 2)}, intercept{vld1q_f64(b), vld1q_f64(b + 2)}, last(vdupq_n_f64(n)) {}
+  int32x2_t half(int32x2_t v, int k) const {
+    const float64x2_t y = vaddq_f64(vmulq_f64(vcvtq_f64_s64(vmovl_s32(v)), slope[k]), intercept[k]);
+    return vmovn_s64(vcvtq_s64_f64(vminq_f64(vmaxq_f64(y, vdupq_n_f64(0)), last)));
   }
+  Vector operator()(Vector v) const { return vcombine_s32(half(vget_low_s32(v), 0), half(vget_high_s32(v), 1)); }
 };
 static inline void nothing() {}

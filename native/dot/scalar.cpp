@@ -134,29 +134,22 @@ static inline bool compare_whole(const DotRows&, const int32_t*, DotCode, uint8_
   return false;
 }
 
-struct Line {
-  const float *slope, *intercept;
-  float last;
-  Line(const float* a, const float* b, float n) : slope(a), intercept(b), last(n) {}
+template <class Real>
+struct LineOf {
+  const Real *slope, *intercept;
+  Real last;
+  LineOf(const Real* a, const Real* b, Real n) : slope(a), intercept(b), last(n) {}
   Vector operator()(const Vector& v) const {
     return lanes([&](int i) {
-      const float product = static_cast<float>(v.lane[i]) * slope[i];
-      float y = product + intercept[i];
-      y = y > 0.0f ? y : 0.0f;
+      const Real product = static_cast<Real>(v.lane[i]) * slope[i];
+      Real y = product + intercept[i];
+      y = y > 0 ? y : 0;
       return static_cast<int32_t>(y < last ? y : last);
     });
   }
 };
-static inline Vector gather_rows(const int32_t* rows, const Vector& index) {
-  return lanes([&](int i) { return rows[32 * index.lane[i] + i]; });
-}
-struct Sixteen {
-  const int32_t* all;
-  explicit Sixteen(const int32_t* p) : all(p) {}
-  Vector operator[](const Vector& index) const {
-    return lanes([&](int i) { return all[index.lane[i]]; });
-  }
-};
+using Line = LineOf<float>;
+using FineLine = LineOf<double>;
 static void nothing() {}
 
 #include "generic.hpp"

@@ -118,7 +118,7 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
   const auto target_x = [&](const DotBlock::Segment& s) { return int64_t{s.x} * walk.step_x + walk.first_x; };
   for (const DotOp& op : chain) {
     const bool is_bytes =
-        op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line || op.kind == DotOp::Kind::near;
+        op.kind == DotOp::Kind::compare || op.kind == DotOp::Kind::line || op.kind == DotOp::Kind::fine_line;
     rows.channels = whole && !op.view.exact ? computed(existing) : existing;
     if (op.kind == DotOp::Kind::scale) {
       rows.channels = existing;
@@ -150,10 +150,9 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
         set->line(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs, op.count, op.code,
                   reinterpret_cast<uint8_t* const*>(targets));
         break;
-      case DotOp::Kind::near:
-        set->near(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs,
-                  op.limits + int64_t{block} * (op.count + 1) * kDotOutputs, op.count, op.same,
-                  op.code, reinterpret_cast<uint8_t* const*>(targets));
+      case DotOp::Kind::fine_line:
+        set->fine_line(rows, op.fine_slope + block * kDotOutputs, op.fine_intercept + block * kDotOutputs, op.count, op.code,
+                       reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::scale: break;
     }

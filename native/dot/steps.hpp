@@ -59,7 +59,7 @@ struct DotBlock {
 
 // One operation of a chain. Arrays are per block of 32 channels.
 struct DotOp {
-  enum class Kind { requantize, add, store, compare, line, near, scale };
+  enum class Kind { requantize, add, store, compare, line, fine_line, scale };
   Kind kind;
   DotView view;                         // where it writes; add: what it reads
   int32_t lo = 0, hi = 0;
@@ -69,10 +69,11 @@ struct DotOp {
   bool narrow = false;                  // see DotSet::requantize
   const int32_t* limits = nullptr;      // [blocks][count][32]
   int count = 0;
-  bool same = false;                    // limits, for all channels
   const uint8_t* table = nullptr;       // [count + 1]
   const float* slope = nullptr;         // [blocks][32], also intercept; of scale the factor and the bias
   const float* intercept = nullptr;
+  const double* fine_slope = nullptr;   // of fine_line
+  const double* fine_intercept = nullptr;
   DotCode code{0, 0};
   int output = 0;                       // scale: which of the run's
 };

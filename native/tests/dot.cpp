@@ -258,21 +258,18 @@ Bytes compare(const DotSet* set, Random& random) {
   return c.bytes(false);
 }
 
-Bytes lines(const DotSet& set, Random& random, bool near) {
-  const int64_t spread = int64_t{1} << random.between(4, 24);
+template <class Real, class Run>
+Bytes lines(Random& random, int most_bits, const Run& run) {
+  const int64_t spread = int64_t{1} << random.between(4, most_bits);
   const int last = (1 << random.between(1, 8)) - 1;
   Chain c(random, spread);
-  Lines<float> slope(kDotOutputs), intercept(kDotOutputs);
+  Lines<Real> slope(kDotOutputs), intercept(kDotOutputs);
   for (int o = 0; o < kDotOutputs; ++o) {
-    slope.data()[o] = static_cast<float>(random.between(-1000, 1000)) * static_cast<float>(last) / (1000 * static_cast<float>(spread));
-    intercept.data()[o] = static_cast<float>(random.between(-1000, 1000)) * 1e-2f;
+    slope.data()[o] = static_cast<Real>(random.between(-1000, 1000)) * static_cast<Real>(last) / static_cast<Real>(1000 * spread);
+    intercept.data()[o] = static_cast<Real>(random.between(-1000, 1000)) * static_cast<Real>(1e-2);
   }
-  auto limits = ascending(random, last + 1, spread);
-  const bool same = random.between(0, 1);
-  for (int k = 0; same && k <= last; ++k) std::fill_n(limits.data() + k * kDotOutputs, kDotOutputs, limits.data()[k * kDotOutputs]);
   const DotCode how = code(random);
-  if (near) set.near(c.rows, slope.data(), intercept.data(), limits.data(), last, same, how, c.to<uint8_t>());
-  else set.line(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());
+  run(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());
   return c.bytes(false);
 }
 
@@ -496,8 +493,8 @@ void test_dot(const InstructionSet& set) {
       {"add", add},           {"add, wide", add_wide}, {"store", store},         {"scale", scale},
       {"max_bytes", max_bytes}, {"max_sums", max_sums}, {"sum_members", sum_members},
       {"interleave", interleave}, {"blend", blend},
-      {"line", [](const DotSet& s, Random& r) { return lines(s, r, false); }},
-      {"near", [](const DotSet& s, Random& r) { return lines(s, r, true); }}};
+      {"line", [](const DotSet& s, Random& r) { return lines<float>(r, 24, s.line); }},
+      {"fine_line", [](const DotSet& s, Random& r) { return lines<double>(r, 30, s.fine_line); }}};
   for (const auto& [name, run] : like) {
     const Like f = run;
     repeat(name, [&](Random& r) { return f(*set.dot, r); }, [&](Random& r) { return f(kDotScalar, r); });

@@ -31,8 +31,8 @@ FEW = 3
 """Up to so many thresholds are compared one by one; more are first tried as a line."""
 CHANNELS = 64
 """Channels whose lines are fitted at once."""
-SEARCHED = 1 << 16
-"""Up to so many thresholds in all, the best line of every channel is searched for where a simple one is only near."""
+SLOPE_KNOWN = 1e-4
+"""A slope is searched for until what is unknown of it moves the thresholds by so little of an integer."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -281,128 +281,110 @@ def _rows(op: p.Conv | p.ConvTranspose) -> tuple[Callable[[slice], npt.NDArray[n
     return codes.__getitem__, *codes.shape[:2]
 
 
+Real = type[np.floating[Any]]
+
+
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Per channel ``int(clamp(float32(v) * slope + intercept, 0, n))``, which counts ``n`` thresholds, or one fewer."""
+    """Per channel ``int(clamp(v * slope + intercept, 0, n))``, rounded as its numbers are: counts ``n`` thresholds."""
 
-    slope: npt.NDArray[np.float32]
-    intercept: npt.NDArray[np.float32]
-    off: Ints
-    """0: the count is right; 1: right or one too few; 2: neither."""
+    slope: npt.NDArray[np.floating[Any]]
+    intercept: npt.NDArray[np.floating[Any]]
+    right: npt.NDArray[np.bool_]
+    """Of which channels that is so."""
 
-    @property
-    def exact(self) -> bool:
-        return not self.off.any()
-
-    @classmethod
-    def join(cls, parts: list[Lines]) -> Lines:
-        """The lines of all channels from those of some."""
-        slopes, intercepts, off = zip(*((part.slope, part.intercept, part.off) for part in parts), strict=True)
-        return cls(np.concatenate(slopes), np.concatenate(intercepts), np.concatenate(off))
+    def replaced(self, channels: npt.NDArray[np.bool_], by: Lines) -> Lines:
+        """The same lines but for some channels."""
+        slope, intercept, right = self.slope.copy(), self.intercept.copy(), self.right.copy()
+        slope[channels], intercept[channels], right[channels] = by.slope, by.intercept, by.right
+        return Lines(slope, intercept, right)
 
 
-def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints) -> Lines | None:
-    """Lines that count the thresholds, or come near.
+def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints, real: Real = np.float32) -> Lines:
+    """Lines that count the thresholds, where there are such.
 
-    The product and the sum are rounded to float32 as the kernels do it. The function is monotone in ``v``, so it is
-    right (or near) for every integer if it is so at each threshold and at the integer before.
+    The product and the sum are rounded as the kernels do it. The function is monotone in ``v``, so it is right for
+    every integer if it is so at each threshold and at the integer before.
 
     Args:
         thresholds: ``[channels, n]``, ascending.
         lo, hi: bounds of ``v``, of all channels or ``[channels or 1, 1]``.
-
-    Returns:
-        ``None`` where in some channel no line comes near.
+        real: numbers of the lines.
     """
     shape = len(thresholds), 1
     lows, highs = np.broadcast_to(lo, shape), np.broadcast_to(hi, shape)
     parts = [slice(first, first + CHANNELS) for first in range(0, len(thresholds), CHANNELS)]
-    fits = [_Fit(thresholds[part], lows[part], highs[part]) for part in parts]
-    lines = Lines.join([fit.through_ends() for fit in fits])
-    off = int(lines.off.max())
-    if off == 0 or (off == 1 and thresholds.size > SEARCHED):
+    fits = [_fit(thresholds[part], lows[part], highs[part], real) for part in parts]
+    return Lines(*(np.concatenate([getattr(fit, name) for fit in fits]) for name in ("slope", "intercept", "right")))
+
+
+def _fit(thresholds: Ints, lo: Ints, hi: Ints, real: Real) -> Lines:
+    """Lines through the first and the last threshold that matter, or else those whose intercept has the most room."""
+    bars = _Bars(thresholds, lo, hi)
+    lines = bars.line(bars.slope_of_ends(), real)
+    wrong = ~lines.right
+    if not wrong.any():
         return lines
-    lines = Lines.join([fit.searched() for fit in fits])
-    return lines if int(lines.off.max()) <= 1 else None
+    bars = _Bars(thresholds[wrong], lo[wrong], hi[wrong])
+    return lines.replaced(wrong, bars.line(bars.slope_with_most_room(), real))
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """Lines for the thresholds of some channels; see :func:`fit_lines`."""
+class _Bars:
+    """Thresholds of some channels within the bounds of what they are compared with.
 
-    thresholds: Ints
-    lo: Ints
-    hi: Ints
+    One at or below the least value is always passed, one above the largest never: no constraint from below or from
+    above.
+    """
 
-    def through_ends(self) -> Lines:
-        """Lines through the first and the last threshold that matter: mostly that will do."""
-        bars, passed, never = self._bars()
-        inside = ~(passed | never)
-        n, rows = bars.shape[1], np.arange(len(bars))
-        first, last = inside.argmax(axis=1), n - 1 - inside[:, ::-1].argmax(axis=1)
-        rise = np.maximum(bars[rows, last] - bars[rows, first], 1)
-        return self._line(np.maximum(last - first, 1) / rise)
+    def __init__(self, thresholds: Ints, lo: Ints, hi: Ints) -> None:
+        self.thresholds, self.lo, self.hi = thresholds, lo, hi
+        self.bars = np.clip(thresholds, lo, hi + 1)
+        self.passed, self.never = self.bars <= lo, self.bars > hi
+        inside = ~(self.passed | self.never)
+        self.rows = np.arange(len(thresholds))
+        self.first, self.last = inside.argmax(axis=1), inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
+        self.steps = np.where(inside.any(axis=1), np.maximum(self.last - self.first, 1), 0)
+        self.rise = self.bars[self.rows, self.last] - self.bars[self.rows, self.first]
 
-    def searched(self) -> Lines:
-        """The lines whose intercept has the most room, which is concave in the slope: its top is searched in thirds."""
-        channels, n = self.thresholds.shape
-        bars = self._bars()
-        low, high = np.zeros(channels), np.full(channels, float(n + 1))
-        for _ in range(64):
-            a, b = low + (high - low) / 3, high - (high - low) / 3
-            (la, ma), (lb, mb) = _room(a, *bars), _room(b, *bars)
-            with np.errstate(invalid="ignore"):
-                better = np.nan_to_num(mb - lb, posinf=1e30, neginf=-1e30) > np.nan_to_num(
-                    ma - la, posinf=1e30, neginf=-1e30
-                )
-            low, high = np.where(better, a, low), np.where(better, high, b)
-        return self._line((low + high) / 2)
+    def slope_of_ends(self) -> npt.NDArray[np.float64]:
+        """Of the lines through both ends, ``[C]``."""
+        return np.asarray(self.steps / np.maximum(self.rise, 1))
 
-    def _bars(self) -> tuple[Ints, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """The thresholds within the bounds; those that are always passed, and those that never are.
+    def slope_with_most_room(self) -> npt.NDArray[np.float64]:
+        """The slopes ``[C]`` whose intercepts have the most room, which is concave in the slope: found by bisection."""
+        several, span = self.last > self.first, self.bars[:, -1] - self.bars[:, 0]
+        low = np.where(several, self.steps / (self.rise + 1.0), 0.0)  # thresholds are known to an integer
+        steep = self.bars.shape[1] + 1.0
+        high = np.where(several & (self.rise > 1), self.steps / np.maximum(self.rise - 1.0, 1.0), steep)
+        while ((high - low) * span > SLOPE_KNOWN * high).any():
+            middle = (low + high) / 2
+            _, _, grows = self._room(middle)
+            low, high = np.where(grows, middle, low), np.where(grows, high, middle)
+        return np.asarray((low + high) / 2)
 
-        A threshold at or below the least value is always passed, one above the largest never: no constraint from below
-        or from above.
-        """
-        bars = np.clip(self.thresholds, self.lo, self.hi + 1)
-        return bars, bars <= self.lo, bars > self.hi
+    def _room(
+        self, slope: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Least and greatest intercept with which this slope counts right; whether a steeper one has more room."""
+        above = np.arange(1, self.bars.shape[1] + 1) - slope[:, None] * self.bars
+        low, high = np.where(self.never, -np.inf, above), np.where(self.passed, np.inf, above)
+        i, j = low.argmax(axis=1), high.argmin(axis=1)
+        before = self.bars[self.rows, j] - 1  # the last integer that must not reach a threshold
+        return low[self.rows, i], high[self.rows, j] + slope, self.bars[self.rows, i] > before
 
-    def _line(self, slope: npt.NDArray[np.float64]) -> Lines:
-        """The line of this slope with the most room, and how far it is off."""
-        thresholds, (bars, passed, never) = self.thresholds, self._bars()
-        channels, n = bars.shape
-        a = slope.astype(np.float32)
-        least, most = _room(a.astype(np.float64), bars, passed, never)
+    def line(self, slope: npt.NDArray[np.float64], real: Real) -> Lines:
+        """The lines of these slopes with the most room, rounded."""
+        channels, n = self.bars.shape
+        a = slope.astype(real)
+        least, most, _ = self._room(a.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            middle = np.where(np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2))
+        b = middle.astype(real)
         # The integers where a wrong line shows, and what they count: all channels in one sorted list.
-        shows = np.concatenate([np.clip(bars, self.lo, self.hi), np.clip(bars - 1, self.lo, self.hi)], axis=1)
+        shows = np.concatenate([np.clip(self.bars, self.lo, self.hi), np.clip(self.bars - 1, self.lo, self.hi)], axis=1)
         apart = np.arange(channels)[:, None] << 34
-        counts = np.searchsorted((thresholds + apart).ravel(), (shows + apart).ravel(), side="right")
+        counts = np.searchsorted((self.thresholds + apart).ravel(), (shows + apart).ravel(), side="right")
         counts = counts.reshape(shows.shape) - np.arange(channels)[:, None] * n
-        shown = shows.astype(np.int32).astype(np.float32)
-
-        def between(least: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], Ints]:
-            """The middle of the intercepts, and how many thresholds are missed where a wrong line shows."""
-            with np.errstate(invalid="ignore"):
-                middle = np.where(
-                    np.isinf(least), most - 0.5, np.where(np.isinf(most), least + 0.5, (least + most) / 2)
-                )
-            b = np.where(np.isinf(middle), 0.0, middle).astype(np.float32)  # 0: a channel whose code never changes
-            got = np.clip(shown * a[:, None] + b[:, None], np.float32(0), np.float32(n)).astype(np.int64)
-            return b, counts - got
-
-        exact, missed = between(least)
-        below, fewer = between(least - 1)
-        right, near = ~missed.any(axis=1), (fewer.min(axis=1) >= 0) & (fewer.max(axis=1) <= 1)
-        return Lines(a, np.where(right, exact, below), np.where(right, 0, np.where(near, 1, 2)))
-
-
-def _room(
-    slope: npt.NDArray[np.float64], bars: Ints, passed: npt.NDArray[np.bool_], never: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Least and greatest intercept with which a line of this slope counts right, per channel."""
-    rank = np.arange(1, bars.shape[1] + 1, dtype=np.float64)
-    at = slope[:, None] * bars.astype(np.float64)
-    before = slope[:, None] * (bars.astype(np.float64) - 1)
-    least = np.where(never, -np.inf, rank - at).max(axis=1)
-    most = np.where(passed, np.inf, rank - before).min(axis=1)
-    return least, most
+        shown = shows.astype(np.int32).astype(real)
+        got = np.clip(shown * a[:, None] + b[:, None], real(0), real(n)).astype(np.int64)
+        return Lines(a, b, (got == counts).all(axis=1))

@@ -118,19 +118,23 @@ class DotChains(DotMemory):
         if op.table is None and bars.shape[1] > dot.FEW:
             key = (i, "lines")
             if key not in self.packed:
-                self.packed[key] = dot.fit_lines(bars, v.lo, v.hi)
+                self.packed[key] = self._lines(bars, v)
             lines: dot.Lines | None = self.packed[key]
             if lines is not None:
                 slope, intercept = self._by_block(lines.slope, blocks), self._by_block(lines.intercept, blocks)
-                last = bars.shape[1]
-                if lines.exact:
-                    return self.core.DotOp.line(target.view, slope, intercept, last, shift, add)
-                never = np.full((len(op.thresholds), 1), 2**31 - 1, np.int32)
-                limits = self._by_block(np.concatenate([op.thresholds, never], axis=1), blocks, 2**31 - 1)
-                same = len(op.thresholds) == 1
-                return self.core.DotOp.near(target.view, slope, intercept, limits, last, same, shift, add)
+                make = self.core.DotOp.line if slope.dtype == np.float32 else self.core.DotOp.fine_line
+                return make(target.view, slope, intercept, bars.shape[1], shift, add)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
+
+    @staticmethod
+    def _lines(bars: dot.Ints, v: p.Integers) -> dot.Lines | None:
+        """Lines that count the thresholds of every channel, of the shortest numbers that do; ``None``: of none."""
+        for real in (np.float32, np.float64):
+            lines = dot.fit_lines(bars, v.lo, v.hi, real)
+            if lines.right.all():
+                return lines
+        return None
 
     def _scale(self, i: int, blocks: Sequence[tuple[int, int]]) -> Any:
         op, shape = self.operations[i], self.values[i].shape

@@ -390,10 +390,9 @@ def byte_limits(
         guess[here] = _guess(out[here])
     if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
         lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
-        if lines is not None:
-            good = (lines.off == 0) & (lines.slope > 0)
-            fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1)], axis=1)
-            guess[:channels][good] = fitted[good]
+        good = lines.right & (lines.slope > 0)
+        fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1)], axis=1)
+        guess[:channels][good] = fitted[good]
     return out, guess
 
 
