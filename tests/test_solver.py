@@ -23,7 +23,7 @@ from bitbranch.quantizers.bwn import BinaryWeight
 from bitbranch.quantizers.mbn import BipolarActivation, BipolarWeight
 from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.runtime.engine import instruction_sets
-from bitbranch.twostep.descent import Descent, Levels, Solution
+from bitbranch.twostep.descent import Anchor, Descent, Levels, Moments, Solution
 from bitbranch.twostep.solver import Step, agreement, distance, fit_codes, fit_linear, target_cross
 from bitbranch.twostep.staircase import Clip, Staircase
 from bitbranch.twostep.statistics import SampleFile, draw_positions, patches
@@ -162,10 +162,13 @@ def test_partners_are_the_inputs_that_correlate_most():
     largest=st.sampled_from([1, 3, 255]),
     constant=st.booleans(),
     coarse=st.booleans(),
+    hold=st.sampled_from([0.0, 0.3, 40.0]),
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_compiled_core_descends_as_the_plain_loop(n, outputs, groups, levels, largest, constant, coarse, seed):
+def test_the_compiled_core_descends_as_the_plain_loop(
+    n, outputs, groups, levels, largest, constant, coarse, hold, seed
+):
     """Bit for bit, on every instruction set, with 1 and 2 threads; also with many ties (a few values of ``z``)."""
     torch.manual_seed(seed)
     x = torch.randint(0, largest + 1, (60, groups, n))
@@ -173,8 +176,10 @@ def test_the_compiled_core_descends_as_the_plain_loop(n, outputs, groups, levels
         x[:, :, ::3] = largest
     t = torch.randn(60, groups, outputs)
     file = sample_file(x, t.round() if coarse else t)
-    moments, start = file.moments(), levels.nearest(levels.top * torch.randn(groups, n, outputs).double())
+    moments, start = file.moments().holding(hold), levels.nearest(levels.top * torch.randn(groups, n, outputs).double())
+    anchor = Anchor(torch.randn(groups, outputs, n), torch.rand(groups, outputs).double())
     cross = target_cross(file, moments, torch.zeros(groups, outputs))
+    cross = Descent(moments, Solution(start, start[:, 0]), levels, anchor).anchored(cross)
     found = []
     for isa, count in [(None, 1), *itertools.product(instruction_sets(), (1, 2))]:
         torch.set_num_threads(count)
@@ -211,12 +216,14 @@ def test_a_layer_does_not_depend_on_threads(threads):
 
 @pytest.mark.parametrize("relaxed", [False, True], ids=["staircase", "clipped"])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_objective_never_increases(relaxed, groups):
+@pytest.mark.parametrize("hold", [0.0, 0.5])
+def test_objective_never_increases(relaxed, groups, hold):
     file, moments, s = layer_problem(70, 10, 800, groups, chunk=300)
+    moments, anchor = moments.holding(hold), Anchor(torch.randn(groups, 10, 70), torch.full((groups, 10), 0.1).double())
     code = TWO_BITS.relaxed() if relaxed else TWO_BITS
     steps: list[Step] = []
     fit_codes(
-        *(file, Descent(moments, s, TERNARY), TWO_BITS, code, torch.zeros(groups, 10)),
+        *(file, Descent(moments, s, TERNARY, anchor), TWO_BITS, code, torch.zeros(groups, 10)),
         lambdas=(0.01, 0.1, 1.0), iterations=3, sweeps=2, trace=steps.append,
     )  # fmt: skip
     assert [step.name for step in steps].count("z") == 3 * 3 and {"scale", "weights"} <= {step.name for step in steps}
@@ -269,6 +276,59 @@ def test_codes_agree_better_than_at_the_start():
     solved = agreement(fresh, moments, s, TWO_BITS, shift).mean()
     print(f"\ncodes that agree on fresh samples: start {start:.3f}, linear {linear:.3f}, codes {solved:.3f}")
     assert start < linear < solved
+
+
+@pytest.mark.parametrize("largest", [3, 255])
+def test_held_statistics_are_those_of_more_samples(largest):
+    """An input that is 1 alone, ``held`` times, with targets ``u``, would hold its weight alike."""
+    groups, n, outputs, count = 2, 7, 5, 60
+    x, t = torch.randint(0, largest + 1, (count, groups, n)).double(), torch.randn(count, groups, outputs).double()
+    file = sample_file(x, t, precision=torch.float64)
+    anchor = Anchor(torch.randn(groups, outputs, n), torch.rand(groups, outputs).double() / largest)
+    s = Solution(torch.randint(-1, 2, (groups, n, outputs)).double(), torch.rand(groups, outputs).double())
+    moments = file.moments().holding(0.3)
+    descent = Descent(moments, s, TERNARY, anchor)
+    cross = descent.anchored(target_cross(file, moments, torch.zeros(groups, outputs)))
+
+    assert moments.held is not None and torch.equal(moments.held, (0.3 * file.moments().curvature).round())
+    u, centred = anchor.weight(slice(None)).transpose(1, 2), x - x.mean(0)
+    v = torch.einsum("pgn,gno->pgo", centred, s.weight * s.scale[:, None])
+    apart = (moments.held[:, :, None] * (s.scale[:, None] * s.weight - u) ** 2).sum(1)
+    torch.testing.assert_close(descent.tension(), apart)
+    torch.testing.assert_close(distance(moments, cross, s), ((t - v) ** 2).sum(0) + apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(moments.power(s.weight), ((v / s.scale) ** 2).sum(0), rtol=1e-9, atol=1e-6)
+    assert torch.equal(cross.products, cross.products.round()) and cross.products.abs().max() <= cross.bound
+
+
+def test_holding_more_than_32_bits_hold():
+    products = torch.full((1, 1, 1), 2**31 - 10, dtype=torch.int32)
+    held = Moments(100, torch.zeros(1, 1, dtype=torch.float64), products, 5000).holding(0.5)
+    assert held.products.dtype == torch.float64
+    assert held.products.item() == 2**31 - 10 + round(0.5 * (2**31 - 10))
+
+
+def test_weights_held_at_the_real_ones_serve_other_samples_better():
+    """As many samples as weights: what is least for these is far from least for others."""
+    n, outputs, count = 200, 40, 250
+    mixed = torch.randn(count + 4000, n) @ (torch.eye(n) + 0.2 * torch.randn(n, n) / n**0.5)
+    x, w = (mixed + 0.5).clamp(0, 3).round()[:, None], torch.randn(n, outputs)
+    t = x @ w
+    t = (t - t.mean(0)) / t.std(0)
+    factor = 1 / (x[:, 0] @ w).std(0).double()
+    few, fresh = sample_file(x[:count], t[:count]), sample_file(x[count:], t[count:])
+    rows, scale = TernaryWeight().integers(w.T)
+    left = []
+    for hold in (0.0, 0.3):
+        s = Solution(rows.T.contiguous().double()[None], scale.double()[None] * factor)
+        moments = few.moments().holding(hold)
+        descent = Descent(moments, s, TERNARY, Anchor(w.T[None], factor[None]))
+        fit_linear(descent, descent.anchored(target_cross(few, moments, torch.zeros(1, outputs))), 15)
+        shift = torch.zeros(1, outputs)
+        left.append(
+            float(distance(fresh.moments(), target_cross(fresh, fresh.moments(), shift), s).mean()) / fresh.count
+        )
+    print(f"\nleft of fresh targets' variance: {left[0]:.3f} by the samples alone, {left[1]:.3f} held")
+    assert left[1] < 0.8 * left[0]
 
 
 @pytest.mark.parametrize("levels", [TERNARY, Levels(1, 2), Levels(3, 2)])

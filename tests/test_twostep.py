@@ -335,6 +335,9 @@ def test_bad_input_is_named(trained):
             learn_transforms(q, teacher, loader, lambdas=lambdas)
     with pytest.raises(InputError, match="must be positive"):
         learn_transforms(q, teacher, loader, samples=0)
+    for hold in (-0.1, math.inf, math.nan):
+        with pytest.raises(InputError, match="hold must not be negative"):
+            learn_transforms(q, teacher, loader, hold=hold)
     with pytest.raises(InputError, match=r"layer 3: the teacher has no such layer"):
         learn_transforms(q, small_net(), loader)
     with pytest.raises(InputError, match="no batches"):

@@ -143,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--lambdas", type=float, nargs="+", default=[0.01, 0.1, 1.0], metavar="L")
     solve.add_argument("--iterations", type=_positive, default=2, metavar="N", help="at each lambda (default 2)")
     solve.add_argument("--sweeps", type=_positive, default=2, metavar="N", help="of coordinate descent (default 2)")
+    solve.add_argument(
+        "--hold", type=float, default=0.2, metavar="SHARE", help="of weights, at those of step 1 (default 0.2)"
+    )
     solve.add_argument("--samples", type=_positive, default=20_000, metavar="N", help="positions a layer")
     solve.add_argument("--keep-statistics", action="store_true", help="do not measure BatchNorm statistics anew")
     solve.add_argument("--keep-outputs", action="store_true", help="do not fit outputs of many bits to the codes")
@@ -301,6 +304,7 @@ def _solve(options: argparse.Namespace) -> Result:
         iterations=options.iterations,
         sweeps=options.sweeps,
         z_update=options.z_update,
+        hold=options.hold,
         reestimate=not options.keep_statistics,
         outputs=not options.keep_outputs,
         seed=options.seed,

@@ -133,7 +133,7 @@ class Phase(Settings):
         images: of ``transforms`` and ``hash``: training images to solve with.
         samples: of ``transforms`` and ``hash``: output positions for each layer.
         affine: of ``codes``: BatchNorms keep their affine part, see :func:`bitbranch.twostep.learn_codes`.
-        method, reestimate, outputs, lambdas, iterations, sweeps, z_update: of ``transforms``, see
+        method, reestimate, outputs, lambdas, iterations, sweeps, z_update, hold: of ``transforms``, see
             :func:`bitbranch.twostep.learn_transforms`.
         guided, hint: of ``hints``: names of the student's and the teacher's layer.
     """
@@ -157,6 +157,7 @@ class Phase(Settings):
     iterations: int = 2
     sweeps: int = 2
     z_update: str = "clipped"
+    hold: float = 0.2
     guided: str = ""
     hint: str = ""
 
@@ -176,7 +177,7 @@ class Phase(Settings):
         """How a phase of kind ``transforms`` solves layers."""
         from ..twostep import Recipe  # which trains
 
-        names = ("method", "samples", "lambdas", "iterations", "sweeps", "z_update", "reestimate", "outputs")
+        names = ("method", "samples", "lambdas", "iterations", "sweeps", "z_update", "hold", "reestimate", "outputs")
         return Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
 
 

@@ -9,7 +9,7 @@ Source: Wang et al., Two-Step Quantization for Low-bit Neural Networks, CVPR 201
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -68,14 +68,26 @@ class Moments:
     Attributes:
         count: number of samples ``P``.
         total: sums of the inputs, ``[G, n]`` float64 integers.
-        products: ``X X^T`` of the inputs as they are, ``[G, n, n]``, int32 or float64 integers.
+        products: ``X X^T`` of the inputs as they are, ``[G, n, n]``, int32 or float64 integers; with ``held`` added to
+            the diagonal.
         largest: greatest magnitude of an input.
+        held: what each weight is held by, ``[G, n]`` float64 integers, see :class:`Anchor`; ``None``: nothing.
     """
 
     count: int
     total: Tensor
     products: Tensor
     largest: int
+    held: Tensor | None = None
+
+    def holding(self, share: float) -> Moments:
+        """These with every weight held by a share of its input's variance; they take over :attr:`products`."""
+        held = (share * self.curvature).round()
+        diagonal = self.products.diagonal(dim1=1, dim2=2)
+        fits = self.products.dtype == torch.float64 or float((diagonal + held).max()) < INT32
+        products = self.products if fits else self.products.double()
+        products.diagonal(dim1=1, dim2=2).add_(held.to(products.dtype))
+        return replace(self, products=products, held=held)
 
     @cached_property
     def mean(self) -> Tensor:
@@ -84,7 +96,7 @@ class Moments:
 
     @property
     def gram(self) -> Tensor:
-        """``A = X X^T`` of the centred inputs, ``[G, n, n]`` float64, made anew at every call."""
+        """``A = X X^T`` of the centred inputs and what is held, ``[G, n, n]`` float64, made anew at every call."""
         return self.products.double() - self.total[:, :, None] * self.mean[:, None]
 
     @cached_property
@@ -132,7 +144,7 @@ class Moments:
         return out.transpose(1, 2)
 
     def power(self, weight: Tensor, products: Tensor | None = None, top: int | None = None) -> Tensor:
-        """``||w^T (X - mean)||^2`` of every output, ``[G, n, O] -> [G, O]``.
+        """``||w^T (X - mean)||^2`` of every output, ``[G, n, O] -> [G, O]``; nothing of what is held.
 
         Args:
             weight: ``[G, n, O]``.
@@ -141,7 +153,14 @@ class Moments:
         """
         products = self.times(weight) if products is None else products
         bound = (float(weight.abs().max()) if top is None else top) ** 2 * self.row_sum
-        return (exact_dot(weight, products, bound) - self.through(weight).square() / self.count).clamp_(min=0)
+        whole = exact_dot(weight, products, bound) - self.tension(weight)
+        return (whole - self.through(weight).square() / self.count).clamp_(min=0)
+
+    def tension(self, weight: Tensor) -> Tensor:
+        """What is held of ``w^2``, ``[G, n, O] -> [G, O]``: with :meth:`power` ``w^T A w``."""
+        if self.held is None:
+            return torch.zeros_like(weight[:, 0])
+        return torch.cat([(self.held[:, None] @ some.square())[:, 0] for some in weight.split(OUTPUTS, 2)], 1)
 
     def through(self, weight: Tensor) -> Tensor:
         """Sums over the samples of ``w^T x``, ``[G, n, O] -> [G, O]``; exact."""
@@ -172,6 +191,28 @@ class Cross:
     def product(self) -> Tensor:
         """``b = (X - mean) (z - shift)``, ``[G, n, O]`` float64, made anew at every call."""
         return (self.products - self.mean[:, :, None] * self.total[:, None]) * self.unit
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Real weights ``u`` that solved ones are held at: ``sum_n held_n (alpha w_n - u_n)^2`` is minimised, too.
+
+    The samples are some thousand, the weights as many: what is least for those samples is not what is least for all
+    images, the less so the better the search. With a share of every input's variance added to the Gram matrix's
+    diagonal, the matrix shrinks towards one of inputs that have nothing to do with each other (Ledoit and Wolf, A
+    well-conditioned estimator for large-dimensional covariance matrices, 2004), and the weights towards step 1's.
+
+    Attributes:
+        rows: real weights, ``[G, O, n]``.
+        factor: of every output, ``[G, O]`` float64: ``u = factor * rows``.
+    """
+
+    rows: Tensor
+    factor: Tensor
+
+    def weight(self, outputs: slice) -> Tensor:
+        """``u`` of some outputs, ``[G, outputs, n]`` float64."""
+        return self.rows[:, outputs].double() * self.factor[:, outputs, None]
 
 
 @dataclass
@@ -212,6 +253,7 @@ class Descent:
         moments: of the inputs.
         solution: what is changed; between calls nobody else may change its weights.
         levels: of the weights.
+        anchor: where they are held, if the moments say that they are.
         native: whether the compiled core descends; None takes it where it is installed. The result is the same.
         isa: its instruction set; default: the widest.
 
@@ -224,11 +266,12 @@ class Descent:
         moments: Moments,
         solution: Solution,
         levels: Levels,
+        anchor: Anchor | None = None,
         *,
         native: bool | None = None,
         isa: str | None = None,
     ) -> None:
-        self.moments, self.solution, self.levels = moments, solution, levels
+        self.moments, self.solution, self.levels, self.anchor = moments, solution, levels, anchor
         core = None if native is False else _core()
         if native and core is None:
             raise InputError("coordinate descent: the compiled core is not installed")
@@ -236,12 +279,34 @@ class Descent:
         solution.weight = solution.weight.transpose(1, 2).contiguous().transpose(1, 2)
         self.products = moments.times(solution.weight)
 
+    def anchored(self, cross: Cross) -> Cross:
+        """The statistics with the pull of the anchor, in place: what the other methods take."""
+        if self.anchor is None or self.moments.held is None:
+            return cross
+        held, bound = self.moments.held[:, None], cross.bound
+        for first in range(0, cross.power.shape[1], OUTPUTS):
+            some = slice(first, first + OUTPUTS)
+            wanted = self.anchor.weight(some)
+            pull = (held * wanted).div_(cross.unit).round_()
+            bound = max(bound, cross.bound + float(pull.abs().max()))
+            cross.products.transpose(1, 2)[:, some] += pull
+            cross.power[:, some] += (held * wanted.square_()).sum(2)
+        return replace(cross, bound=bound)
+
+    def tension(self) -> Tensor:
+        """``sum_n held_n (alpha w_n - u_n)^2`` of every output, ``[G, O]``."""
+        s, held = self.solution, self.moments.held
+        if self.anchor is None or held is None:
+            return torch.zeros_like(s.scale)
+        apart = s.weight.transpose(1, 2) * s.scale[:, :, None] - self.anchor.weight(slice(None))
+        return (held[:, None] * apart.square_()).sum(2)
+
     def fit_scale(self, cross: Cross) -> None:
         """``alpha = z^T X^T w / ||X^T w||^2``; a negative one turns the weights around instead."""
         s, m = self.solution, self.moments
         fit = exact_dot(s.weight, cross.products, self.levels.top * cross.bound)
         fit -= m.through(s.weight) * cross.total / m.count
-        power = m.power(s.weight, self.products, self.levels.top)
+        power = m.power(s.weight, self.products, self.levels.top) + m.tension(s.weight)
         usable = (power > 0) & (fit != 0)
         turn = usable & (fit < 0)
         if turn.any():

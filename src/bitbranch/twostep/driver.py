@@ -40,6 +40,9 @@ ZUpdate = Literal["staircase", "clipped"]
 LAMBDAS = (0.01, 0.1, 1.0)
 """Schedule of lambda."""
 
+HOLD = 0.2
+"""Share of an input's variance by which weights are held at those of step 1."""
+
 LINEAR_SWEEPS = 15
 """Cycles of coordinate descent for linear reconstruction, at most."""
 
@@ -107,6 +110,7 @@ class Recipe:
     iterations: int = 2
     sweeps: int = 2
     z_update: ZUpdate = "clipped"
+    hold: float = HOLD
     reestimate: bool = True
     outputs: bool = True
     seed: int = 0
@@ -119,6 +123,8 @@ class Recipe:
         for name in ("samples", "iterations", "sweeps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.hold < math.inf:
+            raise InputError(f"hold must not be negative nor infinite, got {self.hold}")
         for schedule in self.lambdas.values() if isinstance(self.lambdas, Mapping) else [self.lambdas]:
             if not schedule or not all(0 < lam < math.inf for lam in schedule):
                 raise InputError(f"lambdas must be positive and finite, got {list(schedule)}")
@@ -153,6 +159,7 @@ def learn_transforms(
     iterations: int = 2,
     sweeps: int = 2,
     z_update: ZUpdate = "clipped",
+    hold: float = HOLD,
     reestimate: bool = True,
     outputs: bool = True,
     seed: int = 0,
@@ -185,6 +192,8 @@ def learn_transforms(
         iterations: ``z`` updates at each lambda; each reads the samples once.
         sweeps: cycles of coordinate descent after each.
         z_update: the exact staircase, or the clipped identity in its place.
+        hold: how much the weights are held at those of step 1, as a share of their inputs' variance, see
+            :class:`~bitbranch.twostep.descent.Anchor`; 0, as in the paper, trusts the samples alone.
         reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from all.
         outputs: fit outputs of many bits, see :func:`~bitbranch.twostep.outputs.fit_outputs`; not for ``"start"``.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
@@ -201,7 +210,7 @@ def learn_transforms(
             quantizers step 2 cannot serve, that is called twice or shares its weights with another, or a ``forward``
             that cannot be traced; names the layer.
     """
-    recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, reestimate, outputs, seed)
+    recipe = Recipe(method, samples, lambdas, iterations, sweeps, z_update, hold, reestimate, outputs, seed)
     student, names = _start(q, teacher)
     return solve(student, teacher, names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
 
@@ -380,10 +389,10 @@ def _solve(
     """Solve one layer of the student, in place."""
     with collect(student, teacher, chain, recipe.samples, seed) as file:
         begin = time.perf_counter()
-        problem = LayerProblem(student.graph.modules, chain, file)
+        problem = LayerProblem(student.graph.modules, chain, file, recipe.hold)
         start = problem.agreement(following.code)
         code = following.code if recipe.method == "tsq" else None
-        cross = target_cross(file, problem.moments, problem.shift)
+        cross = problem.descent.anchored(target_cross(file, problem.moments, problem.shift))
         fit_linear(problem.descent, cross, LINEAR_SWEEPS, enough=0 if code is None else START_SETTLED)
         del cross
         if code is not None:

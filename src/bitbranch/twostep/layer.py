@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
 from .chains import Chain
-from .descent import Descent, Levels, Solution
+from .descent import Anchor, Descent, Levels, Solution
 from .front import Front
 from .solver import agreement
 from .staircase import Staircase
@@ -39,19 +39,20 @@ class LayerProblem:
         modules: of the network that is being solved, by name.
         chain: the layer and its BatchNorm.
         file: its samples.
+        hold: share of an input's variance by which its weights are held to step 1's.
 
     Raises:
         InputError: no samples, or weights that step 2 cannot serve.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], chain: Chain, file: SampleFile) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], chain: Chain, file: SampleFile, hold: float = 0.0) -> None:
         layer = modules[chain.source]
         assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
         norm = modules[chain.batchnorm] if chain.batchnorm else None
         assert norm is None or isinstance(norm, _BatchNorm)
         self.name, self.layer, self.norm, self.file = chain.source, layer, norm, file
         self.input_scale = layer.input_quantizer.scale()
-        self.moments = file.moments()
+        self.moments = file.moments().holding(hold)
         values, scale, code_type = layer.integer_weight()
         self.levels = Levels.of(code_type)
         self.shape = values.shape
@@ -63,7 +64,10 @@ class LayerProblem:
             self._columns(values.double().flatten(1) * self.sign[:, None]),
             (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
         )
-        self.descent = Descent(self.moments, self.solution, self.levels)
+        real = layer.outputs_first(layer.weight.detach()).flatten(1)
+        factor = (self.sign * self.slope * self.input_scale).view(file.groups, -1)
+        anchor = Anchor(real.view(file.groups, -1, real.shape[1]), factor)
+        self.descent = Descent(self.moments, self.solution, self.levels, anchor)
         self._start = self.solution.weight.to(torch.int8), self.solution.scale, self._power()
         self._restarted = torch.zeros_like(self.shift, dtype=torch.bool)
 

@@ -54,9 +54,9 @@ class Samples(Protocol):
 
 
 def distance(moments: Moments, cross: Cross, s: Solution) -> Tensor:
-    """``sum_p (z - v)^2`` of every output, ``[G, O]``, from the statistics alone."""
+    """``sum_p (z - v)^2`` of every output, ``[G, O]``, from the statistics alone; with what an anchor adds to them."""
     fit = (cross.product * s.weight).sum(1)
-    return cross.power - 2 * s.scale * fit + s.scale**2 * moments.power(s.weight)
+    return cross.power - 2 * s.scale * fit + s.scale**2 * (moments.power(s.weight) + moments.tension(s.weight))
 
 
 def fit_linear(
@@ -71,7 +71,7 @@ def fit_linear(
 
     In a cycle each weight changes by itself and then, where few did, each together with another one. It ends after a
     cycle that changes no more than a share ``enough`` of the weights. ``trace`` is called with ``"scale"`` or
-    ``"weights"`` after every half-step.
+    ``"weights"`` after every half-step. ``cross`` is :meth:`Descent.anchored`.
     """
     trace = trace or (lambda half_step: None)
     for _ in range(sweeps):
@@ -236,9 +236,11 @@ def fit_codes(
     for lam in lambdas:
         for _ in range(iterations):
             cross, objective = update_z(samples, moments, s, target, code, shift, lam)
+            cross = descent.anchored(cross)
             if trace is None:
                 fit_linear(descent, cross, sweeps)
                 continue
+            objective += lam * descent.tension()
             trace(Step("z", lam, objective))
             codes_term = objective - lam * distance(moments, cross, s)
 

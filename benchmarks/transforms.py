@@ -1,8 +1,10 @@
-"""What pairs of weights give in step 2: networks for CIFAR-10 are solved with them and without, from the same images.
+"""What a part of step 2 gives: networks for CIFAR-10 are solved with it and without, from the same images.
 
-    python benchmarks/pairs.py RUN/net.pt .. [--draws 3] [--images 10000] [--samples 50000]
+    python benchmarks/transforms.py pairs RUN/net.pt .. [--draws 3] [--images 10000] [--samples 50000]
+    python benchmarks/transforms.py hold RUN/net.pt .. [--draws 3] [--images 1000] [--samples 2000]
 
-Each network is a checkpoint of step 1 or a float one. Printed is the accuracy on the 10,000 test images, in percent.
+Parts are changing weights in pairs, and holding them at those of step 1. Each network is a checkpoint of step 1 or a
+float one. Printed is the accuracy on the 10,000 test images, in percent.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +44,7 @@ def accuracy(net: Path) -> float:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("part", choices=("pairs", "hold"))
     parser.add_argument("nets", nargs="+", type=Path)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000)
@@ -53,16 +58,21 @@ def main() -> None:
             for draw in range(options.draws):
                 np.save(images, train[draw :: len(train) // options.images])
                 figures = []
-                for pairs in (False, True):
-                    alone = mock.patch.object(Descent, "fit_pairs", lambda self, cross: 0)
-                    with contextlib.nullcontext() if pairs else alone:
+                for takes in (False, True):
+                    recipe = Recipe(samples=options.samples, seed=draw)
+                    singly: AbstractContextManager[object] = contextlib.nullcontext()
+                    if not takes and options.part == "hold":
+                        recipe = replace(recipe, hold=0.0)
+                    elif not takes:
+                        singly = mock.patch.object(Descent, "fit_pairs", lambda self, cross: 0)
+                    with singly:
                         solve.run(
                             *(net, images, solved),
                             scheme=None,
                             first=None,
                             last=None,
                             layers={},
-                            recipe=Recipe(samples=options.samples, seed=draw),
+                            recipe=recipe,
                             state=None,
                             per_channel=False,
                             batch=500,
@@ -71,7 +81,7 @@ def main() -> None:
                         )
                     figures.append(accuracy(solved))
                 gains.append(figures[1] - figures[0])
-                print(f"{net}, draw {draw}: singly {figures[0]:.2f}, in pairs {figures[1]:.2f}", flush=True)
+                print(f"{net}, draw {draw}: without {options.part} {figures[0]:.2f}, with {figures[1]:.2f}", flush=True)
     print(f"gain {np.mean(gains):+.2f}, {min(gains):+.2f} to {max(gains):+.2f}, of {len(gains)}")
 
 
