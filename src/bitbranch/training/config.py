@@ -157,7 +157,7 @@ class Phase(Settings):
     iterations: int = 2
     sweeps: int = 2
     z_update: str = "clipped"
-    hold: float = 0.2
+    hold: float = 0.1
     guided: str = ""
     hint: str = ""
 

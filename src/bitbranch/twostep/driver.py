@@ -40,8 +40,8 @@ ZUpdate = Literal["staircase", "clipped"]
 LAMBDAS = (0.01, 0.1, 1.0)
 """Schedule of lambda."""
 
-HOLD = 0.2
-"""Share of an input's variance by which weights are held at those of step 1."""
+HOLD = 0.1
+"""Share of an input's variance by which weights are held at those of step 1, where there are samples enough."""
 
 LINEAR_SWEEPS = 15
 """Cycles of coordinate descent for linear reconstruction, at most."""
@@ -192,8 +192,9 @@ def learn_transforms(
         iterations: ``z`` updates at each lambda; each reads the samples once.
         sweeps: cycles of coordinate descent after each.
         z_update: the exact staircase, or the clipped identity in its place.
-        hold: how much the weights are held at those of step 1, as a share of their inputs' variance, see
-            :class:`~bitbranch.twostep.descent.Anchor`; 0, as in the paper, trusts the samples alone.
+        hold: how much the weights are held at those of step 1, as a share of their inputs' variance; up to ten times
+            that where samples are few, see :class:`~bitbranch.twostep.layer.LayerProblem`. 0, as in the paper, trusts
+            the samples alone.
         reestimate: measure the BatchNorm statistics anew: behind each layer from its samples, elsewhere from all.
         outputs: fit outputs of many bits, see :func:`~bitbranch.twostep.outputs.fit_outputs`; not for ``"start"``.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.

@@ -21,6 +21,9 @@ from .solver import agreement
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
 
+FEW, MOST = 40.0, 10.0
+"""How much more the weights are held where samples are few."""
+
 BLOCK = 1 << 22
 """Weights that are loosened at once."""
 
@@ -39,7 +42,8 @@ class LayerProblem:
         modules: of the network that is being solved, by name.
         chain: the layer and its BatchNorm.
         file: its samples.
-        hold: share of an input's variance by which its weights are held to step 1's.
+        hold: share of an input's variance by which its weights are held at step 1's; times ``1 + FEW n / P`` for ``n``
+            weights of an output and ``P`` samples, or times :data:`MOST`.
 
     Raises:
         InputError: no samples, or weights that step 2 cannot serve.
@@ -52,7 +56,7 @@ class LayerProblem:
         assert norm is None or isinstance(norm, _BatchNorm)
         self.name, self.layer, self.norm, self.file = chain.source, layer, norm, file
         self.input_scale = layer.input_quantizer.scale()
-        self.moments = file.moments().holding(hold)
+        self.moments = file.moments().holding(hold * min(MOST, 1 + FEW * file.taps / file.count))
         values, scale, code_type = layer.integer_weight()
         self.levels = Levels.of(code_type)
         self.shape = values.shape
