@@ -60,15 +60,23 @@ def test_lines_count_the_thresholds(data) -> None:
     st.sampled_from([15, 63, 255]),
     st.floats(0.2, 2e6),
     st.floats(-3, 3),
-    st.lists(st.floats(0.1, 1), min_size=1, max_size=70),
+    st.sampled_from([1, 5, 70]),
+    st.integers(0, 2**16),
 )
 def test_uniform_thresholds_are_lines_in_double_precision(
-    n: int, step: float, first: float, slopes: list[float]
+    n: int, step: float, first: float, channels: int, seed: int
 ) -> None:
-    bars = np.ceil((np.arange(n) + first) * step * np.array(slopes)[:, None]).astype(np.int64)
+    slopes = np.random.default_rng(seed).uniform(0.1, 1, (channels, 1))
+    bars = np.ceil((np.arange(n) + first) * step * slopes).astype(np.int64)
     assert dot.fit_lines(bars, -(2**30), 2**30, np.float64).right.all()
-    reached = bars.clip(-(2**15), 2**15 + 1)  # some are always passed, some never
-    assert dot.fit_lines(reached, -(2**15), 2**15, np.float64).right.all()
+    ends = 2**15 + np.arange(len(bars))[:, None] * 100
+    reached = bars.clip(-ends, ends + 1)  # some are always passed, some never
+    lines = dot.fit_lines(reached, -ends, ends, np.float64)
+    assert lines.right.all()
+    v = np.concatenate([reached, reached - 1], axis=1).clip(-ends, ends)
+    got = np.clip(v * lines.slope[:, None] + lines.intercept[:, None], 0, n).astype(np.int64)
+    for c in range(channels):
+        np.testing.assert_array_equal(got[c], np.searchsorted(reached[c], v[c], side="right"))
 
 
 def test_short_numbers_do_for_small_sums() -> None:

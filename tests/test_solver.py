@@ -375,14 +375,19 @@ statistics.PANEL = 200
 with statistics.SampleFile(1, n, 1, np.dtype(np.uint8), chunk=30) as file:
     file.append(x.transpose(0, 1), torch.zeros(count, 1, 1))
     assert torch.equal(file.moments().products.double(), moments.products)
-for reach in (1e-3, 4.0, 1e5):
-    sums = _Sums(SimpleNamespace(reach=reach), moments, torch.zeros(1, outputs))
-    assert sums.bytes == multiplies_bytes()
-    z = reach * 9 * torch.randn(1, count, outputs).clamp(-1, 1).double()  # up to the ends, and beyond
-    sums.add(x, z)
-    sums.add(x, z)
-    whole = (z.clamp(-sums.limit, sums.limit) / sums.unit).round()
-    assert torch.equal(sums.cross().products, 2 * (x.double().transpose(1, 2) @ whole))
+# One output, more samples than sums of 32 bits hold, and numbers that take one digit more than their size says.
+for n, outputs, count in ((576, 512, 64), (4608, 1, 64), (32, 128, 4096), (1024, 4, 129)):
+    x = torch.full((1, count, n), 127.0) if count > 1000 else torch.randint(0, 128, (1, count, n)).float()
+    moments = Moments(count, x.double().sum(1), x.double().transpose(1, 2) @ x.double(), 127)
+    for reach in (1e-3, 0.99 * 4, 1e5):
+        sums = _Sums(SimpleNamespace(reach=reach), moments, torch.zeros(1, outputs))
+        assert sums.bytes == (multiplies_bytes() and outputs > 1)
+        z = (torch.randn(1, count, outputs) + count // 1000).clamp(-1, 1)
+        z = reach * 9 * z.double()  # up to the ends, and beyond
+        sums.add(x, z)
+        sums.add(x, z)
+        whole = (z.clamp(-sums.limit, sums.limit) / sums.unit).round()
+        assert torch.equal(sums.cross().products, 2 * (x.double().transpose(1, 2) @ whole))
 """
 
 
@@ -392,6 +397,13 @@ def test_bytes_are_multiplied_where_that_is_exact(isa):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", _BYTES], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_variances_of_very_many_samples():
+    count = 30_000_000
+    half = torch.full((1, 1), 255.0 * count / 2, dtype=torch.float64)
+    moments = Moments(count, half, 255 * half[:, None], 255)
+    assert moments.curvature.item() == pytest.approx(count * 127.5**2) and moments.holding(0.5).held.item() > 0
 
 
 def test_inputs_that_never_vary_change_nothing():

@@ -102,8 +102,10 @@ class Moments:
     @cached_property
     def curvature(self) -> Tensor:
         """The diagonal of :attr:`gram`, ``[G, n]``; exactly 0 for inputs that never vary."""
-        diagonal = self.products.diagonal(dim1=1, dim2=2).to(torch.int64)
-        return (self.count * diagonal - self.total.to(torch.int64).square()).double() / self.count
+        diagonal, total = self.products.diagonal(dim1=1, dim2=2).to(torch.int64), self.total.to(torch.int64)
+        numbers = zip(diagonal.flatten().tolist(), total.flatten().tolist(), strict=True)
+        whole = [float(self.count * d - t * t) for d, t in numbers]  # of many samples more than 64 bits
+        return torch.tensor(whole, dtype=torch.float64).view_as(self.total) / self.count
 
     @cached_property
     def row_sum(self) -> float:
