@@ -44,9 +44,19 @@ def add_by_digits(sums: Tensor, x: Tensor, z: Tensor, digits: int) -> None:
         for _ in range(2):
             digit = (rest + BASE // 2).bitwise_and_(BASE - 1).sub_(BASE // 2)
             rest = rest.sub_(digit).bitwise_right_shift_(BASE.bit_length() - 1)
-            pair.append(digit.to(torch.int8))
+            pair.append(_rows(digit.to(torch.int8)))
         for g, total in enumerate(sums):
-            torch._int_mm(pair[0][g].T, inputs[g], out=low)
+            torch._int_mm(pair[0][g], inputs[g], out=low)
             if k + 1 < digits:
-                low.add_(torch._int_mm(pair[1][g].T, inputs[g], out=high), alpha=BASE)
+                low.add_(torch._int_mm(pair[1][g], inputs[g], out=high), alpha=BASE)
             total.add_(low, alpha=BASE**k)
+
+
+def _rows(columns: Tensor) -> Tensor:
+    """``[G, p, O] -> [G, O, p]``, with strides that PyTorch's product of bytes can use.
+
+    Of a single column, turned round, the row would keep the stride 1, with which that product leaves its result as it
+    was, and says nothing (pytorch/pytorch#195066).
+    """
+    groups, count, outputs = columns.shape
+    return columns.view(groups, 1, count) if outputs == 1 else columns.transpose(1, 2)

@@ -82,6 +82,8 @@ class Moments:
 
     def holding(self, share: float) -> Moments:
         """These with every weight held by a share of its input's variance; they take over :attr:`products`."""
+        if share == 0:
+            return self
         held = (share * self.curvature).round()
         diagonal = self.products.diagonal(dim1=1, dim2=2)
         fits = self.products.dtype == torch.float64 or float((diagonal + held).max()) < INT32

@@ -140,8 +140,7 @@ class _Sums:
         self.unit = 2.0 ** math.ceil(math.log2(max(self.limit, 1e-30) / room) + 1)
         self.products = torch.zeros(groups, shift.shape[1], n, dtype=torch.float64)
         self.power, self.total = (torch.zeros(shift.shape, dtype=torch.float64) for _ in range(2))
-        outputs = shift.shape[1]
-        small = n * outputs < LARGE_SUMS or outputs == 1  # of one row PyTorch's product of bytes is anything
+        small = n * shift.shape[1] < LARGE_SUMS
         self.bytes = moments.largest <= INT8 and not small and multiplies_bytes()
         self.digits = math.ceil((math.log2(max(1.0, self.limit / self.unit)) + 1.1) / math.log2(BASE))
 
