@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--iterations", type=_positive, default=2, metavar="N", help="at each lambda (default 2)")
     solve.add_argument("--sweeps", type=_positive, default=2, metavar="N", help="of coordinate descent (default 2)")
     solve.add_argument(
-        "--hold", type=float, default=0.1, metavar="SHARE", help="of weights, at those of step 1 (default 0.1)"
+        "--hold", type=float, default=0.1, metavar="SHARE", help="of weights at those of step 1 (default 0.1; 0: none)"
     )
     solve.add_argument("--samples", type=_positive, default=20_000, metavar="N", help="positions a layer")
     solve.add_argument("--keep-statistics", action="store_true", help="do not measure BatchNorm statistics anew")
