@@ -7,7 +7,6 @@ the latent weights back into range.
 from __future__ import annotations
 
 import math
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from ..errors import BitbranchError, InputError
 from ..layers import QuantizedLayer
 from .objectives import Classification, Objective
 from .optimization import PRECISIONS, Settings
+from .randomness import random_state, set_random_state
 from .synchronized import synchronized
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -263,26 +263,6 @@ class Training:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-
-
-def random_state() -> dict[str, Any]:
-    """The states of the global generators of torch, NumPy and Python, of plain types and tensors."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 -- saved for those who draw from it
-    state = {"torch": torch.get_rng_state(), "numpy": [name, torch.from_numpy(np.array(keys, np.int64)), *rest]}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state | {"python": random.getstate()}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set the generators as :func:`random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-import random
 import shutil
 import time
 import warnings
@@ -16,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,27 +24,24 @@ from ..disk import write_bytes
 from ..errors import BitbranchError, InputError
 from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
-from ..swap import calibrate, check_layers, quantize
+from ..swap import calibrate, quantize
 from . import checkpoint, tasks
-from .checkpoint import Recipe
-from .config import Config, Network, Phase, load, parse
+from .config import Config, Phase, load, parse
 from .hints import Hints
 from .journal import Journal
-from .loop import Epoch, Training, random_state, set_random_state, to_stderr
+from .loop import Epoch, Training, to_stderr
 from .objectives import Objective
+from .randomness import random_state, seed_all, set_random_state
 from .report import ON_ITS_WAY
 from .run_folder import FLOAT, LAST, RESULTS, claim, write_configuration
 from .stages import fix_weights
-from .teachers import Ensemble, check, prepared
+from .start import prepare_teacher, read_teacher, starting_network
 from .threads import use_fastest_threads
 
 if TYPE_CHECKING:
     from ..twostep.codes import Sparsity
 
 FORMAT = "bitbranch run 1"
-
-QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine")
-"""What a run takes over from the recipe of a quantized network that it starts from."""
 
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
@@ -137,8 +131,8 @@ class _Run:
         self.task = tasks.read(self.config.data)
         self.say(f"{self.task.train.source}; {self.task.test.source}")
         self.journal = Journal(self.config, self.folder, self.task.figure)
-        self.network = self._start()
-        self.teacher = self._teacher()
+        self._start()
+        self.teacher = read_teacher(self.config.teacher, self.device)
         self._choose_threads(state)
         first = 0
         if state is not None:
@@ -174,106 +168,13 @@ class _Run:
     def _seed(self, phase: int) -> int:
         return self.config.seed + 1000 * phase
 
-    def _start(self) -> nn.Module:
-        """The network before the first phase, and the recipe that goes with it."""
-        wanted, train = self.config.network, self.task.train
-        arguments = dict(wanted.arguments)
-        if wanted.file:
-            models.register_file(wanted.file)
-        if wanted.model in models.MODELS:
-            known = inspect.signature(models.MODELS[wanted.model]).parameters
-            arguments = {name: value for name, value in self.task.arguments().items() if name in known} | arguments
-        self.recipe = Recipe(
-            wanted.model, arguments, train.shape,
-            first=_scheme(wanted.first),
-            last=_scheme(wanted.last),
-            layers={name: _scheme(scheme) for name, scheme in wanted.layers.items()},
-            mean=train.mean, std=train.std,
-            info={"name": self.config.name or wanted.model},
-        )  # fmt: skip
-        _seed_all(self.config.seed)
-        network = self._started(Path(wanted.start)) if wanted.start else models.build(wanted.model, arguments)
-        check_layers(network, self.recipe.layers)
-        self.task.check(network)
-        if wanted.trunk:
-            self._load_trunk(network, Path(wanted.trunk))
-        self.recipe = replace(self.recipe, info={**self.recipe.info, **self.task.info(network)})
-        if wanted.scheme:
-            network = self._quantize(network, wanted.scheme)
-        network.to(self.device)
-        processes.share(network)
-        return network
-
-    def _started(self, path: Path) -> nn.Module:
-        """The network of a checkpoint, or the configured one with the parameters of a file."""
-        content = checkpoint.read_tensors(path)
-        if content.get("format") == checkpoint.FORMAT:
-            recipe, network = checkpoint.load(path)
-            if recipe.model == self.recipe.model:
-                wanted = checkpoint.plain(self.config.network.arguments)
-                assert isinstance(wanted, dict)
-                for name, value in wanted.items():
-                    if (there := recipe.arguments.get(name, value)) != value:
-                        raise InputError(f"network.start: {path} holds a {recipe.model} of {name} {there}, not {value}")
-                if recipe.scheme is not None:
-                    self._check_kept(path, recipe)
-                taken = {"arguments"} if recipe.scheme is None else QUANTIZED
-                self.recipe = replace(self.recipe, **{name: getattr(recipe, name) for name in taken})
-                return network
-            if recipe.scheme is not None:
-                raise InputError(f"network.start: {path} holds a quantized {recipe.model}, not a {self.recipe.model}")
-            content = network.state_dict()
-        network = models.build(self.recipe.model, self.recipe.arguments)
-        try:
-            network.load_state_dict(content)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"network.start: {path} does not fit {self.recipe.model} ({text})") from None
-        return network
-
-    def _check_kept(self, path: Path, recipe: Recipe) -> None:
-        """Whether the configuration asks for other exceptions than those of the quantized network it starts from."""
-        wanted, usual = self.config.network, Network(model="")
-        for name in ("first", "last"):
-            asked, there = getattr(wanted, name), getattr(recipe, name)
-            if asked != getattr(usual, name) and _scheme(asked) != there:
-                raise InputError(f"network.{name}: {path} is quantized, and its {name} layer keeps {there or 'none'}")
-        layers = {name: _scheme(scheme) for name, scheme in wanted.layers.items()}
-        if layers and layers != dict(recipe.layers):
-            raise InputError(f"network.layers: {path} is quantized, and keeps its own: {dict(recipe.layers)}")
-
-    def _load_trunk(self, network: nn.Module, path: Path) -> None:
-        trunk = getattr(network, "trunk", None)
-        if trunk is None:
-            raise InputError(f"network.trunk: {self.recipe.model} has no trunk")
-        content = checkpoint.read_tensors(path)
-        if content.get("format") == checkpoint.FORMAT:
-            content = checkpoint.load(path)[1].state_dict()
-        wanted = trunk.state_dict()
-        for name, own in wanted.items():
-            if not isinstance(given := content.get(name), Tensor) or given.shape != own.shape:
-                there = f"it is {list(given.shape)}" if isinstance(given, Tensor) else "it is not there"
-                raise InputError(f"network.trunk: {path}: expected {name!r} of shape {list(own.shape)}, {there}")
-        trunk.load_state_dict({name: content[name] for name in wanted})
-
-    def _teacher(self) -> nn.Module | None:
-        networks = [checkpoint.load(path)[1] for path in self.config.teacher.checkpoint]
-        if not networks:
-            return None
-        teacher = networks[0] if len(networks) == 1 else Ensemble(networks)
-        return teacher.to(self.device).requires_grad_(False)
-
-    def _quick(self, teacher: nn.Module) -> nn.Module:
-        """A teacher that answers as the student will, as it is asked in every step."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            student = models.build(self.recipe.model, self.recipe.arguments).to(self.device).eval()
-            images = torch.randn(2, *self.recipe.input_shape).to(self.device)
-        try:
-            check(teacher.eval(), student, images)
-        except InputError as error:
-            raise InputError(f"teacher.checkpoint: {', '.join(self.config.teacher.checkpoint)}: {error}") from None
-        return prepared(teacher, images)
+    def _start(self) -> None:
+        """The network before the first phase, the same in all processes."""
+        self.recipe, network = starting_network(self.config, self.task)
+        if self.config.network.scheme:
+            network = self._quantize(network, self.config.network.scheme)
+        self.network = network.to(self.device)
+        processes.share(self.network)
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
@@ -322,7 +223,7 @@ class _Run:
         if training_state is None:
             if number and phase.scheme and self.recipe.scheme is None:
                 self._write_network(FLOAT)
-            _seed_all(self._seed(number))
+            seed_all(self._seed(number))
             self._begin(phase)
         if phase.kind in ("transforms", "hash"):
             self._solve(number)
@@ -395,7 +296,9 @@ class _Run:
             assert self.teacher is not None
             images, _ = next(iter(self.task.batches(self._seed(number))))
             return Hints(self.network, self.teacher, images, guided=phase.guided, hint=phase.hint, label=phase.name)
-        teacher = None if self.teacher is None else self._quick(self.teacher)
+        teacher = self.teacher
+        if teacher is not None:
+            teacher = prepare_teacher(teacher, self.config.teacher, self.recipe, self.device)
         return self.task.objective(self.network, phase, teacher, self.config.teacher)
 
     def _solve(self, number: int) -> None:
@@ -552,17 +455,6 @@ class _Run:
         return {**results, **self._files()}
 
 
-def _seed_all(seed: int) -> None:
-    """Seed the global generators of torch, NumPy and Python: networks of one's own may draw from any."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    random.seed(seed)
-
-
 def is_memory(error: RuntimeError) -> bool:
     """Whether torch says that there is no memory left; it has no error of its own for a processor's."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _scheme(spelling: str) -> str | None:
-    return None if spelling == "none" else spelling
