@@ -173,7 +173,12 @@ class Builder:
         v = self.values[source]
         spread, middle, rng = max(2, (v.hi - v.lo) // 6), (v.hi + v.lo) // 2, self.rng
         n = int(rng.integers(1, 40)) if table else code_type.count - 1
-        t = np.sort(rng.integers(middle - spread, middle + spread, (v.shape[0], n)), axis=1).astype(np.int32)
+        if rng.random() < 0.5:  # one step apart, as those of uniform codes are
+            step, origin = rng.uniform(0.2, 1, (2, v.shape[0], 1)) * [[[2 * spread / n]], [[-spread]]]
+            t = np.ceil(middle + origin + step * np.arange(n))
+        else:
+            t = np.sort(rng.integers(middle - spread, middle + spread, (v.shape[0], n)), axis=1)
+        t = t.astype(np.int32)
         ranks = rng.integers(0, code_type.count, n + 1, dtype=np.uint8) if table else None
         return self.add(p.Threshold("codes", (source,), code_type, t, ranks))
 
