@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engine import ISAS, Builder, small_program
+from engines import ISAS, Builder, small_program
 
 from bitbranch import Engine
 from bitbranch.contract import CodeType

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engines import ISAS, Builder, assert_equal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import examples
-from test_engine import ISAS, Builder, assert_equal
 
 from bitbranch.contract import CodeType
 from bitbranch.runtime import engine as engine_module

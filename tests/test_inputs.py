@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_engine import ISAS, Builder, small_program
+from engines import ISAS, Builder, small_program
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import InputError

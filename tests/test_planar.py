@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from engines import ISAS, Builder, activations, kinds, preferred, weights
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import images, pixels, programs
-from test_engine import ISAS, Builder, activations, examples, kinds, preferred, weights
+from strategies import examples, images, pixels, programs
 
 from bitbranch.contract import CodeType
 from bitbranch.errors import FormatError

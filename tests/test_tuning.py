@@ -28,7 +28,8 @@ try:
 except BitbranchError:
     pytest.skip("the compiled core is not installed", allow_module_level=True)
 
-from test_engine import PLANAR, convolutions, examples, networks
+from engines import PLANAR, convolutions, networks
+from strategies import examples
 
 TABLE = {ISAS[0]: {"large": {"2x2": {"dictionary": 300.0, "byte16": 150, "byte": 90.5}}}}
 LAYERS = [
