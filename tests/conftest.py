@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("engines")
+
 os.environ["BITBRANCH_TUNING"] = "off"
 os.environ.pop("BITBRANCH_FAMILY", None)
 
