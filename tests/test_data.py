@@ -277,6 +277,21 @@ def test_cifar10_is_read_from_folders_and_decoded_once(tmp_path: Path) -> None:
     assert main(["data", "cifar10", "--prepare", str(archive)]) == 0
 
 
+def test_an_archive_of_another_set_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BITBRANCH_DATA", str(tmp_path / "data"))
+    archive = tmp_path / "masks.tar"
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(b"")
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "train", "train")
+    for _ in range(2):
+        assert main(["data", "bccd", "--prepare", str(archive)]) == 2
+        assert f"bccd: {archive} does not hold it (" in capsys.readouterr().err
+    assert not list((tmp_path / "data").glob("*"))
+
+
 def test_cifar10_lacking_a_file_is_named(
     cifar_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bitbranch import models, quantize
 from bitbranch.data import fashion_mnist, folders
 from bitbranch.data.folders import PictureBatches
+from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer
 from bitbranch.quantizers.registry import binaryconnect, parse_scheme
 from bitbranch.reporting import plots
@@ -179,6 +180,31 @@ def test_the_best_network_of_the_last_phase_is_kept(tmp_path: Path) -> None:
         assert (result["best_accuracy"], result["accuracy"]) == (first, later[-1])
         assert test.score(checkpoint.load(result["best"])[1])["accuracy"] == first
     check_same(state_of(Path(found["best"])), state_of(Path(again["best"])))
+
+
+def test_the_best_network_is_of_the_phase_that_is_the_last_now(tmp_path: Path) -> None:
+    """Phases may be added while a run is interrupted; what came before them is no longer judged."""
+    run = BASE | {"phase": [{"epochs": 4, "lr": 1e-2}]}
+    interrupted(run, tmp_path, "train 1: epoch 3/4")
+    run["phase"] = [*run["phase"], {"scheme": "lsq:w2-a2", "epochs": 1, "lr": 1e-6}]
+    found = runner.run(run, tmp_path, progress=None)
+    assert found["best_accuracy"] == found["accuracy"]
+    assert checkpoint.load(found["best"])[0].scheme == checkpoint.load(found["net"])[0].scheme == "lsq:w2-a2"
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BASE | {"phase": [{"epochs": 3}]}
+    interrupted(run, tmp_path, "train 1: epoch 2/3")
+    whole = fashion_mnist.load
+
+    def smaller(split: str, *rest: Any) -> Any:
+        return whole(split, *rest).spread(150)
+
+    monkeypatch.setattr(fashion_mnist, "load", smaller)
+    with pytest.raises(InputError, match="began with 200 training and 40 test images, and now there are 150 training"):
+        runner.run(run, tmp_path, progress=None)
+    monkeypatch.setattr(fashion_mnist, "load", whole)
+    assert len(runner.run(run, tmp_path, progress=None)["phases"]) == 1
 
 
 def test_test_images_are_asked_as_often_as_configured(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -439,6 +440,8 @@ def test_recipes_are_sound(recipe: Path) -> None:
         ({"phase": [{"kind": "transforms"}]}, "needs a phase of kind 'codes' before it"),
         ({"phase": [{"kind": "transforms", "method": "tsk"}]}, "method 'tsk': expected 'tsq', 'linear' or 'start'"),
         ({"phase": [{"kind": "transforms", "lambdas": []}]}, "lambdas must be positive"),
+        ({"train": {"lambdas": None}}, "lambdas: expected a number, got None"),
+        ({"network": {"model": "vgg_small", "start": "a\0b"}}, "null byte"),
         ({"phase": [{"kind": "transforms", "lambdas": {"conv2": "x"}}]}, "lambdas.conv2: expected a number"),
         ({"phase": [{"kind": "codes"}, {"kind": "transforms", "scheme": "tsq:w4-a2"}]}, "give it there"),
         (
@@ -455,6 +458,55 @@ def test_bad_configurations_are_one_line(
     assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("bitbranch: error: ") and text in error, error
+
+
+def test_paths_that_the_command_changes_are_from_where_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "run.json").write_text(json.dumps(BASE))
+    for run, change, wanted in (
+        ("cifar10-vgg-small-lsq", "data.path=mine", "mine"),
+        ("configs/run.json", "network.start=a.pt", "a.pt"),
+        ("configs/run.json", "teacher.checkpoint=b.pt", "b.pt"),
+        ("configs/run.json", 'teacher.checkpoint=["c.pt"]', "c.pt"),
+    ):
+        assert main(["train", run, "--set", change, "--out", "out"]) == 2
+        assert f"{tmp_path / wanted}: " in capsys.readouterr().err
+
+
+def test_what_has_no_use_is_said(tmp_path: Path) -> None:
+    said = list[str]()
+    network = {"first": "w4a4", "layers": {"linear2": "w8a8"}}
+    runner.run(changed(network=network, data={"train_images": 50}), tmp_path / "float", progress=said.append)
+    assert [line[:22] for line in said if "not used" in line] == ["network.first: not use", "network.layers: not us"]
+    said.clear()
+    low = changed(network={**network, "scheme": "lsq:w4-a4"}, data={"train_images": 50})
+    runner.run(low, tmp_path / "low", progress=said.append)
+    assert not [line for line in said if "not used" in line]
+
+
+def test_all_images_that_are_asked_for_are_solved_with(tmp_path: Path) -> None:
+    """Also where they are no whole batches; in an order of their own, as test images are taken."""
+    task = tasks.read(config.parse(BASE).data)
+    for count in (20, 130):
+        batches = list(task.calibration(count, 3))
+        assert sum(len(images) for images, _ in batches) == count
+        again = torch.cat([labels for _, labels in task.calibration(count, 3)])
+        other = torch.cat([labels for _, labels in task.calibration(count, 4)])
+        labels = torch.cat([labels for _, labels in batches])
+        assert torch.equal(labels, again) and not torch.equal(labels, other)
+        assert torch.equal(labels.sort()[0], other.sort()[0])
+
+
+def test_damaged_results_are_named(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"results\.json: damaged \(.*\); remove it"):
+        runner.run(TWO_STEPS, tmp_path / "run", progress=None)
+    (tmp_path / "run" / "results.json").unlink()
+    assert runner.run(TWO_STEPS, tmp_path / "run", progress=None)["accuracy"] == finished[1]["accuracy"]
 
 
 def test_a_run_that_never_began_gives_its_folder_back(tmp_path: Path) -> None:
@@ -488,5 +540,9 @@ def test_the_command_changes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["name"] == "quick"
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["data"]["train_images"] == 100
+    assert main([*arguments, "--set", "name=again", "--set", "seed=1", "--out", str(tmp_path / "other")]) == 0
+    told = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (told["data"]["train_images"], told["name"], told["seed"]) == (100, "again", 1)
+    capsys.readouterr()
     assert main(["train", "no-such-recipe"]) == 2
     assert "recipes are bccd-ssd-cpu, bccd-ssd-gpu, camvid" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,27 @@ def test_a_row_of_another_configuration_is_named(tmp_path: Path, capsys: pytest.
     assert "row.json: damaged" in capsys.readouterr().out
 
 
+def test_files_are_where_the_table_is_also_when_they_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tables").mkdir()
+    own = "from torch import nn\nimport bitbranch as bb\n\n\n@bb.models.register\ndef own_of_a_table():\n    return "
+    (tmp_path / "tables" / "own.py").write_text(own + "nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    rows = TABLE.split("[[row]]")[0].replace("seeds = [3, 4]", "seeds = [3]") + '[[row]]\nname = "float"\n'
+    rows = re.sub("network = .*", 'network = {file = "own.py", model = "own_of_a_table"}', rows)
+    written(tmp_path / "tables", rows)
+    monkeypatch.chdir(tmp_path)
+    run = ["table", "tables/garments.toml", "--out", "out", "--no-latency"]
+    for _ in range(2):
+        assert main(run) == 0
+        said = capsys.readouterr()
+        assert "otherwise" not in said.err and "another configuration" not in said.out
+    with (tmp_path / "tables" / "own.py").open("a") as file:
+        file.write("# another\n")
+    assert main(run) == 0
+    assert "was run otherwise (the content of network.file differs)" in capsys.readouterr().err
+
+
 def test_a_row_that_started_from_another_network_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where that network was trained again, by the same name."""
     rows = "[[row]]".join(TABLE.split("[[row]]")[:3]).replace("seeds = [3, 4]", "seeds = [3]")
@@ -210,7 +232,8 @@ def test_only_what_was_asked_for_and_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
-    table = spec.load(written(tmp_path, TABLE.replace("seeds = [4]", "seeds = [4, 9]")))
+    own = TABLE.replace('start = "{run:float}", scheme = "bwn:w1"', 'scheme = "bwn:w1"')
+    table = spec.load(written(tmp_path, own.replace("seeds = [4]", "seeds = [4, 9]")))
     assert [seed for row, seed in table.runs([], []) if row.name == "BWN"] == [4, 9]
     assert [seed for row, seed in table.runs([], []) if row.name == "float"] == [3, 4]
 
@@ -218,7 +241,7 @@ def test_a_row_may_have_seeds_of_its_own(tmp_path: Path) -> None:
 def test_a_row_may_take_the_networks_of_all_its_seeds(tmp_path: Path) -> None:
     """Those rows are run first, for every seed, whichever row and seed is asked for."""
     learned = 'name = "LSQ 2/2"\nteacher = {checkpoint = "{runs:float}"}'
-    text = TABLE.replace('name = "LSQ 2/2"', learned).replace("seeds = [4]", "seeds = [4, 9]")
+    text = TABLE.replace('name = "LSQ 2/2"', learned)
     table = spec.load(written(tmp_path, text))
     order = [(row.name, seed) for row, seed in table.runs(["LSQ 2/2"], [4])]
     assert order == [("float", 4), ("float", 3), ("LSQ 2/2", 4)]
@@ -226,7 +249,7 @@ def test_a_row_may_take_the_networks_of_all_its_seeds(tmp_path: Path) -> None:
     content = spec.configured(row, 4, lambda name, seed: Path(f"{name}-{seed}"))
     assert content["teacher"] == {"checkpoint": ["float-3", "float-4"]} and content["network"]["start"] == "float-4"
     (tmp_path / "more.toml").write_text(text.replace(learned, learned + "\nseeds = [4, 8]"))
-    with pytest.raises(InputError, match=r"row 'LSQ 2/2': takes all networks of 'float', which has no seed 8"):
+    with pytest.raises(InputError, match=r"row 'LSQ 2/2': needs 'float', which has no seed 8"):
         spec.load(tmp_path / "more.toml")
     (tmp_path / "within.toml").write_text(text.replace("{runs:float}", "a{runs:float}"))
     with pytest.raises(
@@ -268,7 +291,10 @@ def test_the_text_says_it_all(finished: tuple[Path, dict[str, Any]]) -> None:
             "has a reason why it is not run, and epochs",
         ),
         ('published = "67.6 elsewhere"', 'minus = "nothing"', "minus 'nothing' is no row"),
-        ("epochs = 1", "epoch = 1", "epoch: unknown key; did you mean epochs?"),
+        ("epochs = 1", "epoch = 1", "row 'float': train.epoch: unknown key; did you mean epochs?"),
+        ("threads = 1", "seed = 7", "row 'float': seed: a table, or a row, has seeds"),
+        ("seeds = [3, 4]", "seeds = [-1]", "seeds: expected whole numbers from 0"),
+        ("seeds = [4]", "seeds = [4, 5]", "row 'BWN': needs 'float', which has no seed 5"),
         ("[common]", "[comon]", "comon: unknown key"),
     ],
 )

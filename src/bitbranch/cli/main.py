@@ -15,13 +15,21 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import BitbranchError, InputError
 from ..reporting.machine import package_version
 
 Result = dict[str, object]
 """What a command found, as it goes into ``--json``; its ``text`` is what a person reads instead."""
+
+
+class _Several(argparse.Action):
+    """Values of an option that may be given again: they add up, and take the place of the default."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is self.default else [*before, *values])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("config", metavar="CONFIG", help="a TOML or JSON file, or the name of a recipe")
     training.add_argument("--out", type=Path, metavar="DIR", help="of the run; default: runs/CONFIG")
     training.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the configuration: train.epochs=3 seed=1"
+        "--set",
+        action=_Several,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the configuration: train.epochs=3 seed=1",
     )
 
     data = add("data", _data, "List the image sets and where each is looked for, or prepare one.")
@@ -140,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--per-channel", action="store_true", help="of a float network: a step for every channel")
     solve.add_argument("--method", choices=("tsq", "linear", "start"), default="tsq")
     solve.add_argument("--z-update", choices=("clipped", "staircase"), default="clipped")
-    solve.add_argument("--lambdas", type=float, nargs="+", default=[0.01, 0.1, 1.0], metavar="L")
+    solve.add_argument("--lambdas", type=float, action=_Several, nargs="+", default=[0.01, 0.1, 1.0], metavar="L")
     solve.add_argument("--iterations", type=_positive, default=2, metavar="N", help="at each lambda (default 2)")
     solve.add_argument("--sweeps", type=_positive, default=2, metavar="N", help="of coordinate descent (default 2)")
     solve.add_argument(
@@ -161,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("net", type=Path, metavar="NET.bb|CHECKPOINT", help="a checkpoint is compiled in memory")
     verify.add_argument("--checkpoint", type=Path, help="compare with this checkpoint's torch network, too")
     verify.add_argument(
-        "--images", type=Path, nargs="+", default=[], metavar="IMAGES.npy",
+        "--images", type=Path, action=_Several, nargs="+", default=[], metavar="IMAGES.npy",
         help="array [N, C, H, W] for each input, float32 where torch is compared; default: random images",
     )  # fmt: skip
     verify.add_argument("--count", type=_positive, default=16, metavar="N", help="of random images (default 16)")
@@ -169,17 +182,26 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = add("bench", _bench, "Time networks beside PyTorch, ONNX Runtime, OpenVINO, LiteRT and ncnn.")
     bench.add_argument("net", nargs="+", metavar="NET", help=".bb files, or the name of a model (random weights)")
-    bench.add_argument("--scheme", nargs="+", default=[], metavar="S", help="of a model: tsq:wt-a2 (default) ..")
+    bench.add_argument(
+        "--scheme", action=_Several, nargs="+", default=[], metavar="S", help="of a model: tsq:wt-a2 (default) .."
+    )
     bench.add_argument("--model-arguments", type=json.loads, default={}, metavar="JSON", help="of a model's function")
     bench.add_argument("--image-size", type=_size, metavar="N|HxW", help="of a model; default: its usual one")
     bench.add_argument("--float", type=Path, metavar="CHECKPOINT", help="the float network of the .bb files, for peers")
     bench.add_argument("--data", type=Path, metavar="IMAGES.npz", help="images, float32, and labels: for accuracy")
     bench.add_argument(
-        "--peers", nargs="*", default=["all"], metavar="P", help="all (default), torch, openvino, int8 .."
+        "--peers",
+        action=_Several,
+        nargs="*",
+        default=["all"],
+        metavar="P",
+        help="all (default), torch, openvino, int8 ..",
     )
-    bench.add_argument("--isa", nargs="+", metavar="LEVEL", help="instruction sets: avx2 avx512 avx512_vnni native ..")
-    bench.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
-    bench.add_argument("--batch", type=_positive, nargs="+", default=[1], metavar="N")
+    bench.add_argument(
+        "--isa", action=_Several, nargs="+", metavar="LEVEL", help="instruction sets: avx2 avx512 avx512_vnni native .."
+    )
+    bench.add_argument("--threads", type=_positive, action=_Several, nargs="+", default=[1, 2], metavar="N")
+    bench.add_argument("--batch", type=_positive, action=_Several, nargs="+", default=[1], metavar="N")
     bench.add_argument("--seconds", type=float, default=1.0, help="measured for each executor and setting (default 1)")
     bench.add_argument("--profile", action="store_true", help="show where the engine's time goes")
     bench.add_argument("--out", type=Path, metavar="DIR", help="write bench.json, bench.md and bench.svg there")
@@ -195,13 +217,17 @@ def _parser() -> argparse.ArgumentParser:
     table = add("table", _table, "Train, compile and compare the methods of a table; what is done is not run again.")
     table.add_argument("table", type=Path, metavar="TABLE.toml")
     table.add_argument("--out", type=Path, metavar="DIR", help="of the table and its runs; default: tables/TABLE")
-    table.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these, and what they need")
-    table.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="N", help="only these")
+    table.add_argument(
+        "--rows", action=_Several, nargs="+", default=[], metavar="NAME", help="only these, and what they need"
+    )
+    table.add_argument("--seeds", action=_Several, nargs="+", type=_seed, default=[], metavar="N", help="only these")
     table.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="begin no run after so many")
     table.add_argument("--no-latency", action="store_true", help="do not measure latencies at the end")
 
     tune = add("tune", _tune, "Measure this machine's kernels and keep the rates: engines then choose by them.")
-    tune.add_argument("--isa", nargs="+", default=[], metavar="SET", help="instruction sets; default: all but scalar")
+    tune.add_argument(
+        "--isa", action=_Several, nargs="+", default=[], metavar="SET", help="instruction sets; default: all but scalar"
+    )
     tune.add_argument("--out", type=Path, metavar="FILE", help="default: in the user's cache directory")
 
     info = add("info", _info, "Say what a .bb file holds.")

@@ -21,7 +21,7 @@ def train(name: str, out: Path | None, changes: Sequence[str], say: Callable[[st
     Args:
         name: of a file, or of a recipe that comes with bitbranch.
         out: folder of the run; None is ``runs/`` and the configuration's name.
-        changes: ``KEY=VALUE``, keys with dots, values as in TOML or bare words.
+        changes: ``KEY=VALUE``, keys with dots, values as in TOML or bare words; paths are from the current folder on.
         say: takes progress lines.
     """
     path = Path(name) if Path(name).is_file() else RECIPES / f"{name}.toml"
@@ -77,16 +77,22 @@ def _change(content: dict[str, Any], change: str) -> None:
             raise InputError(f"--set {change}: {parent} is no table")
     if isinstance(table, list):
         raise InputError(f"--set {change}: which phase? phase.1.{last}=..")
-    table[last] = config.toml_value(text)
+    value = config.toml_value(text)
+    if len(parents) == 1 and last in config.PATHS.get(parents[0], ()):
+        value = [_from_here(path) for path in value] if isinstance(value, list) else _from_here(value)
+    table[last] = value
+
+
+def _from_here(path: object) -> object:
+    """A path from the current folder on, not from the configuration's."""
+    return str(Path.cwd() / path) if isinstance(path, str) and path and not path.startswith("~") else path
 
 
 def data(name: str | None, source: Path | None, say: Callable[[str], None]) -> Result:
     """List the sets, or prepare one from an archive or a folder."""
     if source is not None:
         wanted = sets.find(name or "")
-        if wanted.prepare is None:
-            raise InputError(f"{wanted.name}: needs no preparation: {wanted.origin}")
-        wanted.prepare(source, wanted.place(), say)
+        wanted.bring(source, say)
     rows, lines = list[Result](), list[str]()
     for each in sets.SETS.values() if name is None else [sets.find(name)]:
         folder = None if each.folder is None else each.place()

@@ -49,6 +49,7 @@ class BatchSource:
 
     Attributes:
         epoch: the next one to be iterated.
+        shuffled: whether each epoch has an order of its own; usually in training only.
         pixels: set it to get uint8 images, as the integer engine takes them, in place of normalised ones.
 
     Yields:
@@ -63,7 +64,7 @@ class BatchSource:
         self.size = min(size, self.count)
         if training and self.size >= part[1]:  # all processes' parts of a batch are equal
             self.size -= self.size % part[1]
-        self.training, self.seed, self.workers, self.part = training, seed, workers, part
+        self.training, self.shuffled, self.seed, self.workers, self.part = training, training, seed, workers, part
         self.epoch = 0
         self.first = 0
 
@@ -97,7 +98,7 @@ class BatchSource:
     def order(self, epoch: int) -> tuple[npt.NDArray[np.int64], np.random.Generator]:
         """The images' order in an epoch, and the generator that drew it."""
         rng = np.random.default_rng([self.seed, epoch])
-        return (rng.permutation(self.count) if self.training else np.arange(self.count)), rng
+        return (rng.permutation(self.count) if self.shuffled else np.arange(self.count)), rng
 
     def chosen(self, order: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
         """This process's part of a batch, out of what lies in the epoch's order."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from ..errors import InputError
@@ -82,6 +83,26 @@ class ImageSet:
         if not self.sized:
             raise InputError(f"data.size: {self.name} has images of one size")
         return self.load(split, folder, size=(size[0], size[1]), **given)
+
+    def bring(self, source: Path, progress: Callable[[str], None] | None = None) -> None:
+        """Prepare the set in its folder from an archive or a folder.
+
+        Raises:
+            InputError: it needs no preparation, or the source does not hold it; then its folder is as it was.
+        """
+        if self.prepare is None:
+            raise InputError(f"{self.name}: needs no preparation: {self.origin}")
+        place = self.place()
+        there = place.exists()
+        self.prepare(source, place, progress)
+        try:
+            for split in (self.splits[0], self.splits[-1]):
+                self.read(split, place, on_error=lambda _: None)
+        except InputError as error:
+            if not there:
+                rmtree(place, ignore_errors=True)
+            said = str(error).replace(str(place), str(source))
+            raise InputError(f"{self.name}: {source} does not hold it ({said})") from None
 
     def place(self) -> Path:
         """The folder of the set, whether it is there or not; an empty path where it needs none."""

@@ -66,7 +66,7 @@ def run(options: Options, say: Say) -> Result:
     for number, (row, seed) in enumerate(runs, 1):
         folder = _folder(options.out, row, seed)
         if rows.finished(folder) is not None:
-            if key := rows.changed(folder, spec.configured(row, seed, network), Path()):
+            if key := rows.changed(folder, spec.configured(row, seed, network), table.folder):
                 say(f"{row.name}, seed {seed}: was run otherwise ({key} differs); to redo it, remove {folder}")
             continue
         if time.monotonic() - begin > 3600 * options.hours:
@@ -79,7 +79,7 @@ def run(options: Options, say: Say) -> Result:
             say(f"{title}: not run, for want of {'; '.join(missing)}")
             continue
         say(title)
-        result = rows.run(spec.configured(row, seed, network), folder, options.table.parent, say)
+        result = rows.run(spec.configured(row, seed, network), folder, table.folder, say)
         say(f"{title}: {_verdict(result)}")
         _write(table, options.out, say)
     document = _write(table, options.out, say, measure=options.measure)
@@ -151,7 +151,8 @@ def collect(table: spec.Table, out: Path) -> dict[str, Any]:
             result = rows.finished(folder)
             if result is not None:
                 runs.append({"seed": seed, **result})
-                if key := rows.changed(folder, spec.configured(row, seed, partial(_network, table, out)), Path()):
+                content = spec.configured(row, seed, partial(_network, table, out))
+                if key := rows.changed(folder, content, table.folder):
                     changed[str(seed)] = key
             elif (folder / "row.json").is_file():
                 failed[str(seed)] = rows.failure(folder)

@@ -58,12 +58,16 @@ def folder_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order of their runs; a row comes behind those that it needs."""
+    """Rows in the order of their runs; a row comes behind those that it needs.
+
+    Paths in them are relative to ``folder``.
+    """
 
     name: str
     note: str
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
+    folder: Path
 
     def runs(self, names: Sequence[str], seeds: Sequence[int]) -> list[tuple[Row, int]]:
         """Rows and seeds to run: all rows for one seed, then all for the next; what a chosen row needs comes before it.
@@ -131,26 +135,27 @@ def _table(content: Mapping[str, Any], folder: Path, name: str) -> Table:
         for needed in (*row.needs, *row.gathers):
             if needed not in [r.name for r in rows if not r.reason]:
                 raise InputError(f"row {row.name!r}: needs {needed!r}, which is no row before it")
-        for other in (other for other in rows if other.name in row.gathers):
+        for other in (other for other in rows if other.name in (*row.needs, *row.gathers)):
             if lacking := sorted(set(row.seeds) - set(other.seeds)):
-                raise InputError(
-                    f"row {row.name!r}: takes all networks of {other.name!r}, which has no seed {lacking[0]}"
-                )
+                raise InputError(f"row {row.name!r}: needs {other.name!r}, which has no seed {lacking[0]}")
         if row.folder in [r.folder for r in rows] or not row.folder:
             raise InputError(f"row {row.name!r}: the name is taken, or has no letters")
         if not row.reason:
-            config.parse(configured(row, 0, lambda needed, _: Path(needed)), folder)
+            try:
+                config.parse(configured(row, 0, lambda needed, _: Path(needed)), folder)
+            except InputError as error:
+                raise InputError(f"row {row.name!r}: {error}") from None
         rows.append(row)
     names = [row.name for row in rows]
     for row in rows:
         if row.minus and row.minus not in names:
             raise InputError(f"row {row.name!r}: minus {row.minus!r} is no row")
-    return Table(str(content.get("name", name)), str(content.get("note", "")), seeds, tuple(rows))
+    return Table(str(content.get("name", name)), str(content.get("note", "")), seeds, tuple(rows), folder)
 
 
 def _seeds(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(s, int) for s in value):
-        raise InputError(f"seeds: expected whole numbers, got {value!r}")
+    if not isinstance(value, list) or not value or not all(type(s) is int and 0 <= s < 2**31 for s in value):
+        raise InputError(f"seeds: expected whole numbers from 0 to 2^31 - 1, got {value!r}")
     return tuple(dict.fromkeys(value))
 
 
@@ -162,6 +167,8 @@ def _row(table: object, common: Mapping[str, Any], seeds: tuple[int, ...]) -> Ro
     if texts["reason"] and own:
         raise InputError(f"row {table['name']!r}: has a reason why it is not run, and {', '.join(own)}")
     content = {} if texts["reason"] else merged(common, own)
+    if "seed" in content:
+        raise InputError(f"row {table['name']!r}: seed: a table, or a row, has seeds")
     needed = list(dict.fromkeys(found for text in _texts(content) for found in NEEDS.findall(text)))
     needs, gathers = (tuple(name for kind, name in needed if kind == wanted) for wanted in ("run", "runs"))
     seeds = _seeds(table["seeds"]) if "seeds" in table else seeds

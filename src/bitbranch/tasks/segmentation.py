@@ -108,8 +108,8 @@ class Confusion:
         return _mean(_shares(np.diag(self.matrix), self.matrix.sum(1)))
 
     def figures(self, names: Sequence[str] = ()) -> dict[str, float]:
-        """``miou``, ``pixel_accuracy``, ``class_accuracy``, and ``iou NAME`` of each class, all 0..1 or NaN."""
-        of_class = {f"iou {name}": float(iou) for name, iou in zip(names, self.iou, strict=False)}
+        """``miou``, ``pixel_accuracy``, ``class_accuracy``, and ``iou NAME`` of each class that has one."""
+        of_class = {f"iou {name}": float(iou) for name, iou in zip(names, self.iou, strict=False) if iou == iou}
         means = {name: getattr(self, name) for name in ("miou", "pixel_accuracy", "class_accuracy")}
         return means | of_class
 

@@ -27,6 +27,9 @@ else:
 
 T = TypeVar("T")
 
+PATHS = {"network": ("file", "start", "trunk"), "data": ("path",), "teacher": ("checkpoint",)}
+"""Keys of files and folders, by their tables."""
+
 KINDS = ("train", "codes", "transforms", "hash", "hints")
 """What a phase does: train; step 1 and step 2 of two-step quantization; solve hashed weights; learn a hint."""
 
@@ -278,13 +281,14 @@ def parse(content: object, folder: Path = Path()) -> Config:
     rest = {key: value for key, value in content.items() if key != "train"}
     config = read_as(Config, {**rest, "phase": expanded}, "")
     _check_plain(config.network.arguments, "network.arguments")
-    absolute: dict[str, dict[str, object]] = {
-        "network": {key: _absolute(getattr(config.network, key), folder) for key in ("file", "start", "trunk")},
-        "data": {"path": _absolute(config.data.path, folder)},
-        "teacher": {"checkpoint": [_absolute(path, folder) for path in config.teacher.checkpoint if path]},
-    }
+    _check_plain(config.data.augmentation, "data.augmentation")
     plain = config.as_dict()
-    config = read_as(Config, {**plain, **{key: {**plain[key], **value} for key, value in absolute.items()}}, "")
+    for name, keys in PATHS.items():
+        for key in keys:
+            path = plain[name][key]
+            several = isinstance(path, list)
+            plain[name][key] = [_absolute(p, folder) for p in path if p] if several else _absolute(path, folder)
+    config = read_as(Config, plain, "")
     _check(config)
     return config
 
@@ -380,6 +384,8 @@ def _absolute(path: str, folder: Path) -> str:
         return str((folder / Path(path).expanduser()).resolve()) if path else ""
     except RuntimeError as error:  # of a user who is not there
         raise InputError(f"{path}: {error}") from None
+    except ValueError as error:  # a null byte in it
+        raise InputError(f"{path!r}: {error}") from None
 
 
 def read_as(cls: type[T], content: object, where: str) -> T:
@@ -421,7 +427,9 @@ def _value(expected: Any, value: object, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if isinstance(value, Mapping):
             options = tuple(kind for kind in options if get_origin(kind) is Mapping) or options
-        return None if value is None else _value(options[0], value, where)
+        if value is None and types.NoneType in options:
+            return None
+        return _value(options[0], value, where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         spelled = (

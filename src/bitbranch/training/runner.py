@@ -26,7 +26,7 @@ from ..quantizers.base import ActivationQuantizer
 from ..runtime import tuning
 from ..swap import calibrate, quantize
 from . import checkpoint, tasks
-from .config import Config, Phase, load, parse
+from .config import Config, Network, Phase, load, parse
 from .hints import Hints
 from .journal import Journal
 from .loop import Epoch, Training, to_stderr
@@ -126,12 +126,12 @@ class _Run:
         if self.writes:
             write_configuration(self.folder, self.config)
         if done.is_file():
-            results: dict[str, Any] = json.loads(done.read_text())
-            return {**results, **self._files()}
+            return {**_results(done), **self._files()}
         self.task = tasks.read(self.config.data)
         self.say(f"{self.task.train.source}; {self.task.test.source}")
         self.journal = Journal(self.config, self.folder, self.task.figure)
         self._start()
+        self._say_unused()
         self.teacher = read_teacher(self.config.teacher, self.device)
         self._choose_threads(state)
         first = 0
@@ -175,6 +175,14 @@ class _Run:
             network = self._quantize(network, self.config.network.scheme)
         self.network = network.to(self.device)
         processes.share(self.network)
+
+    def _say_unused(self) -> None:
+        """What the configuration says of quantization, where nothing is quantized."""
+        network, usual = self.config.network, Network(model="")
+        if self.recipe.scheme is None and not any(phase.scheme for phase in self.config.phase):
+            for name in ("first", "last", "layers"):
+                if getattr(network, name) != getattr(usual, name):
+                    self.say(f"network.{name}: not used, for there is no scheme: the network stays float")
 
     def _quantize(self, network: nn.Module, scheme: str) -> nn.Module:
         fresh = self.recipe.scheme is None
@@ -221,6 +229,7 @@ class _Run:
         phase = self.config.phase[number]
         start = time.perf_counter()
         if training_state is None:
+            self.best = -1.0  # of this phase, if it is the last
             if number and phase.scheme and self.recipe.scheme is None:
                 self._write_network(FLOAT)
             seed_all(self._seed(number))
@@ -350,7 +359,7 @@ class _Run:
             "network": None if training is not None else self.network.state_dict(), "quantized": quantized,
             "journal": self.journal.state_dict(), "best": self.best, "seconds": self.seconds, "random": random_state(),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0, "counts": counts,
-            "code": self._code(),
+            "code": self._code(), "images": self._images(),
         }  # fmt: skip
         checkpoint.write(self.folder / LAST, {"format": FORMAT, **state})
 
@@ -358,6 +367,10 @@ class _Run:
         """SHA-256 of the file with networks of one's own, or an empty text."""
         file = self.config.network.file
         return sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+    def _images(self) -> list[int]:
+        """How many there are to train and to test with."""
+        return [len(self.task.train), len(self.task.test)]
 
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / LAST
@@ -370,6 +383,12 @@ class _Run:
         number: int = state["phase"]
         if state.get("code", "") != self._code():
             self.say(f"{self.config.network.file}: is not as it was when the run began")
+        if (then := state.get("images", self._images())) != self._images():
+            now, before = (f"{train:,} training and {test:,} test images" for train, test in (self._images(), then))
+            raise InputError(
+                f"{self.folder}: began with {before}, and now there are {now}: it would not go on where it stopped; "
+                "bring the data back, or train into another folder"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what quantize() warns of, it has said before
             for phase in self.config.phase[: number + (state["training"] is not None)]:
@@ -453,6 +472,15 @@ class _Run:
             write_bytes(self.folder / RESULTS, json.dumps(results, indent=2).encode())
         processes.barrier()
         return {**results, **self._files()}
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """Of a run that is finished."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{path}: damaged ({text}); remove it, and the run goes on from its last checkpoint") from None
 
 
 def is_memory(error: RuntimeError) -> bool:

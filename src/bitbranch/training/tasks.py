@@ -119,8 +119,10 @@ class Task:
         )  # fmt: skip
 
     def calibration(self, images: int, seed: int) -> BatchSource:
-        """Whole batches of so many training images, not augmented, the same in every process."""
-        return self._source(self.train.spread(images), size=self.data.batch, training=True, seed=seed)
+        """So many training images, as test images are taken, in an order of chance; the same in every process."""
+        source = self._source(self.train.spread(images), size=self.data.batch, training=False, seed=seed)
+        source.shuffled = True
+        return source
 
     def objective(self, network: nn.Module, phase: Phase, teacher: nn.Module | None, wanted: Teacher) -> Objective:
         """What a phase of kind ``train`` or ``codes`` minimises."""
