@@ -243,6 +243,13 @@ def test_many_thresholds(even: bool) -> None:
     assert_equal(b.program(b.conv(v, 3, CodeType.parse("t"))), b.batch(2, uint8=True), threads=(1,))
 
 
+@pytest.mark.parametrize("factor", [(67, 90), (1024, 3)])
+def test_one_pixel_fills_a_map(factor: p.Pair) -> None:
+    b = Builder((5, 1, 1), CodeType.parse("u2"), 3)
+    large = b.add(p.Upsample("large", (b.threshold(b.conv(0, 9, CodeType.parse("t")), CodeType.parse("u2")),), factor))
+    assert_equal(b.program(b.conv(large, 4, CodeType.parse("t"))), b.batch(2))
+
+
 def test_batches_larger_than_a_part() -> None:
     b = Builder((5, 9, 9), CodeType.parse("s8"), 9)
     v = b.threshold(b.conv(0, 20, CodeType.parse("t"), (3, 3), padding=(1, 1, 1, 1)), CodeType.parse("u2"))

@@ -7,7 +7,9 @@ are exact because they stay below 2^24 in float32, or are taken in float64 where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,11 @@ class QuantizedLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.accumulate(inputs.to(dtype), self.native_order(values).to(dtype), None)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Hooks, such as those that calibrate, find the input in its place even where the caller names it.
+        given = (kwargs.pop("input"), *args) if "input" in kwargs else args
+        return super().__call__(*given, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         factor = None if self.input_quantizer is None else self.input_quantizer.output_factor(x, self)
         if factor is None:
@@ -155,6 +162,28 @@ class QuantizedConvTranspose(QuantizedLayer):
     """Base of transposed convolutions on codes. The inserted zeros are the real number 0."""
 
     groups: int
+    output_padding: tuple[int, ...]
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        with self.reaching(x, output_size):
+            return super().forward(x)
+
+    @contextmanager
+    def reaching(self, x: Tensor, output_size: Sequence[int] | None) -> Iterator[None]:
+        """Let the output have a size meanwhile, as torch's layers take it, by another ``output_padding``."""
+        before = self.output_padding
+        if output_size is not None:
+            geometry: Any = self  # one of torch's transposed convolutions
+            self.output_padding = tuple(
+                geometry._output_padding(
+                    x, list(output_size), geometry.stride, geometry.padding, geometry.kernel_size,
+                    len(geometry.kernel_size), geometry.dilation,
+                )
+            )  # fmt: skip
+        try:
+            yield
+        finally:
+            self.output_padding = before
 
     def outputs_first(self, weight: Tensor) -> Tensor:
         return native_order(weight, self.groups)
@@ -163,7 +192,7 @@ class QuantizedConvTranspose(QuantizedLayer):
         return native_order(weight, self.groups)
 
 
-class QuantizedConvTranspose1d(QuantizedConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+class QuantizedConvTranspose1d(QuantizedConvTranspose, nn.ConvTranspose1d):
     """ConvTranspose1d on codes; see :class:`QuantizedLayer`."""
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -173,7 +202,7 @@ class QuantizedConvTranspose1d(QuantizedConvTranspose, nn.ConvTranspose1d):  # t
         )
 
 
-class QuantizedConvTranspose2d(QuantizedConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+class QuantizedConvTranspose2d(QuantizedConvTranspose, nn.ConvTranspose2d):
     """ConvTranspose2d on codes; see :class:`QuantizedLayer`."""
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -183,6 +183,7 @@ def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
     found = []
     for name, module in network.named_modules():
         ours = isinstance(module, (ActivationQuantizer, WeightQuantizer, _BatchNorm))
+        ours = ours or (isinstance(module, _InstanceNorm) and module.track_running_stats)
         if not ours and next(module.parameters(recurse=False), None) is not None:
             found.append((name, module))
     return found

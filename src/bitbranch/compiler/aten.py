@@ -29,6 +29,10 @@ COMPILED = (
 """What a network may consist of, for error messages."""
 
 
+WINDOW = "takes windows along an axis that is a map's height, or its height and width in one"
+"""Why some operations are refused behind ``flatten(2)`` or ``mean(3)``."""
+
+
 @dataclass(frozen=True)
 class Value:
     """A value of the graph: its number, (C, H, W), and the number of dimensions that it has in torch."""
@@ -36,6 +40,11 @@ class Value:
     number: int
     shape: g.Shape
     dimensions: int
+
+    @property
+    def spread(self) -> bool:
+        """Whether torch has one axis for both the height and the width of a map, or for its height alone."""
+        return self.dimensions == 3 and self.shape[1] > 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class Call:
 
     def pair(self, key: str, single: int) -> Pair:
         """One or two numbers as (vertical, horizontal); a 1-d operation's vertical number is ``single``."""
+        if self.x.spread:
+            raise self.refuse(f"{WINDOW}; do that to the map as it was before")
         numbers = self.args[key]
         first, *rest = numbers if isinstance(numbers, Sequence) else [numbers]
         if self.x.dimensions == 3:
@@ -116,7 +127,11 @@ def read(call: Call) -> Sequence[g.Node]:
     """
     reader = READERS.get(call.operation)
     if reader is None:
-        raise call.refuse(REASONS.get(call.operation, f"has no integer form; compiled are {COMPILED}"))
+        reason = REASONS.get(call.operation, f"has no integer form; compiled are {COMPILED}")
+        axis = call.args.get("dim")
+        if reason == _SPLIT and isinstance(axis, int) and (axis := axis % call.x.dimensions) != 1:
+            reason = _CROPPED if axis else _OF_BATCH
+        raise call.refuse(reason)
     nodes = reader(call)
     return [nodes] if isinstance(nodes, g.Node) else nodes
 
@@ -128,15 +143,15 @@ def _identity(call: Call) -> g.Node:
 
 
 def _reshape(call: Call) -> g.Node:
-    """Flatten, squeeze, view, ..: either (C, H, W) stays, or everything becomes channels."""
+    """Flatten, squeeze, view, ..: either (C, H, W) stays, or becomes one axis, or everything becomes channels."""
     before, after = call.x.shape, call.result.shape
-    if before == after:
+    if before == after or (call.result.dimensions == 3 and after == (before[0], 1, before[1] * before[2])):
         return g.Identity(call.name, (call.x.number,))
     if after == (before[0] * before[1] * before[2], 1, 1):
         return g.Flatten(call.name, (call.x.number,))
     raise call.refuse(
-        f"from {before} to {after}; of the changes of shape only flatten to [N, -1] is compiled; return the maps "
-        "[N, C, H, W] of a detection head as they are"
+        f"from {before} to {after}; of the changes of shape only flatten to [N, -1] and to [N, C, -1] are compiled; "
+        "return the maps [N, C, H, W] of a detection head as they are"
     )
 
 
@@ -150,6 +165,12 @@ def _batch_norm(call: Call) -> g.Node:
     with np.errstate(all="ignore"):  # what is not finite is refused
         slope = slope / np.sqrt(variance + call.args["eps"])
         return call.affine(slope, shift - mean * slope)
+
+
+def _instance_norm(call: Call) -> g.Node:
+    if call.args.get("use_input_stats", True):
+        raise call.refuse(_IMAGE)
+    return _batch_norm(call)
 
 
 def _add(call: Call) -> Sequence[g.Node]:
@@ -251,6 +272,10 @@ def _cat(call: Call) -> g.Node:
 def _upsample(mode: str) -> Reader:
     def reader(call: Call) -> g.Node:
         before, after = call.x.shape[1:], call.result.shape[1:]
+        if before == after:  # the centres of the pixels, or their corners, are the same
+            return g.Identity(call.name, (call.x.number,))
+        if before == (1, 1):  # there is one number to interpolate between
+            return g.Upsample(call.name, (call.x.number,), after, "nearest")
         if call.args.get("align_corners"):
             raise call.refuse("align_corners=True interpolates by fractions of no common unit; use align_corners=False")
         if any(a % b for b, a in zip(before, after, strict=True)):
@@ -315,6 +340,8 @@ def _avg_pool(dimensions: int) -> Reader:
 def _ratio(call: Call) -> Pair:
     """Window of an adaptive pool, which must divide the image into equal parts."""
     before, after = call.x.shape[1:], call.result.shape[1:]
+    if call.x.spread and after != (1, 1):
+        raise call.refuse(f"{WINDOW}; do that to the map as it was before")
     if any(b % a for b, a in zip(before, after, strict=True)):
         raise call.refuse(f"from {before} to {after}; an adaptive pool is compiled where its windows are equal")
     return before[0] // after[0], before[1] // after[1]
@@ -344,12 +371,14 @@ def _adaptive_max_pool(call: Call) -> g.Node:
 
 def _reduced(call: Call) -> Pair:
     """Window of a reduction over whole image axes."""
-    axes = call.args["dim"]
+    axes = call.args.get("dim")
     axes = range(call.x.dimensions) if axes is None else [axes] if isinstance(axes, int) else axes
     reduced = {a % call.x.dimensions for a in axes}
     image = dict(zip(range(2, call.x.dimensions), call.x.shape[1:][4 - call.x.dimensions :], strict=True))
     if not reduced <= image.keys():
         raise call.refuse("reduces over images or channels; only height and width are compiled")
+    if call.x.spread:
+        return (call.x.shape[1], call.x.shape[2]) if reduced else (1, 1)
     sizes = [image[a] if a in reduced else 1 for a in image]
     return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
@@ -357,6 +386,17 @@ def _reduced(call: Call) -> Pair:
 def _mean(call: Call) -> g.Node:
     window = _reduced(call)
     return g.AvgPool(call.name, (call.x.number,), window, window, (0, 0, 0, 0), float(window[0] * window[1]))
+
+
+def _total(call: Call) -> g.Node:
+    window = _reduced(call)
+    return g.AvgPool(call.name, (call.x.number,), window, window, (0, 0, 0, 0), 1.0)
+
+
+def _max(call: Call) -> g.Node:
+    if call.args.get("dim") is None:
+        raise call.refuse("is compiled along height or width only")
+    return _amax(call)
 
 
 def _amax(call: Call) -> g.Node:
@@ -372,6 +412,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("aten::flatten", "aten::view", "aten::reshape", "aten::_unsafe_view"), _reshape),
     **dict.fromkeys(("aten::squeeze", "aten::unsqueeze", "aten::unflatten"), _reshape),
     "aten::batch_norm": _batch_norm,
+    "aten::instance_norm": _instance_norm,
     "aten::_native_batch_norm_legit_no_training": _batch_norm,
     "aten::add": _add,
     "aten::sub": _sub,
@@ -391,6 +432,7 @@ READERS: dict[str, Reader] = {
                     _adaptive_avg_pool),
     **dict.fromkeys(("aten::adaptive_max_pool1d", "aten::adaptive_max_pool2d"), _adaptive_max_pool),
     "aten::mean": _mean,
+    "aten::sum": _total,
     "aten::leaky_relu": _curve(_leaky_relu),
     "aten::prelu": _curve(_prelu),
     "aten::elu": _curve(_elu),
@@ -406,13 +448,19 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("aten::_upsample_nearest_exact1d", "aten::_upsample_nearest_exact2d"), _upsample("nearest")),
     **dict.fromkeys(("aten::upsample_linear1d", "aten::upsample_bilinear2d"), _upsample("bilinear")),
     "aten::amax": _amax,
+    "aten::max": _max,
 }  # fmt: skip
 """How each operation is read."""
 
-_FLOAT = f"a float layer: {OFFER}"
+_FLOAT = f"a float layer: {OFFER}; a function such as F.conv2d, which quantize() does not see, must become a layer"
 _CURVED = "has no integer form; use ReLU, ReLU6, Hardtanh, LeakyReLU, Hardswish, SiLU, ELU, Sigmoid or Tanh"
 _MIXED = "mixes the numbers of an image; leave it to the program's caller"
 _SPLIT = "takes a part of the channels, which is not compiled; use two layers in place of one whose output is split"
+_CROPPED = (
+    "takes a part of the image, which is not compiled; let the padding of the layer before make it as large as it has "
+    "to be, or return the whole maps"
+)
+_OF_BATCH = "takes some of the images; leave it to the program's caller"
 _MOVED = (
     "moves axes, which is not compiled; return the maps [N, C, H, W] as they are and leave it to the program's caller"
 )
@@ -432,7 +480,7 @@ REASONS: dict[str, str] = {
     "aten::upsample_bicubic2d": "is compiled as nearest or bilinear only",
     "aten::_upsample_bilinear2d_aa": "is compiled without antialias only",
     **dict.fromkeys((f"aten::{op}" for op in (
-        "instance_norm", "group_norm", "native_group_norm", "layer_norm", "native_layer_norm")), _IMAGE),
+        "group_norm", "native_group_norm", "layer_norm", "native_layer_norm")), _IMAGE),
     "aten::_native_batch_norm_legit": "a BatchNorm without running statistics depends on the batch; track them",
     "aten::constant_pad_nd": "padding by itself is not compiled; use the padding of the convolution or pool",
     "aten::pad": "padding by itself or by a padding_mode is not compiled; use the padding of the convolution or pool",

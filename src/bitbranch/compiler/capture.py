@@ -13,13 +13,15 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from ..decomposition import MultiBranch
@@ -42,19 +44,25 @@ BATCH = 2
 
 
 @torch.library.custom_op("bitbranch::layer", mutates_args=())
-def _layer(x: Tensor, like: Tensor, path: str) -> Tensor:
-    """A quantized layer as one node: its input, a tensor of its output's shape, its module path."""
+def _layer(x: Tensor, like: Tensor, path: str, output_padding: Sequence[int]) -> Tensor:
+    """A quantized layer as one node: its input, a tensor of its output's shape, its module path.
+
+    And what a transposed convolution adds to its output in this call.
+    """
     return torch.empty_like(like)
 
 
 @_layer.register_fake
-def _(x: Tensor, like: Tensor, path: str) -> Tensor:
+def _(x: Tensor, like: Tensor, path: str, output_padding: Sequence[int]) -> Tensor:
     return torch.empty_like(like)
 
 
-def _marked_forward(layer: QuantizedLayer, path: str, x: Tensor) -> Tensor:
+def _marked_forward(layer: QuantizedLayer, path: str, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
     """Forward of a layer while it is exported: as a float layer it says the shape, the marker says which it is."""
-    return _layer(x, layer.accumulate(x, layer.weight, layer.bias), path)
+    if not isinstance(layer, QuantizedConvTranspose):
+        return _layer(x, layer.accumulate(x, layer.weight, layer.bias), path, [])
+    with layer.reaching(x, output_size):
+        return _layer(x, layer.accumulate(x, layer.weight, layer.bias), path, list(layer.output_padding))
 
 
 def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
@@ -63,15 +71,20 @@ def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
     Args:
         q: quantized network; not changed.
         examples: for each argument of the network images as it takes them, ``[N, C, H, W]``, ``[N, C, L]`` or
-            ``[N, C]``; only the shape and the type matter.
+            ``[N, C]``; only the shape matters.
 
     Raises:
         CompileError: an operation or layer without an integer form, by name; a network that cannot be exported.
-        InputError: an example of another shape.
+        InputError: an example that is no real numbers, or of none of these shapes.
     """
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() not in (2, 3, 4) or len(example) == 0:
-            raise InputError("compile: the example must be a tensor [N, C, H, W], [N, C, L] or [N, C] with N >= 1")
+            found = f"shape {list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+            raise InputError(
+                f"compile: the example must be a tensor [N, C, H, W], [N, C, L] or [N, C] with N >= 1, got {found}"
+            )
+        if not example.is_floating_point():
+            raise InputError(f"compile: the example must be reals, as the network takes them, got {example.dtype}")
     network = copy.deepcopy(q).cpu().eval()
     modules = dict(network.named_modules())
     for path, module in modules.items():
@@ -79,15 +92,18 @@ def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
             raise CompileError(f"layer {path!r} is decomposed: compile the network that decompose() was given")
         if isinstance(module, QuantizedLayer):
             module.forward = partial(_marked_forward, module, path)  # type: ignore[method-assign]
-    images = tuple(example[:1].cpu().expand(BATCH, *example.shape[1:]).contiguous() for example in examples)
+    own = next((a.dtype for a in network.parameters() if a.is_floating_point()), torch.float32)
+    images = tuple(example[:1].to("cpu", own).expand(BATCH, *example.shape[1:]).contiguous() for example in examples)
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(network, images, strict=False)
-            if any(_writes(node) or _converts(node) for node in exported.graph.nodes):
+            graphs = [m.graph for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+            if any(_writes(node) or _converts(node) for graph in graphs for node in graph.nodes):
                 exported = exported.run_decompositions({})  # to a graph without such operations; traces it again
     except Exception as error:  # whatever the user's forward or torch.export raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CompileError(f"torch.export cannot capture the network: {lines[0]}") from error
+        shapes = ", ".join(str(["N", *example.shape[1:]]).replace("'", "") for example in examples)
+        raise CompileError(f"torch.export cannot capture the network for {shapes}: {lines[0]}") from error
     return _Reader(exported, modules).graph
 
 
@@ -113,15 +129,20 @@ class _Reader:
         self.shapes: list[g.Shape] = []
         self.values: dict[fx.Node, aten.Value] = {}
         self.constants: dict[fx.Node, Tensor] = {}
+        self.parts: dict[fx.Node, tuple[fx.Node, ...]] = {}  # results of a graph within the graph
+        self.module = exported.graph_module
         signature = exported.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names |= signature.inputs_to_lifted_tensor_constants
         tensors = {**exported.state_dict, **exported.constants}
-        live = _live(exported.graph)
+        own = [s.kind is OutputKind.USER_OUTPUT for s in signature.output_specs]
+        (everything,) = next(node for node in exported.graph.nodes if node.op == "output").args
+        results = tuple(result for result, is_own in zip(everything, own, strict=True) if is_own)
+        live = _live(results)
         arguments = [name for name in signature.user_inputs if isinstance(name, str)]
         for node in exported.graph.nodes:
             if node.op == "output":
-                self.read_outputs(node, exported.call_spec.out_spec)
+                self.read_outputs(results, exported.call_spec.out_spec)
             elif node.op == "placeholder" and node.name in names:
                 self.constants[node] = tensors[names[node.name]].detach()
             elif node.op == "placeholder":
@@ -154,7 +175,11 @@ class _Reader:
 
     def read(self, node: fx.Node) -> None:
         """Append one exported operation, or compute it at once where it depends on constants only."""
-        if not any(source in self.values for source in node.all_input_nodes):
+        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
+            self.read_within(node)
+        elif node.target is operator.getitem and node.args[0] in self.parts:
+            self.take(node, self.parts[node.args[0]][node.args[1]])  # type: ignore[index]
+        elif not any(source in self.values for source in node.all_input_nodes):
             args, kwargs = self.known(node.args), self.known(node.kwargs)
             with torch.no_grad():
                 self.constants[node] = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -164,15 +189,42 @@ class _Reader:
                 raise _refuse(source, f"result {index} has no integer form")  # type: ignore[arg-type]
             self.values[node] = self.values[source]  # type: ignore[index]
         elif node.target is torch.ops.bitbranch.layer.default:
-            x, path = self.values[node.args[0]], node.args[-1]  # type: ignore[index]
+            x, (path, more) = self.values[node.args[0]], node.args[2:]  # type: ignore[index]
             layer = self.modules[path]  # type: ignore[index]
             assert isinstance(layer, QuantizedLayer) and isinstance(path, str)
             try:
-                self.add(node, [layer_node(layer, path, x)])
+                self.add(node, [layer_node(layer, path, x, more)])  # type: ignore[arg-type]
             except InputError as error:  # a quantizer that is not ready
                 raise CompileError(f"layer {path!r}: {error}") from error
         else:
             self.add(node, aten.read(self.call(node)))
+
+    def read_within(self, node: fx.Node) -> None:
+        """Read the graph that stands for what a forward does under ``torch.autocast`` or another mode of gradients."""
+        if node.op == "get_attr":
+            return
+        what = node.target.name()  # type: ignore[union-attr]
+        graphs = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
+        if what not in ("wrap_with_autocast", "wrap_with_set_grad_enabled") or len(graphs) != 1:
+            raise _refuse(node, f"{what} has no integer form")
+        if what == "wrap_with_autocast" and node.args[0] == "cpu" and node.args[2]:
+            raise _refuse(node, "computes under torch.autocast; leave it away, the program computes in integers")
+        within = self.module.get_submodule(str(graphs[0].target)).graph
+        operands = iter(node.args[node.args.index(graphs[0]) + 1 :])
+        (results,) = within.output_node().args
+        live = _live(results)
+        for inner in within.nodes:
+            if inner.op == "placeholder":
+                self.take(inner, next(operands))  # type: ignore[arg-type]
+            elif inner in live:
+                self.read(inner)
+        self.parts[node] = tuple(results)
+
+    def take(self, node: fx.Node, source: fx.Node) -> None:
+        """Give a node the value or constant of another one."""
+        known: dict[fx.Node, Any] = self.values if source in self.values else self.constants
+        if source in known:
+            known[node] = known[source]
 
     def known(self, argument: Any) -> Any:
         """Arguments with every exported node replaced by its value or constant."""
@@ -198,13 +250,14 @@ class _Reader:
         for n in new:
             number = self.append(n)
         self.values[node] = self.result(node, number)
-        made, wanted = self.shapes[-1], self.values[node].shape
-        if made != wanted:
+        made, value = self.shapes[-1], self.values[node]
+        wanted = value.shape
+        if value.dimensions == 3 and wanted == (made[0], 1, made[1] * made[2]):
+            self.values[node] = replace(value, shape=made)
+        elif made != wanted:
             raise _refuse(node, f"makes shape {wanted} in torch, which was read as {made}")
 
-    def read_outputs(self, node: fx.Node, spec: pytree.TreeSpec) -> None:
-        (results,) = node.args
-        assert isinstance(results, (list, tuple))
+    def read_outputs(self, results: Sequence[Any], spec: pytree.TreeSpec) -> None:
         names = [".".join(map(_key, path)) for path, _ in pytree.tree_flatten_with_path(_unflatten(spec))[0]]
         for name, result in zip(names, results, strict=True):
             what = f"output {name}" if name else "output"
@@ -212,6 +265,8 @@ class _Reader:
                 raise CompileError(f"the network's {what} is {result!r:.50}; outputs are tensors")
             if result not in self.values:
                 raise CompileError(f"the network's {what} does not depend on an input")
+            if self.values[result].spread:
+                raise CompileError(f"the network's {what} has a map's height and width in one axis; return the map")
             shape = tuple(int(s) for s in result.meta["val"].shape[1:])
             if len(shape) == 2:  # a program's output is flat or an image: a sequence has height 1
                 shape = (shape[0], 1, shape[1])
@@ -239,10 +294,10 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _live(graph: fx.Graph) -> set[fx.Node]:
-    """What the output depends on, without the float layers that only told the markers their shape."""
+def _live(results: Iterable[Any]) -> set[fx.Node]:
+    """What results depend on, without the float layers that only told the markers their shape."""
     live: set[fx.Node] = set()
-    todo = [n for n in graph.nodes if n.op == "output"]
+    todo = [result for result in results if isinstance(result, fx.Node)]
     while todo:
         node = todo.pop()
         if node not in live:
@@ -263,8 +318,10 @@ def _refuse(node: fx.Node, reason: str) -> CompileError:
     return CompileError(f"layer {_name(node)!r}: {reason}")
 
 
-def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
+def layer_node(layer: QuantizedLayer, path: str, x: aten.Value, output_padding: Sequence[int] = ()) -> g.Layer:
     """The integers of a quantized layer that reads ``x``.
+
+    A transposed convolution adds ``output_padding`` to its output, or else its own.
 
     Raises:
         CompileError: a float layer, a linear layer along an image's axis, or parameters that are not finite.
@@ -284,6 +341,8 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     dilation: Pair = (1, 1)
     padding: Padding = (0, 0, 0, 0)
     groups = 1
+    if x.spread and max(weight.shape[2:]) > 1:
+        raise CompileError(f"layer {path!r}: {aten.WINDOW}; do that to the map as it was before")
     if isinstance(layer, QuantizedLinear):
         if x.dimensions != 2:
             raise CompileError(f"layer {path!r}: a linear layer takes [N, C] here; flatten or pool its input first")
@@ -298,10 +357,10 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     elif isinstance(layer, QuantizedConvTranspose1d):
         weight = weight[:, :, None, :]
         stride, dilation, groups = (1, layer.stride[0]), (1, layer.dilation[0]), layer.groups
-        padding = _cut(layer.padding, layer.output_padding)
+        padding = _cut(layer.padding, output_padding or layer.output_padding)
     elif isinstance(layer, QuantizedConvTranspose2d):
         stride, dilation, groups = tuple(layer.stride), tuple(layer.dilation), layer.groups  # type: ignore[assignment]
-        padding = _cut(layer.padding, layer.output_padding)
+        padding = _cut(layer.padding, output_padding or layer.output_padding)
     else:
         raise CompileError(f"layer {path!r}: {type(layer).__name__} is not yet compiled")
     return g.Layer(
@@ -321,7 +380,7 @@ def layer_node(layer: QuantizedLayer, path: str, x: aten.Value) -> g.Layer:
     )
 
 
-def _cut(padding: str | tuple[int, ...], output_padding: tuple[int, ...]) -> Padding:
+def _cut(padding: str | tuple[int, ...], output_padding: Sequence[int]) -> Padding:
     """What a transposed convolution cuts off its full output, as (top, bottom, left, right)."""
     assert isinstance(padding, tuple)  # torch has no "same" here
     (top, left), (below, right) = (0, *padding)[-2:], (0, *output_padding)[-2:]

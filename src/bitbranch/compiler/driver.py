@@ -39,8 +39,8 @@ def compile(
 
     Args:
         q: network of quantized layers, from :func:`~bitbranch.quantize`; not changed, nor is its mode.
-        example: one image or more, as ``q`` takes them, tensor or array; only shape and type matter. A tuple of them
-            for a network of several arguments.
+        example: one image or more, as ``q`` takes them, tensor or array of reals; only the shape matters. A tuple of
+            them for a network of several arguments.
         name: the network's name, kept in the program's info.
         info: further texts about the network, kept in the file.
         mean, std: the images' normalisation, a number or one per channel. With either, the program also takes uint8
@@ -51,14 +51,24 @@ def compile(
         CompileError: a layer or operation that has no integer form; names it and the reason.
         InputError: an example, mean or std that does not fit.
     """
-    examples = example if isinstance(example, tuple) else (example,)
-    graph = simplify(capture(q, *(torch.as_tensor(x) for x in examples)))
+    examples = [_tensor(x) for x in (example if isinstance(example, tuple) else (example,))]
+    graph = simplify(capture(q, *examples))
     inputs = [i for i, node in enumerate(graph.nodes) if isinstance(node, g.Input)]
     given = mean is not None or std is not None
     tables = {i: _table(graph.shapes[i][0], mean, std) for i in inputs} if given else {}
     texts = {} if name is None else {"name": name}
     texts |= {str(k): str(v) for k, v in (info or {}).items()}
     return lower(graph, texts, tables)
+
+
+def _tensor(example: Tensor | npt.ArrayLike) -> Tensor:
+    try:
+        return torch.as_tensor(example)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            "compile: the example must be a tensor or an array, or a tuple of them for several arguments, got a "
+            f"{type(example).__name__}"
+        ) from None
 
 
 def _table(channels: int, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> Table:

@@ -23,7 +23,7 @@ from ..layers import native_order
 from ..runtime import program as p
 from . import graph as g
 from .real import Real
-from .streams import Stream, intervals, steps_outward, stream_of_average, stream_of_sums
+from .streams import Stream, intervals, level_distances, steps_outward, stream_of_average, stream_of_sums
 
 INQ_TYPE = CodeType(Kind.SIGNED, 8)
 """Type of weights that may reach 128, one beyond it; see ``read_twice``."""
@@ -63,7 +63,8 @@ class _Lowering:
         self.graph = graph
         self.tables = tables
         self.intervals = intervals(graph)
-        self.streams = stream_of_sums(graph, self.intervals)
+        self.distances = level_distances(graph)
+        self.streams = stream_of_sums(graph, self.intervals, self.distances)
         self.operations: list[p.Operation] = []
         self.values: list[p.Value] = []
         self.reals: dict[int, Real] = {}
@@ -110,7 +111,12 @@ class _Lowering:
         if isinstance(node, g.Concat):
             return self.concat(node)
         if isinstance(node, g.Flatten):
-            raise CompileError(f"layer {node.name!r}: flatten is compiled before a linear layer or an output only")
+            readers = [self.graph.nodes[i] for i in self.graph.users[number]]
+            between = next((n for n in readers if not isinstance(n, (g.Layer, g.Output))), readers[0])
+            raise CompileError(
+                f"layer {node.name!r}: flatten is compiled before a linear layer or an output only, and "
+                f"{type(between).__name__.lower()} {between.name!r} comes between; do that to the map before"
+            )
         if isinstance(node, g.AvgPool):
             return self.average(number, node)
         if isinstance(node, g.Upsample) and node.mode == "bilinear":
@@ -229,7 +235,7 @@ class _Lowering:
 
     def stream_of(self, number: int) -> Stream:
         """The stream in which the input of an average-pool or bilinear upsampling is."""
-        return stream_of_average(self.graph, number, self.intervals)
+        return stream_of_average(self.graph, number, self.intervals, self.distances)
 
     def output(self, node: g.Output) -> None:
         (number,) = node.inputs

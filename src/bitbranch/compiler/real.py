@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import REQUANTIZE_OFFSET_MAX, Encoder, Floats, Ints, fixed_point, fold_thresholds
+from ..errors import InputError
 from . import graph as g
 from .curves import Curved, Table
 
@@ -108,6 +109,9 @@ class Real:
             scale: of the stream.
             direction: -1 for channels of ``v`` that have been turned round, else +1.
             bound: largest magnitude of ``v``.
+
+        Raises:
+            InputError: a slope or an intercept that is huge beside the clip's range.
         """
         multipliers, shifts = fixed_point(self.slope * direction / scale, np.full(len(self.slope), bound))
         offsets = np.empty(len(multipliers), np.int64)
@@ -115,6 +119,8 @@ class Real:
             # A slope that is tiny beside its intercept has a shift at which the offset would not fit; its product
             # then needs fewer digits too.
             room = math.floor(math.log2(REQUANTIZE_OFFSET_MAX // 4 / max(1.0, abs(float(b)))))
+            if room < 0:
+                raise InputError(f"an intercept of {b:.3g} steps of the sum or average that it goes into does not fit")
             excess = max(0, int(shifts[c]) - room)
             multipliers[c] = round(Fraction(int(multipliers[c]), 1 << excess))
             shifts[c] -= excess

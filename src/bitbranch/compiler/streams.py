@@ -79,23 +79,28 @@ def _interval(node: g.Node, inputs: list[Interval], channels: int) -> Interval:
     return lo, hi
 
 
-def level_distance(graph: g.Graph, number: int) -> float:
-    """Smallest distance, in units of a value, between levels of the layers that read it; infinite without any."""
-    distance = np.inf
-    for user in graph.users[number]:
-        node = graph.nodes[user]
+def level_distances(graph: g.Graph) -> list[float]:
+    """Of every value the smallest distance, in its units, between levels of the layers that read it in the end.
+
+    0 where an output shows the value itself; infinite without any reader.
+    """
+    distances = [np.inf] * len(graph.nodes)
+    for i in reversed(range(len(graph.nodes))):
+        node, behind = graph.nodes[i], distances[i]
         if isinstance(node, g.Layer):
-            distance = min(distance, node.scale * node.encoder.code_type.step)
+            behind = node.scale * node.encoder.code_type.step
+        elif isinstance(node, g.Output):
+            behind = 0.0
         elif isinstance(node, g.Affine):
             steepest = float(np.abs(node.slope).max())
-            distance = min(distance, level_distance(graph, user) / steepest if steepest > 0 else np.inf)
+            behind = behind / steepest if steepest > 0 else np.inf
         elif isinstance(node, g.AvgPool):
-            distance = min(distance, level_distance(graph, user) * abs(node.divisor) / node.taps)
+            behind *= abs(node.divisor) / node.taps
         elif isinstance(node, g.Curve):
-            distance = min(distance, level_distance(graph, user) / node.function.steepness)
-        elif isinstance(node, (g.Clip, g.MaxPool, g.Upsample, g.Concat)):
-            distance = min(distance, level_distance(graph, user))
-    return float(distance)
+            behind /= node.function.steepness
+        for j in node.inputs:
+            distances[j] = min(distances[j], float(behind))
+    return distances
 
 
 def choose(magnitude: float, distance: float, taps: int = 1, limits: Sequence[float] = ()) -> Stream:
@@ -103,15 +108,16 @@ def choose(magnitude: float, distance: float, taps: int = 1, limits: Sequence[fl
 
     Args:
         magnitude: largest proven absolute value.
-        distance: of the levels of the layers that read the stream, see :func:`level_distance`.
+        distance: of the levels of the layers that read the stream, see :func:`level_distances`.
         taps: number of values that are summed before they are rescaled again.
         limits: of the clips before and behind. Many values lie on a limit, so the smallest becomes a whole number of
             steps, where it has no rounding error.
     """
-    stream = _finest(magnitude, LIMIT_16, limits)
+    room = ACCUMULATOR_MAX // taps
+    stream = _finest(magnitude, min(LIMIT_16, room), limits)
     if stream.scale * STEPS_PER_LEVEL <= distance:
         return stream
-    return _finest(magnitude, min(LIMIT_32, ACCUMULATOR_MAX // taps), limits)
+    return _finest(magnitude, min(LIMIT_32, room), limits)
 
 
 def _finest(magnitude: float, limit: int, limits: Sequence[float]) -> Stream:
@@ -134,19 +140,28 @@ def steps_outward(lo: float, hi: float, stream: Stream) -> tuple[int, int]:
     return steps(lo, math.floor), steps(hi, math.ceil)
 
 
-def stream_of_average(graph: g.Graph, number: int, ranges: Sequence[Interval | None]) -> Stream:
-    """The stream in which an average-pool's or bilinear upsampling's input is, where it has to be rounded for that."""
+def stream_of_average(
+    graph: g.Graph, number: int, ranges: Sequence[Interval | None], distances: Sequence[float]
+) -> Stream:
+    """The stream in which an average-pool's or bilinear upsampling's input is, where it has to be rounded for that.
+
+    Args:
+        graph: the graph.
+        number: of the node.
+        ranges: :func:`intervals`.
+        distances: :func:`level_distances`.
+    """
     node = graph.nodes[number]
     assert isinstance(node, (g.AvgPool, g.Upsample))
     (source,) = node.inputs
-    distance = level_distance(graph, number)
+    distance = distances[number]
     if isinstance(node, g.AvgPool):
         distance *= abs(node.divisor) / node.taps
     return choose(_magnitude(ranges[source]), distance, node.taps, _limits(graph, source))
 
 
-def stream_of_sums(graph: g.Graph, ranges: Sequence[Interval | None]) -> dict[int, Stream]:
-    """The stream of every :class:`~bitbranch.compiler.graph.Add`, by its number; ``ranges`` are :func:`intervals`."""
+def stream_of_sums(graph: g.Graph, ranges: Sequence[Interval | None], distances: Sequence[float]) -> dict[int, Stream]:
+    """The stream of every :class:`~bitbranch.compiler.graph.Add`, by its number; arguments as above."""
     group: dict[int, int] = {}
     for i, node in enumerate(graph.nodes):
         if isinstance(node, g.Add):
@@ -160,7 +175,7 @@ def stream_of_sums(graph: g.Graph, ranges: Sequence[Interval | None]) -> dict[in
         members = [i for i, r in group.items() if r == representative]
         values = [v for i in members for v in (i, *graph.nodes[i].inputs)]
         magnitude = max(_magnitude(ranges[v]) for v in values)
-        distance = min(level_distance(graph, i) for i in members)
+        distance = min(distances[i] for i in members)
         limits = [limit for v in values for limit in _limits(graph, v)]
         limits += [limit for i in members for user in graph.users[i] for limit in _limits(graph, user)]
         streams |= dict.fromkeys(members, choose(magnitude, distance, limits=limits))

@@ -112,7 +112,8 @@ def verify(
 ) -> Verification:
     """Compare a compiled program with the network that it came from, on real inputs.
 
-    For networks without residual sums and without averages behind an activation, no code is expected to differ.
+    For networks without residual sums, and without averages and bilinear upsampling behind an activation, no code is
+    expected to differ.
 
     Args:
         q: the quantized network; not changed, evaluated in copies.
@@ -196,9 +197,10 @@ class _Layers:
         self.program = program
         self.checks: list[LayerCheck] = []
         self.of: dict[int, tuple[LayerCheck, str, int, npt.NDArray[np.int64]]] = {}
+        self.called: dict[str, int] = {}
+        self.chosen: dict[tuple[str, int], int] = {}
         self.inputs: set[int] = set()
         self.twice: dict[int, bool] = {}
-        called: dict[str, int] = {}
         rounded = _rounded(program)
         modules = dict(network.named_modules())
         for i, op in enumerate(program.operations):
@@ -207,8 +209,8 @@ class _Layers:
             layer = modules.get(op.name)
             if not isinstance(layer, QuantizedLayer):
                 raise InputError(f"verify: the network has no quantized layer {op.name!r}, which the program has")
-            call = called.get(op.name, 0)
-            called[op.name] = call + 1
+            call = self.called.get(op.name, 0)
+            self.called[op.name] = call + 1
             name = op.name if call == 0 else f"{op.name} (call {call + 1})"
             check = LayerCheck(name, rounded[op.inputs[0]])
             self.checks.append(check)
@@ -224,13 +226,31 @@ class _Layers:
         source = self.program.operations[number].inputs[0]
         source_type = self.program.values[source]
         assert isinstance(source_type, p.Codes)
-        if index >= len(calls.get(name, ())):
-            raise InputError(f"verify: the network does not call layer {name!r} as often as the program")
-        call = calls[name][index]
         codes = source_type.code_type.decode(values[source])
         channels = codes.shape[1] // 2 if self.twice[number] else codes.shape[1]
-        check.codes.compare(batch, call.inputs.numpy(), codes[:, :channels])
-        check.accumulators.compare(batch, call.accumulators.numpy(), values[number] * sign[:, None, None])  # type: ignore[operator]
+        codes, accumulators = codes[:, :channels], values[number] * sign[:, None, None]  # type: ignore[operator]
+        call = self.call_of(name, index, codes, calls.get(name, []))
+        check.codes.compare(batch, call.inputs.numpy(), codes)
+        check.accumulators.compare(batch, call.accumulators.numpy(), accumulators)
+
+    def call_of(self, name: str, index: int, codes: Array, calls: list[Call]) -> Call:
+        """The network's call of a layer that is the program's call ``index`` of it.
+
+        Where the network calls it more often than the program, for results that no output depends on, it is the one
+        with the nearest input, of those that leave enough for the program's other calls.
+        """
+        spare = len(calls) - self.called[name]
+        if spare < 0:
+            raise InputError(f"verify: the network does not call layer {name!r} as often as the program")
+        if (name, index) not in self.chosen:
+            first = self.chosen.get((name, index - 1), -1) + 1
+            apart = {
+                i: int(np.count_nonzero(calls[i].inputs.numpy().reshape(codes.shape) != codes))
+                for i in range(first, index + spare + 1)
+                if calls[i].inputs.numel() == codes.size
+            }
+            self.chosen[name, index] = min(apart, key=lambda i: apart[i], default=first)
+        return calls[self.chosen[name, index]]
 
 
 def _rounded(program: p.Program) -> list[bool]:

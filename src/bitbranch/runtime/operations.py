@@ -431,6 +431,10 @@ class Concat(Operation):
         return Integers(shape, min(v.lo for v in integers), max(v.hi for v in integers))
 
 
+FACTORS = {"nearest": 1024, "bilinear": 64}
+"""Greatest factors of upsampling; of a bilinear one the sums grow by four times the product of both."""
+
+
 @dataclass(frozen=True, eq=False)
 class Upsample(Operation):
     """Enlarges by whole factors; pixel centres are aligned as in PyTorch with ``align_corners=False``.
@@ -440,7 +444,7 @@ class Upsample(Operation):
     ``2 r + 1 - f`` and its complement to ``2 f``; neighbours beyond the edge repeat it. The division is folded later.
 
     Args:
-        factor: (vertical, horizontal).
+        factor: (vertical, horizontal), up to :data:`FACTORS`.
         mode: ``"nearest"`` or ``"bilinear"``.
     """
 
@@ -449,8 +453,8 @@ class Upsample(Operation):
 
     def infer(self, *inputs: Value) -> Codes | Integers:
         x = _not_reals("upsampling", inputs[0])
-        require_ints("upsampling factor", self.factor, 2, 1, 64)
-        require(self.mode in ("nearest", "bilinear"), f"unknown upsampling {self.mode!r:.100}")
+        require(self.mode in FACTORS, f"unknown upsampling {self.mode!r:.100}")
+        require_ints(f"factor of {self.mode} upsampling", self.factor, 2, 1, FACTORS[self.mode])
         shape = (x.shape[0], x.shape[1] * self.factor[0], x.shape[2] * self.factor[1])
         if self.mode == "nearest":
             return Codes(shape, x.code_type) if isinstance(x, Codes) else Integers(shape, x.lo, x.hi)

@@ -21,7 +21,7 @@ def masks(logits: npt.NDArray[np.floating], size: tuple[int, int] | None = None)
     """The class of every pixel: that of the largest logit, the lowest of several equal ones.
 
     Args:
-        logits: ``[N, C, H, W]``, at most 255 classes.
+        logits: ``[N, C, H, W]``, 2 to 255 classes.
         size: height and width of the masks, where the network answers at a lower resolution; see :func:`resized`.
 
     Returns:
@@ -30,8 +30,8 @@ def masks(logits: npt.NDArray[np.floating], size: tuple[int, int] | None = None)
     Raises:
         InputError: logits of another shape.
     """
-    if logits.ndim != 4 or not 1 <= logits.shape[1] <= IGNORED:
-        raise InputError(f"logits must be [N, C, H, W] of at most {IGNORED} classes, got {list(logits.shape)}")
+    if logits.ndim != 4 or not 2 <= logits.shape[1] <= IGNORED:
+        raise InputError(f"logits must be [N, C, H, W] of 2 to {IGNORED} classes, got {list(logits.shape)}")
     found = logits.argmax(1).astype(np.uint8)
     return found if size is None else resized(found, size)
 
