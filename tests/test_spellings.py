@@ -11,7 +11,7 @@ from random_networks import quantized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitbranch import CompileError, InputError
+from bitbranch import CompileError, InputError, decompose
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import Verification, verify
 from bitbranch.runtime import program as p
@@ -138,7 +138,10 @@ def test_layers_take_their_input_by_name() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(input=F.relu(self.first(input=x)))  # type: ignore[no-any-return]
 
-    exact(Named(F.relu, nn.Conv2d(6, 4, 1)), images(3, 3, 8, 8))
+    x = images(3, 3, 8, 8)
+    exact(Named(F.relu, nn.Conv2d(6, 4, 1)), x)
+    q = quantized(Named(F.relu, nn.Conv2d(6, 4, 1)), "mbn:w2-a2", x)
+    assert torch.equal(decompose(q)(x), q(x))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (7, 7), (3, 4, 8, 7)])
@@ -161,6 +164,7 @@ def test_transposed_convolutions_reach_a_size(size: tuple[int, ...]) -> None:
     assert q.up.output_padding == (0, 0)
     assert [tuple(y.shape[2:]) for y in q(x)] == [size[-2:], (7, 7)]
     assert exact(network, x).output_shapes == ((2, *size[-2:]), (2, 7, 7))
+    assert all(torch.equal(a, b) for a, b in zip(decompose(q)(x), q(x), strict=True))
 
 
 # ---- pools and enlargements

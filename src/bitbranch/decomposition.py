@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -65,31 +66,35 @@ class MultiBranch(nn.Module):
         self.dtype = accumulator_dtype(values, input_type, values)
         self.training = layer.training
 
-    def accumulator(self, x: Tensor) -> Tensor:
-        """The integer accumulators of a batch of reals: those of the quantized layer, exactly."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self._accumulator(self.input_quantizer.values(x))
+    def accumulator(self, x: Tensor, *size: Sequence[int]) -> Tensor:
+        """The integer accumulators of a batch of reals: those of the quantized layer, exactly.
 
-    def _accumulator(self, inputs: Tensor) -> Tensor:
+        ``size`` is that which a transposed convolution's output is to reach, if any.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._accumulator(self.input_quantizer.values(x), *size)
+
+    def _accumulator(self, inputs: Tensor, *size: Sequence[int]) -> Tensor:
         input_branches = value_branches(inputs, self.input_quantizer.code_type)
         # Coefficients may be quarters, and single terms exceed their sum: float64 holds them all.
         total = torch.zeros((), dtype=torch.float64, device=inputs.device)
         for a_m, row in zip(self.weight_coefficients, self.binary, strict=True):
             assert isinstance(row, nn.ModuleList)
             for b_k, branch, binary in zip(self.input_coefficients, input_branches, row, strict=True):
-                total = total + binary(branch).double() * float(a_m * b_k)
+                total = total + binary(branch, *size).double() * float(a_m * b_k)
         a, b = float(self.weight_constant), float(self.input_constant)
         if self.weight_sums is not None:
-            total = total + b * self.weight_sums(torch.ones_like(inputs).double())
+            total = total + b * self.weight_sums(torch.ones_like(inputs).double(), *size)
         if self.input_sums is not None:
-            total = total + a * self.input_sums(inputs.double() - b)
+            total = total + a * self.input_sums(inputs.double() - b, *size)
         return total.to(torch.float64 if self.dtype == torch.float64 else inputs.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        x, size = input, () if output_size is None else (output_size,)
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale = self.scale.to(dtype) * self.input_quantizer.scale()
         bias = None if self.bias is None else self.bias.to(dtype)
-        return rescale(self.accumulator(x).to(dtype), scale, bias, self.shape).to(x.dtype)
+        return rescale(self.accumulator(x, *size).to(dtype), scale, bias, self.shape).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight_coefficients)} x {len(self.input_coefficients)} branches"
