@@ -56,10 +56,12 @@ def under_autocast(x: Tensor) -> Tensor:
 
 
 def under_several(x: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False), torch.enable_grad():
+    with torch.autocast("cuda", enabled=False):
         y = F.relu_(x)
-        with torch.no_grad():
-            return y * 2.0
+        with torch.enable_grad():
+            z = y * 2.0
+            with torch.autocast("cpu", enabled=False), torch.no_grad():
+                return z + y
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def capture(q: nn.Module, *examples: Tensor) -> g.Graph:
 
     Raises:
         CompileError: an operation or layer without an integer form, by name; a network that cannot be exported.
-        InputError: an example that is no real numbers, or of none of these shapes.
+        InputError: an example that is not of reals, or has none of these shapes.
     """
     for example in examples:
         if not isinstance(example, Tensor) or example.dim() not in (2, 3, 4) or len(example) == 0:
@@ -130,7 +130,6 @@ class _Reader:
         self.values: dict[fx.Node, aten.Value] = {}
         self.constants: dict[fx.Node, Tensor] = {}
         self.parts: dict[fx.Node, tuple[fx.Node, ...]] = {}  # results of a graph within the graph
-        self.module = exported.graph_module
         signature = exported.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names |= signature.inputs_to_lifted_tensor_constants
@@ -175,7 +174,9 @@ class _Reader:
 
     def read(self, node: fx.Node) -> None:
         """Append one exported operation, or compute it at once where it depends on constants only."""
-        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
+        if node.op == "get_attr":
+            return  # a graph, which is read where it is called
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
             self.read_within(node)
         elif node.target is operator.getitem and node.args[0] in self.parts:
             self.take(node, self.parts[node.args[0]][node.args[1]])  # type: ignore[index]
@@ -201,19 +202,20 @@ class _Reader:
 
     def read_within(self, node: fx.Node) -> None:
         """Read the graph that stands for what a forward does under ``torch.autocast`` or another mode of gradients."""
-        if node.op == "get_attr":
-            return
         what = node.target.name()  # type: ignore[union-attr]
         graphs = [a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"]
         if what not in ("wrap_with_autocast", "wrap_with_set_grad_enabled") or len(graphs) != 1:
             raise _refuse(node, f"{what} has no integer form")
         if what == "wrap_with_autocast" and node.args[0] == "cpu" and node.args[2]:
             raise _refuse(node, "computes under torch.autocast; leave it away, the program computes in integers")
-        within = self.module.get_submodule(str(graphs[0].target)).graph
+        owner = node.graph.owning_module
+        assert owner is not None
+        part = owner.get_submodule(str(graphs[0].target))
+        assert isinstance(part, fx.GraphModule)
         operands = iter(node.args[node.args.index(graphs[0]) + 1 :])
-        (results,) = within.output_node().args
+        results: Any = part.graph.output_node().args[0]
         live = _live(results)
-        for inner in within.nodes:
+        for inner in part.graph.nodes:
             if inner.op == "placeholder":
                 self.take(inner, next(operands))  # type: ignore[arg-type]
             elif inner in live:
@@ -249,13 +251,12 @@ class _Reader:
         """Append the nodes that an operation became, and check the shape that they make against torch's."""
         for n in new:
             number = self.append(n)
-        self.values[node] = self.result(node, number)
-        made, value = self.shapes[-1], self.values[node]
-        wanted = value.shape
-        if value.dimensions == 3 and wanted == (made[0], 1, made[1] * made[2]):
-            self.values[node] = replace(value, shape=made)
-        elif made != wanted:
-            raise _refuse(node, f"makes shape {wanted} in torch, which was read as {made}")
+        made, value = self.shapes[-1], self.result(node, number)
+        if value.dimensions == 3 and value.shape == (made[0], 1, made[1] * made[2]):  # one axis for a map's two
+            value = replace(value, shape=made)
+        if made != value.shape:
+            raise _refuse(node, f"makes shape {value.shape} in torch, which was read as {made}")
+        self.values[node] = value
 
     def read_outputs(self, results: Sequence[Any], spec: pytree.TreeSpec) -> None:
         names = [".".join(map(_key, path)) for path, _ in pytree.tree_flatten_with_path(_unflatten(spec))[0]]
