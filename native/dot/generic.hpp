@@ -1,32 +1,36 @@
 // The dot-product path's algorithms, once, for the wrapper that the including file has defined in its namespace:
 // Vector, kLanes (int32), kAcross (vectors of outputs in a register tile), kDown (pixels in it).
 #define UNROLL _Pragma("GCC unroll 16")
+#define ALWAYS_INLINE __attribute__((always_inline)) static inline
 
+// Inlined, so that what a tile's pieces share is computed once.
 template <int P, int Across>
-static void dot_rows(const DotTile& t, int first, int output) {
+ALWAYS_INLINE void dot_rows(const DotTile& t, int first, int output) {
   Vector sum[P][Across];
   UNROLL for (int p = 0; p < P; ++p)
     UNROLL for (int a = 0; a < Across; ++a)
       sum[p][a] = load(t.start + (first + p) * t.start_step + output + a * kLanes);
   const int8_t* weights = t.weights + output / 16 * (kDotChunk / 2) + output % 16 * 4;
   const uint8_t* const x0 = t.x + first * t.step;
-  for (int c = 0; c < t.chunks; ++c) {
+  const ptrdiff_t step = t.step;
+  for (int c = 0, chunks = t.chunks; c < chunks; ++c) {
     const uint8_t* x = x0 + t.offsets[c];
     const int8_t* w = weights + int64_t{c} * kDotChunk;
-    for (int q = 0; q < t.quads[c]; ++q) {
+    for (int q = 0, quads = t.quads[c]; q < quads; ++q) {
       Vector values[Across];
       UNROLL for (int a = 0; a < Across; ++a)
         values[a] = load(w + (a * kLanes / 16) * (kDotChunk / 2) + a * kLanes % 16 * 4);
       UNROLL for (int p = 0; p < P; ++p) {
-        const Vector four = broadcast(x + p * t.step);
+        const Vector four = broadcast(x + p * step);
         UNROLL for (int a = 0; a < Across; ++a) sum[p][a] = dot(sum[p][a], four, values[a]);
       }
       x += 4;
       w += 64;
     }
   }
+  int32_t* const to = t.sums + first * kDotOutputs + output;
   UNROLL for (int p = 0; p < P; ++p)
-    UNROLL for (int a = 0; a < Across; ++a) store(t.sums + (first + p) * kDotOutputs + output + a * kLanes, sum[p][a]);
+    UNROLL for (int a = 0; a < Across; ++a) store(to + p * kDotOutputs + a * kLanes, sum[p][a]);
 }
 
 template <int N>
