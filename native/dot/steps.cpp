@@ -98,9 +98,11 @@ void DotChained::places(const DotOp& op, const DotBand& band, const DotBlock& pi
 
 void DotChained::fetch_ahead(int block, const DotBand& band, const DotBlock& pixels) const {
   void* at[kDotPixels];
+  DotView added;
   for (const DotOp& op : chain) {
     const bool to_band = op.kind == DotOp::Kind::store && band.memory != nullptr;  // it is in the cache
-    if ((op.kind != DotOp::Kind::add && op.kind != DotOp::Kind::store) || to_band) continue;
+    if ((op.kind != DotOp::Kind::add && op.kind != DotOp::Kind::store) || to_band || op.view.is_at(added)) continue;
+    if (op.kind == DotOp::Kind::add) added = op.view;
     const int size = op.view.narrow ? 2 : 4, bytes = size * computed(block_channels(block));
     places(op, band, pixels, first_channel(block) * size, at);
     for (int i = 0; i < pixels.count; ++i)
@@ -113,7 +115,8 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
   // The last block may write the padding behind the last channel too, in whole vectors.
   const bool whole = first % kDotOutputs == 0 && first + existing == channels;
   DotRows rows{pixels.sums, pixels.count, pixels.row, existing};
-  void* targets[kDotPixels];
+  void *targets[kDotPixels], *numbers[kDotPixels];
+  DotView added;  // where these numbers are: a sum often takes its summand's place
   const auto target_y = [&](const DotBlock::Segment& s) { return int64_t{s.y} * walk.step_y + walk.first_y; };
   const auto target_x = [&](const DotBlock::Segment& s) { return int64_t{s.x} * walk.step_x + walk.first_x; };
   for (const DotOp& op : chain) {
@@ -133,15 +136,19 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
                  reinterpret_cast<float* const*>(targets), size);
       continue;
     }
-    if (op.kind != DotOp::Kind::requantize)
-      places(op, band, pixels, first * (is_bytes ? 1 : op.view.narrow ? 2 : 4), targets);
+    if (is_bytes) places(op, band, pixels, first, targets);
+    else if (op.kind != DotOp::Kind::requantize && (!op.view.is_at(added) || band.memory != nullptr))
+      places(op, band, pixels, first * (op.view.narrow ? 2 : 4), numbers);
     switch (op.kind) {
       case DotOp::Kind::requantize:
         set->requantize(rows, op.multiplier + block * kDotOutputs, op.shift + block * kDotOutputs,
                         op.offset + block * kDotOutputs, op.lo, op.hi, op.narrow);
         break;
-      case DotOp::Kind::add: set->add(rows, targets, op.view.narrow, op.lo, op.hi); break;
-      case DotOp::Kind::store: set->store(rows, op.view.narrow, targets); break;
+      case DotOp::Kind::add:
+        set->add(rows, numbers, op.view.narrow, op.lo, op.hi);
+        added = op.view;
+        break;
+      case DotOp::Kind::store: set->store(rows, op.view.narrow, numbers); break;
       case DotOp::Kind::compare:
         set->compare(rows, op.limits + int64_t{block} * op.count * kDotOutputs, op.count, op.table, op.code,
                      reinterpret_cast<uint8_t* const*>(targets));

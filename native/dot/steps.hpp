@@ -23,6 +23,10 @@ struct DotView {
 
   ptrdiff_t image_bytes() const { return step * pitch * rows; }
   uint8_t* at(int64_t image, int64_t y, int64_t x) const { return base + ((image * rows + y) * pitch + x) * step; }
+  // Whether every number lies where the other's does.
+  bool is_at(const DotView& o) const {
+    return base == o.base && step == o.step && rows == o.rows && pitch == o.pitch && narrow == o.narrow;
+  }
 };
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
