@@ -18,7 +18,7 @@ from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer
 from bitbranch.quantizers.registry import parse_scheme, tsq
 from bitbranch.training.loop import fit
-from bitbranch.twostep import Recipe, convert, learn_transforms
+from bitbranch.twostep import Recipe, convert, learn_transforms, reestimate_batchnorm
 from bitbranch.twostep.codes import has_low_bit_weight
 from bitbranch.twostep.convert import float_twin
 from bitbranch.twostep.layer import holds_any_weights, loosen, write_weight
@@ -206,3 +206,29 @@ def test_layers_that_share_their_weights_are_refused() -> None:
     net(stroke_images(2, 0)[0])
     with pytest.raises(InputError, match=r"layers \S+ and \S+: step 2 cannot solve layers that share their weights"):
         convert(net, batches(*stroke_images(64, 0)), "tsq:wt-a2", progress=None)
+
+
+def test_images_without_labels_calibrate_as_well(float_net):
+    net, loader, _ = float_net
+    q, same = (
+        convert(net, given, recipe=Recipe(samples=500), progress=None)
+        for given in (loader[:2], [images for images, _ in loader[:2]])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(q.state_dict().values(), same.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(4, 1, 12, 12), "takes batches: give it a list"),
+        ((torch.zeros(4, 1, 12, 12) for _ in range(2)), "need a length, which generator has not"),
+        ([], "no batches to calibrate with"),
+        ((torch.rand(2, 1, 12, 12), torch.zeros(2)), r"batch 1 has the shape \[2\]; images are"),
+        ([torch.full((2, 1, 12, 12), float("nan"))], "hold NaN or infinity"),
+    ],
+)
+def test_what_is_no_batches_of_images_is_named(given, message: str) -> None:
+    net = small_net().eval()
+    for use in (lambda: convert(net, given, progress=None), lambda: reestimate_batchnorm(net, given)):
+        with pytest.raises(InputError, match=message):
+            use()

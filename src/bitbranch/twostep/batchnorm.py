@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError
-from ..training.loop import Batches
+from .calibration import Batches, Images
 
 
 @contextlib.contextmanager
@@ -33,16 +32,15 @@ def reestimate_batchnorm(model: nn.Module, loader: Batches) -> None:
 
     Args:
         model: any network.
-        loader: batches of images; labels are not used. Each batch should be large enough for its own statistics.
+        loader: see :data:`~bitbranch.twostep.calibration.Batches`; each should be large enough for its own statistics.
 
     Raises:
-        InputError: no batches.
+        InputError: no batches, or images that are not finite.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    if not len(loader):  # type: ignore[arg-type]
-        raise InputError("BatchNorm re-estimation: there are no batches")
+    calibration = Images(loader, "BatchNorm re-estimation")
     momenta = [norm.momentum for norm in norms]
     with evaluation(model):
         for norm in norms:
@@ -50,7 +48,7 @@ def reestimate_batchnorm(model: nn.Module, loader: Batches) -> None:
             norm.momentum = None  # averages all batches evenly
             norm.training = True
         try:
-            for images, _ in loader:
+            for images in calibration:
                 model(images)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

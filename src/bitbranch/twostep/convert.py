@@ -21,8 +21,9 @@ from ..quantizers.lloyd import LloydActivation
 from ..quantizers.registry import Scheme
 from ..quantizers.tsq import SparseActivation
 from ..swap import NOT_NORMALISED, quantize
-from ..training.loop import Batches, to_stderr
+from ..training.loop import to_stderr
 from .batchnorm import evaluation
+from .calibration import Batches, Images
 from .codes import has_low_bit_weight
 from .driver import LayerReport, Recipe, restart, solve
 from .histogram import Histogram, equalize
@@ -53,8 +54,8 @@ def convert(
 
     Args:
         network: a trained float network; not changed.
-        loader: batches with a length, whose images calibrate; labels are not used. Iterated twice: it should give the
-            same images again, or others of their kind.
+        loader: batches, whose images calibrate, see :data:`~bitbranch.twostep.calibration.Batches`. Iterated twice: it
+            should give the same images again, or others of their kind.
         scheme, first, last, layers: see :func:`bitbranch.quantize`.
         per_channel: give each channel that a BatchNorm alone feeds to codes a step of its own. The BatchNorm takes it
             over, and the weights behind the opposite; so the program costs no more.
@@ -86,17 +87,18 @@ def convert(
         raise InputError(
             f"two-step quantization: {scheme!r} gives {type(network).__name__} no layer with low-bit weights"
         )
-    if not len(loader):  # type: ignore[arg-type]
-        raise InputError("step 2: there are no batches to calibrate with")
+    calibration = Images(loader, "step 2")
     recipe = recipe or Recipe()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        place_codes(student, loader, per_channel=per_channel)
+        place_codes(student, calibration, per_channel=per_channel)
     for name in names:
         layer = student.get_submodule(name)
         assert isinstance(layer, QuantizedLayer)
         restart(layer)
-    return solve(student, float_twin(student), names, loader, recipe, state=state, progress=progress, on_layer=on_layer)
+    return solve(
+        student, float_twin(student), names, calibration, recipe, state=state, progress=progress, on_layer=on_layer
+    )
 
 
 def _sparse(layer: nn.Module) -> bool:
@@ -139,9 +141,7 @@ def place_codes(network: nn.Module, loader: Batches, *, per_channel: bool = Fals
     hooks = [twin.get_submodule(name).register_forward_pre_hook(partial(measure, name)) for name in layers]
     try:
         with evaluation(twin):
-            for images, _ in loader:
-                if not torch.isfinite(images).all():
-                    raise InputError("step 2: the calibration images hold NaN or infinity")
+            for images in Images(loader, "step 2"):
                 twin(images)
     finally:
         for hook in hooks:

@@ -23,8 +23,9 @@ from torch import fx, nn
 from ..disk import scratch
 from ..errors import InputError
 from ..layers import QuantizedLayer
-from ..training.loop import Batches, to_stderr
+from ..training.loop import to_stderr
 from .batchnorm import evaluation, reestimate_batchnorm
+from .calibration import Batches, Images
 from .chains import Chain, Graph
 from .codes import has_low_bit_weight
 from .front import Front
@@ -185,7 +186,7 @@ def learn_transforms(
     Args:
         q: the network from ``quantize()``, whose weight quantizers are taken; not changed.
         teacher: the step-1 network made of it by :func:`learn_codes`; not changed.
-        loader: batches with a length, whose images calibrate; labels are not used. Iterated once.
+        loader: batches, whose images calibrate, see :data:`~bitbranch.twostep.calibration.Batches`. Iterated once.
         method: ``"tsq"`` fits codes, ``"linear"`` the pre-activations, ``"start"`` nothing.
         samples: output positions per layer, spread over all batches.
         lambdas: schedule of the relaxation, or schedules by the layers' names or patterns such as ``"layer1.*"``.
@@ -246,10 +247,9 @@ def solve(
     recipe.check([str(node.target) for node in nodes])
     if recipe.method == "start" and not recipe.reestimate:
         return student
-    if not len(loader):  # type: ignore[arg-type]
-        raise InputError("step 2: there are no batches to calibrate with")
+    calibration = Images(loader, "step 2")
     if recipe.method == "start":
-        reestimate_batchnorm(student, loader)
+        reestimate_batchnorm(student, calibration)
         return student
     device = next(student.parameters()).device
     if device.type != "cpu":  # where all of this is computed
@@ -261,10 +261,8 @@ def solve(
     with torch.random.fork_rng(devices=[]), evaluation(teacher), scratch("step-2") as folder:
         torch.manual_seed(recipe.seed)
         fronts = Front(student, folder / "student"), Front(teacher, folder / "teacher")
-        for given, _ in loader:
+        for given in calibration:
             images = given.cpu()
-            if not torch.isfinite(images).all():
-                raise InputError("step 2: the calibration images hold NaN or infinity")
             key.add(images)
             for front in fronts:
                 front.enter(images)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.bwnh import HashedWeight, hashed
-from ..training.loop import Batches, to_stderr
+from ..training.loop import to_stderr
 from .batchnorm import evaluation, reestimate_batchnorm
+from .calibration import Batches, Images
 from .chains import Graph
 from .driver import calls_of
 from .layer import capture
@@ -40,7 +41,8 @@ def hash_weights(
         q: the network from ``quantize(reference, "bwnh:w1-aK")``, steps of activations known (``calibrate``); not
             changed.
         reference: the trained float network; not changed.
-        loader: batches with a length, whose images calibrate; labels are not used. Iterated once per layer.
+        loader: batches, whose images calibrate, see :data:`~bitbranch.twostep.calibration.Batches`. Iterated once per
+            layer.
         samples: output positions per layer, spread over all batches.
         reestimate: measure the BatchNorm statistics anew, behind each layer.
         seed: of the sampled positions, and of torch's global generator while a shuffling loader is read.
@@ -63,21 +65,22 @@ def hash_weights(
         raise InputError(f"hashing: {type(q).__name__} has no layer of bwnh:w1")
     if samples < 1:
         raise InputError(f"hashing: samples must be positive, got {samples}")
-    if not len(loader):  # type: ignore[arg-type]
-        raise InputError("hashing: there are no batches to calibrate with")
+    calibration = Images(loader, "hashing")
     nodes = calls_of(Graph(student), names)
     with torch.random.fork_rng(devices=[]), evaluation(reference):
         torch.manual_seed(seed)
         for number, node in enumerate(nodes, 1):
-            before, after = _solve(student, reference, str(node.target), loader, samples)
+            before, after = _solve(student, reference, str(node.target), calibration, samples)
             if reestimate:
-                reestimate_batchnorm(student, loader)
+                reestimate_batchnorm(student, calibration)
             if progress is not None:
                 progress(f"hashing {number}/{len(nodes)}: {node.target}: error {before:.3g} -> {after:.3g}")
     return student
 
 
-def _solve(student: nn.Module, reference: nn.Module, name: str, loader: Batches, samples: int) -> tuple[float, float]:
+def _solve(
+    student: nn.Module, reference: nn.Module, name: str, calibration: Images, samples: int
+) -> tuple[float, float]:
     """Solve one layer, in place; its squared error before and after, in shares of the inner products' power."""
     layer, twin = student.get_submodule(name), dict(reference.named_modules()).get(name)
     assert isinstance(layer, QuantizedLayer)
@@ -89,10 +92,8 @@ def _solve(student: nn.Module, reference: nn.Module, name: str, loader: Batches,
     cross, power = torch.zeros(rows.shape, dtype=torch.float64), torch.zeros(rows.shape[:2], dtype=torch.float64)
     count = 0
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    for done, (images, _) in enumerate(loader, 1):
-        if not torch.isfinite(images).all():
-            raise InputError("hashing: the calibration images hold NaN or infinity")
-        quota = samples * done // len(loader) - count  # type: ignore[arg-type]
+    for done, images in enumerate(calibration, 1):
+        quota = samples * done // len(calibration) - count
         if quota <= 0:
             continue
         x, s = _inputs_and_products(student, reference, name, images)
