@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,9 @@ from torch import nn
 
 import bitbranch as bb
 from bitbranch import models
+from bitbranch.cli.files import load_array
 from bitbranch.cli.main import _plain_warnings, _size, main
+from bitbranch.errors import InputError
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 
@@ -456,3 +460,33 @@ def test_warnings_are_lines_without_code() -> None:
         )
         assert "DeprecationWarning" in warnings.formatwarning(DeprecationWarning("old"), DeprecationWarning, "x.py", 1)
     assert warnings.formatwarning is usual
+
+
+def test_a_damaged_array_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, file = (folder / "images.npy").read_bytes(), tmp_path / "x.npy"
+    for bit in range(8 * 128):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        with contextlib.suppress(InputError, MemoryError):
+            load_array(file)
+    file.write_bytes(whole[:8] + b"\x76\x01" + whole[10:])
+    assert "not a readable .npy array" in refused(capsys, "run", folder / "net.bb", file, "--out", tmp_path / "o.npy")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_results_that_cannot_be_printed(folder: Path) -> None:
+    command = [sys.executable, "-m", "bitbranch", "info", str(folder / "net.bb")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and "the result cannot be printed (No space left on device)" in done.stderr
+    strange = folder / "n\u00e4t.bb"
+    strange.write_bytes((folder / "net.bb").read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command[:-1], str(strange)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_names_with_a_null_are_named(folder: Path) -> None:
+    with pytest.raises(InputError, match="null byte"):
+        bb.load("a\0b")

@@ -75,6 +75,14 @@ def test_voc_boxes_are_counted_from_one_and_hold_their_last_pixel(tmp_path: Path
     assert [Path(p).name for p in got.paths] == ["a.jpg", "b.jpg"]
 
 
+def test_lines_of_a_list_that_name_no_picture_are_reported(tmp_path: Path) -> None:
+    root = voc(tmp_path, {"a": annotation([("cat", (1, 1, 9, 9))])})
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa\n" + b"x" * 300 + b"\n/\n")
+    said: list[InputError] = []
+    assert len(voc_boxes.load("train", root, on_error=said.append)) == 1
+    assert len(said) == 2 and "the list's line 'xxxx" in str(said[0]) and "line '/' names no picture" in str(said[1])
+
+
 def test_voc_objects_are_difficult_where_it_says_one(tmp_path: Path) -> None:
     said = ("<difficult>1</difficult>", "<difficult>0</difficult>", "", "<difficult> 1\n</difficult>")
     said += ("<difficult></difficult>", "<difficult/>", "<difficult>Unspecified</difficult>")

@@ -54,6 +54,16 @@ def test_later_calls_keep_the_rows_of_earlier_ones(tmp_path: Path) -> None:
     assert listed(out) == ["b.png"]
 
 
+def test_pictures_of_one_name_keep_their_places_from_call_to_call(tmp_path: Path) -> None:
+    (a,), (b,), out = files(tmp_path / "a", "x.png"), files(tmp_path / "b", "x.png"), tmp_path / "out"
+    work([a], out)
+    work([b], out)
+    assert listed(out) == ["x.png", "x-2.png"]
+    work([b, a, b], out)
+    rows = {row["picture"]: row["file"] for row in json.loads((out / "list.json").read_text())}
+    assert rows == {"x.png": str(a), "x-2.png": str(b), "x-3.png": str(b)}
+
+
 def test_an_interrupted_call_lists_what_it_wrote(tmp_path: Path) -> None:
     three, out = files(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

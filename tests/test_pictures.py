@@ -53,7 +53,9 @@ def test_every_orientation_is_turned_upright(orientation: int, tmp_path: Path) -
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode(data, "a", upright=True), upright)
     np.testing.assert_array_equal(decode(data, "a"), COLOUR)
-    for kind, given in (("png", data), ("jpeg", encoded(COLOUR, "jpeg", orientation))):
+    tiff = encoded(COLOUR, "tiff", orientation)  # which Pillow turns itself
+    np.testing.assert_array_equal(decode(tiff, "a", upright=True), upright)
+    for kind, given in (("png", data), ("jpeg", encoded(COLOUR, "jpeg", orientation)), ("tiff", tiff)):
         file.with_suffix(f".{kind}").write_bytes(given)
         assert size_of(file.with_suffix(f".{kind}")) == upright.shape[:2]
     assert decode_resized(file, upright.shape[:2], upright=True).tolist() == upright.tolist()

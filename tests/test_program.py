@@ -423,6 +423,7 @@ def test_transposed_convolution_scatters_every_pixel(case: tuple[p.ConvTranspose
             if 0 <= row < out.shape[1] and 0 <= column < out.shape[2]:
                 expected[n, c // inputs * per_group + o, row, column] += w[c][o][i][j] * int(v[n, c, y, x])
     np.testing.assert_array_equal(reference.conv_transpose(op, codes, code_type, out.shape[1:]), expected)
+    assert reference.conv_transpose(op, codes[:0], code_type, out.shape[1:]).shape == (0, *out.shape)
     assert out.lo <= expected.min() and expected.max() <= out.hi
 
 

@@ -64,6 +64,15 @@ def test_pairs_in_folders(tmp_path: Path, images: str, masks: str) -> None:
     assert found.classes == ("sea", "land", "ice") and found.palette[1] == (128, 0, 0) and found.shape == (3, 8, 8)
     pixels, labels = found.pair(1)
     assert np.array_equal(pixels, picture(int(names[1][1]))) and np.array_equal(labels, mask(int(names[1][1])))
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfsea\r\nland\nice\n")
+    assert pairs("train", tmp_path, size=(8, 8)).classes == found.classes
+    (tmp_path / "classes.txt").write_text("sea\nland\nsea\n")
+    with pytest.raises(InputError, match=r"classes.txt: 'sea' is there more than once"):
+        pairs("train", tmp_path)
+    (tmp_path / "classes.txt").write_bytes("fl\u00e4che\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes.txt: is not UTF-8 \(byte 2\)"):
+        pairs("train", tmp_path)
+    (tmp_path / "classes.txt").write_text("sea\nland\nice\n")
     with pytest.raises(InputError, match="no split 'test'"):
         pairs("test", tmp_path)
     with pytest.raises(InputError, match="0 classes; expected 1 to 254"):

@@ -281,3 +281,15 @@ def test_the_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["profile", str(net), "--repeat", "2"]) == 0
     out = capsys.readouterr().out
     assert "of ceiling" in out and "the longest first" in out
+
+
+def test_engines_need_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(tuning.VARIABLE, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert tuning.rates("scalar") == {}
+    assert main(["tune"]) == 2
+    assert "there is no home folder for a table of rates; set XDG_CACHE_HOME" in capsys.readouterr().err

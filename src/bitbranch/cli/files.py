@@ -32,8 +32,11 @@ def load_array(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npy array ({' '.join(str(error).split())})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header is read as Python, which raises nearly anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable .npy array ({said})") from None
 
 
 def save_array(path: Path, array: Array) -> None:

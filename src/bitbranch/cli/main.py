@@ -7,6 +7,7 @@ or compile, and ``data``, import torch when they run; the others never do.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use or bad input (of ``detect``, ``segment``, ``train`` and ``table``: of any picture, after the others), 130
         when interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         _register(options.models)
@@ -72,8 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = json.dumps(result, indent=2) if options.json or text is None else text
     try:
         print(shown, flush=True)
-    except BrokenPipeError:  # who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
+        if not isinstance(error, BrokenPipeError):  # else who reads has enough
+            print(f"bitbranch: error: the result cannot be printed ({error.strerror})", file=sys.stderr)
+            return 2
     return int(status)
 
 

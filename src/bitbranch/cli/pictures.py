@@ -111,11 +111,14 @@ def _each(
     rows, errors = list[Result](), list[str]()
     listed = _written_before(out / name)
     ours = {f"{Path(picture).stem}{end}" for picture in listed for end in (".png", "-mask.png")}
+    lying = {path.name: _real(path) for path in out.iterdir()}
     taken = {_real(file) for file in files}  # which stay as they are, as does what is not ours
-    taken |= {_real(path) for path in out.iterdir() if path.name not in ours}
+    taken |= {path for name, path in lying.items() if name not in ours}
+    earlier = {path for name, path in lying.items() if name in ours}
     try:
         for file in files:
-            target = _target(out, file, taken)
+            before = [Path(picture).stem for picture, row in listed.items() if row.get("file") == str(file)]
+            target = _target(out, file, before, taken, earlier)
             try:
                 row, said = one(file, target)
             except (BitbranchError, MemoryError) as error:
@@ -154,12 +157,21 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _target(out: Path, file: Path, taken: set[Path]) -> Path:
-    """A picture's own name in the folder, where neither it nor its mask takes another's place."""
-    for number in count(1):
-        name = file.stem if number == 1 else f"{file.stem}-{number}"
+def _target(out: Path, file: Path, before: Sequence[str], taken: set[Path], earlier: set[Path]) -> Path:
+    """A picture's name in the folder: that of an earlier call, else its own, where nothing takes another's place.
+
+    Args:
+        out: the folder.
+        file: the picture.
+        before: names that it had.
+        taken: files that stay as they are; the name's are added.
+        earlier: those of earlier calls, which the same pictures may replace.
+    """
+    for number in count(1 - len(before)):
+        again = number < 1
+        name = before[number - 1] if again else file.stem if number == 1 else f"{file.stem}-{number}"
         wanted = {_real(out / f"{name}{end}") for end in (".png", "-mask.png")}
-        if not wanted & taken:
+        if not wanted & (taken if again else taken | earlier):
             taken |= wanted
             return out / f"{name}.png"
     raise AssertionError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..tasks.segmentation import IGNORED, Palette, palette, resized
 from .dataset import evenly, named
-from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels, read_bytes
+from .pictures import MEAN, STD, SUFFIXES, decode, decode_labels, read_bytes, read_text
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Pair: TypeAlias = tuple[Path, Path]
@@ -189,6 +190,8 @@ def pairs(
     """
     if classes is None:
         classes = _lines(folder / "classes.txt")
+        if twice := [name for name, times in Counter(classes).items() if times > 1]:
+            raise InputError(f"{folder / 'classes.txt'}: {twice[0]!r} is there more than once")
     found = [pair for names in _splits(split) for pair in _listed_pairs(names, folder)]
     meanings = _meanings({i: i for i in range(len(classes))}, ignored)
     return _set(found, classes, colours, meanings, size, f"{folder.name} {split}", on_error)
@@ -314,4 +317,4 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_bytes(path).decode(errors="replace").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -115,6 +115,20 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a null in its name
+        raise InputError(f"{str(path)!r}: cannot be read ({error})") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's text, in UTF-8 with or without a byte-order mark.
+
+    Raises:
+        InputError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start})") from None
 
 
 @contextmanager
@@ -160,6 +174,8 @@ def _orientation(picture: Image) -> int:
     """As EXIF counts it: 1 is upright, and so is what has no EXIF data, or damaged ones."""
     from PIL.ExifTags import Base
 
+    if picture.format == "TIFF":  # Pillow turns it when its pixels are read, and then knows it as upright
+        picture.load()
     if picture.format == "PNG" and "exif" not in picture.info:  # else Pillow decodes it to look behind the pixels
         return 1
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .box_set import BoxSet, Collector, Object, OnError, picture_file
+from .pictures import read_text
 
 
 def load(
@@ -45,9 +46,9 @@ def load(
         if not roots:
             raise InputError(f"{folder}: has no Annotations, JPEGImages and ImageSets/Main/{name}.txt")
         for root in roots:
-            for line in _list(root, name).read_text(errors="replace").splitlines():
+            for line in read_text(_list(root, name)).splitlines():
                 if line.strip():
-                    _add(found, root, _listed(root, line.strip()))
+                    _add(found, root, line.strip())
     return found.finish(f"{folder.name} {split}", size)
 
 
@@ -82,10 +83,11 @@ def _names(roots: list[Path]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _add(found: Collector, root: Path, name: str) -> None:
-    """Add one picture, or report what is wrong with it."""
-    annotation = _annotation(root, name)
+def _add(found: Collector, root: Path, line: str) -> None:
+    """Add the picture that a line of the list names, or report what is wrong with it."""
     try:
+        name = _listed(root, line)
+        annotation = _annotation(root, name)
         path = picture_file(root / "JPEGImages" / name)
         if path is None:
             raise InputError(f"{annotation}: has no picture JPEGImages/{name}.jpg")
@@ -95,6 +97,8 @@ def _add(found: Collector, root: Path, name: str) -> None:
             found.add(path, size, list(_objects(found, tree, annotation)))
     except InputError as error:
         found.report(error)
+    except (OSError, ValueError):  # it can be no file's name
+        found.report(InputError(f"{root}: the list's line {line[:40]!r} names no picture"))
 
 
 def _size(tree: ET.Element, path: Path) -> tuple[int, int] | None:

@@ -65,6 +65,8 @@ def read(path: str | os.PathLike[str]) -> Program:
             blob = file.read(size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a null in the name
+        raise InputError(f"{path!r}: cannot be read: {error}") from None
     try:
         return _from_bytes(blob)
     except FormatError as error:

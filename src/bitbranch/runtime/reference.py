@@ -80,7 +80,7 @@ def conv_transpose(op: p.ConvTranspose, x: Codes, code_type: CodeType, size: p.P
             taps = weight[:, :, i, j].reshape(op.groups, -1, per_group).transpose(0, 2, 1)
             rows = slice(i * op.dilation[0], i * op.dilation[0] + (height - 1) * op.stride[0] + 1, op.stride[0])
             cols = slice(j * op.dilation[1], j * op.dilation[1] + (width - 1) * op.stride[1] + 1, op.stride[1])
-            full[:, :, rows, cols] += (taps @ columns).reshape(n, -1, height, width)
+            full[:, :, rows, cols] += (taps @ columns).reshape(n, full.shape[1], height, width)
     return full[:, :, top : top + size[0], left : left + size[1]].astype(np.int64)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import write_bytes
-from ..errors import FormatError
+from ..errors import FormatError, InputError
 
 FORMAT = "bitbranch cost table 1"
 VARIABLE = "BITBRANCH_TUNING"
@@ -62,8 +62,15 @@ def package_version() -> str:
 
 
 def path() -> Path:
-    """Where this user's table for this processor and version lies."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where this user's table for this processor and version lies.
+
+    Raises:
+        InputError: the user has no home folder.
+    """
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise InputError("there is no home folder for a table of rates; set XDG_CACHE_HOME") from None
     name = re.sub(r"[^A-Za-z0-9]+", "-", processor()).strip("-").lower()
     return Path(home, "bitbranch", f"{name}-{package_version()}.json")
 
@@ -76,10 +83,10 @@ def rates(isa: str) -> Rates:
     chosen = os.environ.get(VARIABLE, "")
     if chosen == "off":
         return {}
-    file = Path(chosen) if chosen else path()
     try:
+        file = Path(chosen) if chosen else path()
         changed = file.stat().st_mtime_ns
-    except OSError:
+    except (OSError, InputError):
         if chosen:
             warnings.warn(f"{VARIABLE}={chosen}: no such file; the built-in rules choose", stacklevel=2)
         return {}
