@@ -151,6 +151,36 @@ def test_sums_that_stay_narrow() -> None:
     assert quads(2, "u4", "s4") == 0
 
 
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize(("channels", "half"), [(303, True), (304, False)])
+def test_products_modulo_65536(side: int, channels: int, half: bool) -> None:
+    """Outputs at both ends of 14 bits, and a bit beyond, where the products are kept whole."""
+    u2, t = CodeType.parse("u2"), CodeType.parse("t")
+    encode = p.Encode("input", (), (channels, 7, 7), u2, np.linspace(-1, 1, 3).astype(np.float32))
+    weight = np.zeros((40, channels, 3, 3), np.uint8)  # -1
+    weight[::2] = 2  # 1
+    conv = p.Conv("conv", (0,), weight, t, padding=(1, 1, 1, 1))
+    values = [encode.infer()]
+    sums = conv.infer(values[0])
+    assert (-sums.lo, sums.hi) == (27 * channels, 27 * channels)
+    assert winograd.fits_half(side, u2, conv, sums, True) == half
+    assert winograd.fits_half(side, u2, conv, p.Integers(sums.shape, -8192, 8191), True)
+    assert not winograd.fits_half(side, u2, conv, p.Integers(sums.shape, -8193, 0), False)
+    assert not winograd.fits_half(side, u2, conv, p.Integers(sums.shape, 0, 8192), False)
+    large, small = p.Conv("large", (0,), weight, CodeType.parse("s6")), p.Integers(sums.shape, 0, 1)
+    assert winograd.fits_half(2, CodeType.parse("u6"), large, small, False)
+    assert not winograd.fits_half(2, CodeType.parse("u6"), large, small, True)  # pairs of products would be cut
+    program = p.Program((encode, conv, p.Scale("scale", (1,), *np.ones((2, 40), np.float32))), (sums.shape,))
+    x = np.full((2, channels, 7, 7), 9, np.float32)
+    x[1, :, 3, 4] = -9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_effort", lambda other, *_: 0.0 if other == side else np.inf)
+        patch.setattr(winograd, "MATRICES", ())
+        for isa in ISAS:
+            e = engine_module.Engine(program, isa=isa, path="products")
+            np.testing.assert_array_equal(e(x), program.reference(x), err_msg=isa)
+
+
 def test_a_profile_compares_with_the_products_alone() -> None:
     assert winograd.family_of("winograd2") == ("dot", 16 / 36) and winograd.family_of("dot") is None
     program = convolution("u2", "t", 64, 64, (30, 30), (1, 1, 1, 1))

@@ -14,6 +14,8 @@ static inline Vector dot(Vector sum, Vector x, Vector w) { return _mm512_dpbusd_
 static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm512_dpwssd_epi32(sum, x, w); }
 
 #include "generic.hpp"
+constexpr void (*run_half)(const DotTile&) = nullptr;
+constexpr void (*products_half)(const DotProducts&) = nullptr;
 
 struct alignas(64) Configuration {
   uint8_t palette = 1, start_row = 0;

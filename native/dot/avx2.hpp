@@ -28,6 +28,15 @@ static inline Vector sub32(Vector a, Vector b) { return _mm256_sub_epi32(a, b); 
 static inline Vector quarter(Vector a) { return _mm256_srai_epi32(a, 2); }
 static inline Vector multiply32(Vector a, Vector b) { return _mm256_mullo_epi32(a, b); }
 static inline Vector add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
+static inline Vector splat16(int x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
+static inline Vector add16(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
+static inline Vector sub16(Vector a, Vector b) { return _mm256_sub_epi16(a, b); }
+static inline Vector multiply16(Vector a, Vector b) { return _mm256_mullo_epi16(a, b); }
+static inline Vector up16(Vector a) { return _mm256_slli_epi32(a, 16); }
+static inline Vector down16(Vector a) { return _mm256_srli_epi32(a, 16); }
+static inline Vector halves(Vector low, Vector high) { return _mm256_blend_epi16(low, high, 0xAA); }
+static inline Vector quarter_low(Vector a) { return _mm256_srai_epi32(up16(a), 18); }
+static inline Vector quarter_high(Vector a) { return _mm256_srai_epi32(a, 18); }  // of a multiple: what is below is cut off
 static inline Vector larger(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
 static inline Vector larger8(Vector a, Vector b) { return _mm256_max_epu8(a, b); }
 static inline Vector smaller(Vector a, Vector b) { return _mm256_min_epi32(a, b); }

@@ -29,8 +29,13 @@ static inline Vector widen_pairs(Vector sum, Vector narrow) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1)));
 }
 
+constexpr int kHalfDown = 8;
+static inline Vector half_dot(Vector sum, Vector x, Vector w) { return narrow_dot(sum, x, w); }
+static inline Vector beside(Vector a, Vector b) { return halves(add16(a, down16(a)), add16(b, up16(b))); }
+
 #include "generic.hpp"
 #include "narrow_run.hpp"
+#include "halves.hpp"
 }  // namespace bitbranch::dot_avx512
 
 namespace bitbranch {

@@ -130,7 +130,7 @@ void add_convolution(DotPlan& p, const DotWalk& walk, int channels, const std::v
 void add_winograd(DotPlan& p, const DotWalk& walk, int channels, const std::vector<HeldDotOp>& chain,
                   const HeldDotView& source, int side, Pair top_left, Array<int64_t> outputs, Array<uint8_t> quads,
                   Array<uint8_t> add, Array<int32_t> start, Array<uint8_t> weights, int bits,
-                  MaybeArray<int8_t> tables, int narrow_quads, int group, bool together, Memory scratch, int threads) {
+                  MaybeArray<int8_t> tables, int narrow_quads, bool half, int group, bool together, Memory scratch, int threads) {
   if ((side != 2 && side != 3) || add.size() != static_cast<size_t>((side + 2) * (side + 2)) || group < 1 ||
       start.size() != outputs.shape(0) * add.size() * kDotOutputs)
     throw std::invalid_argument("not the numbers of a filtering");
@@ -151,6 +151,8 @@ void add_winograd(DotPlan& p, const DotWalk& walk, int channels, const std::vect
   s.bits = bits;
   s.tables = hold(p.keep_, tables);
   s.narrow_quads = narrow_quads;
+  s.half = half;
+  if (half && p.set()->run_half == nullptr) throw std::invalid_argument("there are no products modulo 2^16");
   s.group = group;
   s.together = together;
   if (static_cast<int64_t>(scratch->size()) < threads * s.scratch_bytes()) throw std::invalid_argument("too little scratch");
@@ -405,8 +407,8 @@ void bind_dot(nb::module_& m) {
            "slots"_a = 0)
       .def("winograd", add_winograd, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "side"_a, "top_left"_a,
            "outputs"_a.noconvert(), "quads"_a.noconvert(), "add"_a.noconvert(), "start"_a.noconvert(),
-           "weights"_a.noconvert(), "bits"_a, "tables"_a.noconvert().none(), "narrow_quads"_a, "group"_a, "together"_a,
-           "scratch"_a, "threads"_a)
+           "weights"_a.noconvert(), "bits"_a, "tables"_a.noconvert().none(), "narrow_quads"_a, "half"_a, "group"_a,
+           "together"_a, "scratch"_a, "threads"_a)
       .def("depthwise", add_depthwise, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "stride"_a,
            "offsets"_a.noconvert(), "weights"_a.noconvert(), "start"_a.noconvert())
       .def("window", add_window, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "kind"_a, "source"_a, "bytes"_a,
@@ -451,6 +453,7 @@ void bind_dot(nb::module_& m) {
       "Seconds and multiply-accumulates of a tile whose data stay in the first cache.");
   m.def("dot_wants_whole_rows", [](const Machine& machine) { return machine.isa->dot->whole_rows; }, "machine"_a);
   m.def("dot_has_narrow_sums", [](const Machine& machine) { return machine.isa->dot->narrow_sums; }, "machine"_a);
+  m.def("dot_has_halves", [](const Machine& machine) { return machine.isa->dot->run_half != nullptr; }, "machine"_a);
   m.def("has_fast_dot", [](const Machine& machine) { return machine.isa->dot->fast; }, "machine"_a);
 }
 

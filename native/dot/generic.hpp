@@ -3,31 +3,38 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE __attribute__((always_inline)) static inline
 
-// Inlined, so that what a tile's pieces share is computed once.
-template <int P, int Across>
-ALWAYS_INLINE void dot_rows(const DotTile& t, int first, int output) {
-  Vector sum[P][Across];
-  UNROLL for (int p = 0; p < P; ++p)
-    UNROLL for (int a = 0; a < Across; ++a)
-      sum[p][a] = load(t.start + (first + p) * t.start_step + output + a * kLanes);
+// Adds a tile's products to sums of `P` rows from `first` on and of `Across` vectors from `output` on. Inlined, so that
+// what a tile's pieces share is computed once.
+template <int P, int Across, class Product>
+ALWAYS_INLINE void accumulate(const DotTile& t, int first, int output, Vector (&sum)[P][Across], const Product& product) {
   const int8_t* weights = t.weights + output / 16 * (kDotChunk / 2) + output % 16 * 4;
   const uint8_t* const x0 = t.x + first * t.step;
   const ptrdiff_t step = t.step;
   for (int c = 0, chunks = t.chunks; c < chunks; ++c) {
     const uint8_t* x = x0 + t.offsets[c];
     const int8_t* w = weights + int64_t{c} * kDotChunk;
-    for (int q = 0, quads = t.quads[c]; q < quads; ++q) {
+    int quads = t.quads[c];
+    do {
       Vector values[Across];
       UNROLL for (int a = 0; a < Across; ++a)
         values[a] = load(w + (a * kLanes / 16) * (kDotChunk / 2) + a * kLanes % 16 * 4);
       UNROLL for (int p = 0; p < P; ++p) {
         const Vector four = broadcast(x + p * step);
-        UNROLL for (int a = 0; a < Across; ++a) sum[p][a] = dot(sum[p][a], four, values[a]);
+        UNROLL for (int a = 0; a < Across; ++a) sum[p][a] = product(sum[p][a], four, values[a]);
       }
       x += 4;
       w += 64;
-    }
+    } while (--quads != 0);
   }
+}
+
+template <int P, int Across>
+ALWAYS_INLINE void dot_rows(const DotTile& t, int first, int output) {
+  Vector sum[P][Across];
+  UNROLL for (int p = 0; p < P; ++p)
+    UNROLL for (int a = 0; a < Across; ++a)
+      sum[p][a] = load(t.start + (first + p) * t.start_step + output + a * kLanes);
+  accumulate(t, first, output, sum, [](Vector s, Vector x, Vector w) { return dot(s, x, w); });
   int32_t* const to = t.sums + first * kDotOutputs + output;
   UNROLL for (int p = 0; p < P; ++p)
     UNROLL for (int a = 0; a < Across; ++a) store(to + p * kDotOutputs + a * kLanes, sum[p][a]);
@@ -442,5 +449,5 @@ static void interleave(const uint8_t* const* rows, int used, uint8_t* __restrict
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::fine_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_members, space::blend, space::interleave,                                                    \
-        space::patches, space::kernels, space::products                                                              \
+        space::patches, space::kernels, space::products, space::run_half, space::products_half                       \
   }

@@ -24,7 +24,7 @@ struct DotTile {
   const int8_t* weights;   // [chunks][2][16 quads][16 outputs][4]
   const int32_t* start;    // [start_step ? 32 : 1][32]
   int start_step;          // 0, or 32 to go on with sums
-  int32_t* sums;           // [32][32]
+  int32_t* sums;           // [32][32]; of run_half as many int16
   int pixels;              // 1..32
   int outputs;             // that are wanted, 16 or 32
   int narrow_quads;        // quads whose sums of pairs fit int16, start aside; 0: not even one
@@ -112,7 +112,7 @@ struct DotKernels {
 // Sums of products to outputs.
 struct DotProducts {
   int side;
-  const int32_t* products;  // [n * n] planes of [count][32]
+  const void* products;     // [n * n] planes of [count][32], int32; of products_half int16
   ptrdiff_t plane;          // numbers from plane to plane
   int count;                // patches, not more than most = 32 / (side * side)
   int outputs;              // that are wanted, 16 or 32
@@ -167,6 +167,10 @@ struct DotSet {
   void (*patches)(const DotPatches&);
   void (*kernels)(const DotKernels&);
   void (*products)(const DotProducts&);
+  // The same two modulo 2^16, where outputs are known to be within 14 bits; null where a set has no such. The start is
+  // one for all rows, and no sum of two products is beyond int16. What lies between the two is in an order of their own.
+  void (*run_half)(const DotTile&);
+  void (*products_half)(const DotProducts&);
 };
 
 }  // namespace bitbranch

@@ -15,6 +15,8 @@ static inline Vector dot(Vector sum, Vector x, Vector w) {
 }
 
 #include "generic.hpp"
+constexpr void (*run_half)(const DotTile&) = nullptr;
+constexpr void (*products_half)(const DotProducts&) = nullptr;
 #include "neon_run.hpp"
 }  // namespace bitbranch::dot_neon_dotprod
 

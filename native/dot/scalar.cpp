@@ -153,6 +153,8 @@ using FineLine = LineOf<double>;
 static void nothing() {}
 
 #include "generic.hpp"
+constexpr void (*run_half)(const DotTile&) = nullptr;
+constexpr void (*products_half)(const DotProducts&) = nullptr;
 
 }  // namespace bitbranch::dot_scalar
 

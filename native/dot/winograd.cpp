@@ -69,11 +69,11 @@ void DotWinograd::multiply(const Scratch& own, const Batch& batch, int block) co
     t.chunks = chunks();
     t.weights = weights + plane * weights_plane();
     t.start = outputs[block].start + plane * kDotOutputs;
-    t.sums = own.products + plane * kPlane;
+    t.sums = reinterpret_cast<int32_t*>(own.products + plane * kPlane * product_bytes());
     t.pixels = batch.count;
     t.outputs = computed(outputs[block].channels);
     t.narrow_quads = narrow_quads;
-    set->run(t);
+    half ? set->run_half(t) : set->run(t);
   }
 }
 
@@ -90,8 +90,9 @@ void DotWinograd::run_batch(const Run& run, const Scratch& own, const Batch& bat
     for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) fetch_ahead(b, {}, pixels[k]);
     multiply(own, batch, b);
     for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) {
-      set->products({side, own.products + done * kDotOutputs, kPlane, std::min(patches(), batch.count - done),
-                     computed(outputs[b].channels), sums});
+      const auto products = half ? set->products_half : set->products;
+      products({side, own.products + done * kDotOutputs * product_bytes(), kPlane, std::min(patches(), batch.count - done),
+                computed(outputs[b].channels), sums});
       finish(run, b, {}, pixels[k]);
     }
   }
@@ -105,7 +106,7 @@ void DotWinograd::run(const Run& run) const {
   run.pool.parallel(groups * items, 1 + kWorthWaking / cost, [&](int part, int64_t begin, int64_t end) {
     uint8_t* const memory = scratch + part * scratch_bytes();
     uint8_t* const numbers = memory + weights_bytes() * (together ? blocks() : 1);
-    const Scratch own{reinterpret_cast<int8_t*>(memory), numbers, reinterpret_cast<int32_t*>(numbers + numbers_bytes())};
+    const Scratch own{reinterpret_cast<int8_t*>(memory), numbers, numbers + numbers_bytes()};
     set->begin();
     for (int b = 0; together && begin < end && b < blocks(); ++b) prepare_weights(b, own.weights + b * weights_bytes());
     int64_t prepared = -1;

@@ -28,6 +28,7 @@ class DotWinograd : public DotChained {
   int bits = 8;                     // of the packed weights
   const int8_t* tables = nullptr;   // see DotSet::expand
   int narrow_quads = 0;             // see DotTile
+  bool half = false;                // products are modulo 2^16, see DotSet
   int group = kBatch;               // patches
   bool together = true;             // all blocks' weights are held; else those of one
   uint8_t* scratch = nullptr;       // [threads][scratch_bytes()]
@@ -50,6 +51,7 @@ class DotWinograd : public DotChained {
 
  private:
   int size() const { return side + 2; }
+  int64_t product_bytes() const { return half ? 2 : 4; }
   int planes() const { return size() * size(); }
   int chunks() const { return static_cast<int>(offsets.size()); }
   int patches() const { return kDotPixels / (side * side); }
@@ -64,7 +66,7 @@ class DotWinograd : public DotChained {
   struct Scratch {
     int8_t* weights;
     uint8_t* numbers;
-    int32_t* products;
+    uint8_t* products;
   };
   struct Batch {
     int64_t first;  // patch

@@ -8,8 +8,12 @@ struct Bytes {
 };
 struct Numbers {
   Vector v;
+  static constexpr int kOutputs = kLanes;
+  using Stored = int32_t;
   friend Numbers operator+(Numbers a, Numbers b) { return {add32(a.v, b.v)}; }
   friend Numbers operator-(Numbers a, Numbers b) { return {sub32(a.v, b.v)}; }
+  Numbers ninth() const { return {multiply32(v, splat(0x38E38E39))}; }  // of a multiple: times the inverse modulo 2^32
+  void store_quarter(int32_t* out) const { store(out, quarter(v)); }
 };
 
 template <int Side>
@@ -31,11 +35,15 @@ struct Winograd<2> {
     out[2] = ends - g[1];
     out[3] = g[2] + g[2];
   }
-  static inline void outputs(const Numbers (&m)[4], Numbers (&out)[2]) {
+  template <class N>
+  static inline void outputs(const N (&m)[4], N (&out)[2]) {
     out[0] = m[0] + (m[1] + m[2]);
     out[1] = (m[1] - m[2]) - m[3];
   }
-  static inline Vector divide(Numbers a) { return quarter(a.v); }
+  template <class N>
+  static inline N to_quarters(N a) {
+    return a;
+  }
 };
 
 template <>
@@ -58,14 +66,17 @@ struct Winograd<3> {
     out[3] = g[0] + (twice + twice);
     out[4] = g[2] + (g[2] + g[2]);
   }
-  static inline void outputs(const Numbers (&m)[5], Numbers (&out)[3]) {
-    const Numbers thrice = m[1] + (m[1] + m[1]), sum = thrice + m[2], twice = m[3] + m[3], far = twice + m[4];
+  template <class N>
+  static inline void outputs(const N (&m)[5], N (&out)[3]) {
+    const N thrice = m[1] + (m[1] + m[1]), sum = thrice + m[2], twice = m[3] + m[3], far = twice + m[4];
     out[0] = (m[0] + m[3]) + sum;
     out[1] = (thrice - m[2]) + twice;
     out[2] = sum + (far + far);
   }
-  // What is a multiple of 36: of 9 times its inverse modulo 2^32.
-  static inline Vector divide(Numbers a) { return multiply32(quarter(a.v), splat(0x38E38E39)); }
+  template <class N>
+  static inline N to_quarters(N a) {
+    return a.ninth();
+  }
 };
 
 // Columns that two patches share are transformed once.
@@ -116,24 +127,24 @@ static void transform_kernels(const DotKernels& t) {
   }
 }
 
-template <class W>
+template <class W, class N>
 static void transform_products(const DotProducts& t) {
   constexpr int n = W::kSize, side = W::kSide, patches = kDotPixels / (side * side);
   for (int k = 0; k < t.count; ++k)
-    for (int a = 0; a < t.outputs; a += kLanes) {
-      const int32_t* const from = t.products + k * kDotOutputs + a;
-      Numbers rows[side][n];  // of which the second index is the column
+    for (int a = 0; a < t.outputs; a += N::kOutputs) {
+      const auto* const from = static_cast<const typename N::Stored*>(t.products) + k * kDotOutputs + a;
+      N rows[side][n];  // of which the second index is the column
       UNROLL for (int j = 0; j < n; ++j) {
-        Numbers m[n], down[side];
+        N m[n], down[side];
         UNROLL for (int i = 0; i < n; ++i) m[i].v = load(from + (i * n + j) * t.plane);
         W::outputs(m, down);
         UNROLL for (int i = 0; i < side; ++i) rows[i][j] = down[i];
       }
       UNROLL for (int i = 0; i < side; ++i) {
-        Numbers across[side];
+        N across[side];
         W::outputs(rows[i], across);
         int32_t* const out = t.sums + ((i * patches + k) * side) * kDotOutputs + a;
-        UNROLL for (int j = 0; j < side; ++j) store(out + j * kDotOutputs, W::divide(across[j]));
+        UNROLL for (int j = 0; j < side; ++j) W::to_quarters(across[j]).store_quarter(out + j * kDotOutputs);
       }
     }
 }
@@ -149,6 +160,6 @@ static void kernels(const DotKernels& t) {
 }
 
 static void products(const DotProducts& t) {
-  if (t.side == 2) transform_products<Winograd<2>>(t);
-  else transform_products<Winograd<3>>(t);
+  if (t.side == 2) transform_products<Winograd<2>, Numbers>(t);
+  else transform_products<Winograd<3>, Numbers>(t);
 }

@@ -13,7 +13,7 @@ extern const DotSet kDotScalar;
 namespace bitbranch::testing {
 
 namespace {
-static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 21,
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 23,
               "every function of DotSet needs a case in this file");
 
 constexpr int kTile = kDotPixels * kDotOutputs;
@@ -468,6 +468,63 @@ Bytes filtered(const DotSet* set, Random& random) {
   for (int row = 0; row < kDotPixels; ++row) append(out, sums.data() + row * kDotOutputs, outputs);
   return out;
 }
+
+// Codes and weights of few bits from numbers to outputs modulo 2^16, on which no product or sum on the way has a bound.
+Bytes filtered_half(const DotSet* set, Random& random) {
+  if (set && !set->run_half) set = &kDotScalar;
+  const int side = static_cast<int>(random.between(2, 3)), n = side + 2, most = kDotPixels / (side * side);
+  const int count = small(random, most), outputs = 16 * small(random, 2), quads = small(random, 16), chunks = small(random, 3);
+  const int channels = chunks * kDotDepth, codes = random.between(0, 1) ? 3 : 1;
+  const Factors& f = kFactors[side - 2];
+  const int64_t plane = kDotPixels * kDotOutputs + 32;
+  Lines<uint8_t> pixels(kDotPixels * channels);
+  Lines<int8_t> weights(chunks * kDotChunk);
+  Lines<int32_t> starts(kDotOutputs), products(n * n * plane), sums(kTile);
+  const auto used = [&](int c) { return c % kDotDepth < 4 * quads; };
+  const auto x = numbers<int32_t>(random, int64_t{count} * channels * n * n, 0, codes);
+  const auto g = numbers<int32_t>(random, int64_t{kDotOutputs} * channels * 9, -1, 1);
+  const auto x_at = [&](int k, int c) { return &x[(k * channels + c) * n * n]; };
+  const auto g_at = [&](int o, int c) { return &g[(o * channels + c) * 9]; };
+  const DotSet* const s = set ? set : &kDotScalar;
+  const bool half = s->run_half != nullptr;
+  for (int i = 0; i < n * n; ++i) {
+    int64_t least = 0;
+    for (int t = 0; t < n * n; ++t) least += codes * std::min(0, f.pixels[i / n][t / n] * f.pixels[i % n][t % n]);
+    for (int k = 0; k < count; ++k)
+      for (int c = 0; c < channels; ++c)
+        pixels.data()[k * channels + c] = static_cast<uint8_t>(
+            both_sides(f.pixels, i / n, i % n, n, [&](int y, int z) { return x_at(k, c)[y * n + z]; }) - least);
+    for (int o = 0; o < kDotOutputs; ++o) {
+      int64_t start = 0;
+      for (int c = 0; c < channels; ++c) {
+        const int64_t w = used(c) ? both_sides(f.weights, i / n, i % n, 3, [&](int y, int z) { return g_at(o, c)[3 * y + z]; }) : 0;
+        const int k = c % kDotDepth;
+        weights.data()[c / kDotDepth * kDotChunk + o / 16 * (kDotChunk / 2) + k / 4 * 64 + o % 16 * 4 + k % 4] = static_cast<int8_t>(w);
+        start += least * w;
+      }
+      starts.data()[o] = static_cast<int32_t>(start);
+    }
+    const uint8_t each[] = {static_cast<uint8_t>(quads), static_cast<uint8_t>(quads), static_cast<uint8_t>(quads)};
+    const int32_t offsets[] = {0, kDotDepth, 2 * kDotDepth};
+    uint8_t* const to = reinterpret_cast<uint8_t*>(products.data()) + i * plane * (half ? 2 : 4);
+    DotTile t{pixels.data(), channels, offsets, each, chunks, weights.data(), starts.data(), 0, reinterpret_cast<int32_t*>(to), count, outputs, 0};
+    half ? s->run_half(t) : s->run(t);
+  }
+  (half ? s->products_half : s->products)({side, products.data(), plane, count, outputs, sums.data()});
+  Bytes out;
+  for (int dy = 0; dy < side; ++dy)
+    for (int k = 0; k < count; ++k)
+      for (int dx = 0; dx < side; ++dx) {
+        int32_t* const row = sums.data() + ((dy * most + k) * side + dx) * kDotOutputs;
+        for (int o = 0; o < outputs && !set; ++o) {
+          row[o] = 0;
+          for (int c = 0; c < channels; ++c)
+            for (int t = 0; t < 9 && used(c); ++t) row[o] += g_at(o, c)[t] * x_at(k, c)[(dy + t / 3) * n + dx + t % 3];
+        }
+        append(out, row, outputs);
+      }
+  return out;
+}
 }  // namespace
 
 void test_dot(const InstructionSet& set) {
@@ -482,7 +539,8 @@ void test_dot(const InstructionSet& set) {
   using Plain = Bytes (*)(const DotSet*, Random&);
   const std::pair<const char*, Plain> plain[] = {
       {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"gather", gather}, {"requantize", requantize}, {"compare", compare},
-      {"patches", patches}, {"kernels", kernels}, {"products", filtered}};
+      {"patches", patches}, {"kernels", kernels}, {"products", filtered},
+      {"products_half", filtered_half}};
   for (const auto& [name, run] : plain) {
     const Plain f = run;
     repeat(name, [&](Random& r) { return f(set.dot, r); }, [&](Random& r) { return f(nullptr, r); });

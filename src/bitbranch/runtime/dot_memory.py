@@ -129,17 +129,19 @@ class DotMemory(Planning):
     def _filtered(self) -> dict[int, winograd.Filtering]:
         """The convolutions that Winograd's filtering makes faster."""
         found: dict[int, winograd.Filtering] = {}
-        narrow = self.core.dot_has_narrow_sums(self.machine)
+        narrow, halves = self.core.dot_has_narrow_sums(self.machine), self.core.dot_has_halves(self.machine)
         for i, op in enumerate(self.operations):
             if not isinstance(op, p.Conv) or self._pool_of(i) is not None:
                 continue
             sums = self.values[i]
             assert isinstance(sums, p.Integers)
-            side, _ = winograd.choose(op, self._code_type(op.inputs[0]), sums, self.isa, narrow)
+            codes = self._code_type(op.inputs[0])
+            side, _ = winograd.choose(op, codes, sums, self.isa, narrow)
             if side:
+                half = halves and winograd.fits_half(side, codes, op, sums, narrow)
                 patches = self.capacity * winograd.patches(side, sums.shape)
                 channels = op.packed.shape[1]
-                found[i] = winograd.plan(self.core, side, channels, sums.shape[0], patches, self.threads)
+                found[i] = winograd.plan(self.core, side, half, channels, sums.shape[0], patches, self.threads)
         return found
 
     def _pool_of(self, i: int) -> p.MaxPool | None:

@@ -115,8 +115,8 @@ class DotPlanner(DotChains):
             walk=self._walk(out), channels=out[0], chain=chain, source=source.view, side=how.side,
             top_left=(op.padding[0], op.padding[2]), outputs=packed.outputs, quads=packed.quads[::9].copy(),
             add=winograd.summands(how.side, codes), start=self._by_block(self._int32(start), packed.blocks),
-            weights=packed.data, bits=packed.bits, tables=packed.tables, narrow_quads=quads, group=how.group,
-            together=how.together, scratch=self.winograd_scratch, threads=self.threads,
+            weights=packed.data, bits=packed.bits, tables=packed.tables, narrow_quads=quads, half=how.half,
+            group=how.group, together=how.together, scratch=self.winograd_scratch, threads=self.threads,
         )  # fmt: skip
         self._finished(i)
         self._add(i, winograd.family(how.side, quads > 0), complete, op.macs(self.values[op.inputs[0]]))

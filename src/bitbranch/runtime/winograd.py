@@ -63,6 +63,8 @@ class Filtering:
 
     side: int
     """Of the outputs of a patch."""
+    half: bool
+    """Whether products and all behind them are modulo 2^16; see :func:`fits_half`."""
     group: int
     """Patches whose transformed pixels are held at once."""
     together: bool
@@ -96,10 +98,22 @@ def _weights_fit(side: int, op: p.Conv, planes: npt.NDArray[np.bool_]) -> bool:
     return True
 
 
+def fits_half(side: int, codes: CodeType, op: p.Conv, sums: p.Integers, narrow_sums: bool) -> bool:
+    """Whether products need be known modulo 2^16 only: of ``c^2 y``, which they make, this leaves 14 bits of ``y``.
+
+    Args:
+        side: of the outputs of a patch.
+        codes: the convolution's input.
+        op: the convolution.
+        sums: its output.
+        narrow_sums: whether the instructions saturate sums of two products, which then must fit 16 bits.
+    """
+    return -(2**13) <= sums.lo and sums.hi < 2**13 and (not narrow_sums or _pair(side, codes, op.weight_type) < 2**15)
+
+
 def narrow_quads(side: int, codes: CodeType, weights: CodeType) -> int:
     """As :func:`~bitbranch.runtime.dot.narrow_quads`, of the transformed numbers."""
-    least, most = _range(side, codes)
-    quads = (2**15 - 1) // (2 * int(((most - least) * _largest(side, weights)).max()))
+    quads = (2**15 - 1) // _pair(side, codes, weights)
     return quads if quads >= FEWEST_QUADS else 0
 
 
@@ -182,12 +196,13 @@ def choose(op: p.Conv, codes: CodeType, sums: p.Integers, isa: str, narrow_sums:
     return best, share
 
 
-def plan(core: Any, side: int, channels: int, outputs: int, count: int, threads: int) -> Filtering:
+def plan(core: Any, side: int, half: bool, channels: int, outputs: int, count: int, threads: int) -> Filtering:
     """Groups and memory.
 
     Args:
         core: the compiled module.
         side: of the outputs of a patch.
+        half: whether products are modulo 2^16.
         channels: of the input.
         outputs: channels of the output.
         count: of the patches of all images.
@@ -203,7 +218,7 @@ def plan(core: Any, side: int, channels: int, outputs: int, count: int, threads:
         most = max(1, HELD // (planes * batch * chunks * core.dot_depth))
         group = batch * min(most, -(-count // batch))
     scratch = core.winograd_scratch(side, chunks, group, blocks if together else 1)
-    return Filtering(side, group, together, scratch)
+    return Filtering(side, half, group, together, scratch)
 
 
 def patches(side: int, shape: tuple[int, int, int]) -> int:
@@ -223,6 +238,12 @@ def _range(side: int, codes: CodeType) -> tuple[Ints, Ints]:
     up, down = np.maximum(factors, 0).sum(axis=(2, 3)), np.minimum(factors, 0).sum(axis=(2, 3))
     lo, hi = min(codes.lo, 0), max(codes.hi, 0)
     return up * lo + down * hi, up * hi + down * lo
+
+
+def _pair(side: int, codes: CodeType, weights: CodeType) -> int:
+    """The largest sum of two products."""
+    least, most = _range(side, codes)
+    return 2 * int(((most - least) * _largest(side, weights)).max())
 
 
 def _largest(side: int, weights: CodeType) -> Ints:
