@@ -239,7 +239,7 @@ void append_filtered(const DotSet& set, int side, const std::vector<uint8_t>& by
   for (int i = 0; i < planes; ++i) {
     for (int o = 0; o < kDotOutputs; ++o) start[o] = 36 * (bytes[i * kDotOutputs + o] % 16 - 8);
     int32_t* const to = products.data() + i * plane / (half ? 2 : 1);
-    const DotTile tile{x.data(), kDotDepth, &offset, &quads, 1, weights.data(), start, 0, to, pixels, kDotOutputs, 0};
+    const DotTile tile{x.data(), kDotDepth, &offset, &quads, 1, weights.data(), start, 0, to, pixels, kDotOutputs, 0, kDotOutputs};
     half ? set.run_half(tile) : set.run(tile);
   }
   (half ? set.products_half : set.products)({side, products.data(), plane, pixels, kDotOutputs, sums});
@@ -270,8 +270,8 @@ std::string dot_fault(const DotSet& set) {
     std::vector<int32_t>& got = sums[s == &set];
     alignas(64) int32_t out[3][kDotPixels * kDotOutputs];
     s->begin();
-    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels, kDotOutputs, 0});
-    s->run({x.data(), step, offsets, quads, chunks, small.data(), start, 0, out[2], pixels, kDotOutputs, narrow_quads});
+    s->run({x.data(), step, offsets, quads, chunks, reinterpret_cast<const int8_t*>(weights.data()), start, 0, out[0], pixels, kDotOutputs, 0, 0});
+    s->run({x.data(), step, offsets, quads, chunks, small.data(), start, 0, out[2], pixels, kDotOutputs, narrow_quads, 0});
     s->depthwise({x.data(), step, offsets, chunks, depth_weights, start, out[1], pixels});
     s->end();
     for (const auto& tile : out) got.insert(got.end(), tile, tile + pixels * kDotOutputs);

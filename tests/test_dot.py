@@ -374,6 +374,38 @@ def test_inputs_of_few_channels(channels: int, codes: str) -> None:
                 compare(program, 3)
 
 
+@pytest.mark.parametrize(
+    ("codes", "weights"), [("u8", "t"), ("s8", "t"), ("u8", "s4"), ("u8", "s8"), ("b4", "b4"), ("u2", "t")]
+)
+@pytest.mark.parametrize("band", [1, 384 << 10])
+def test_the_largest_sums_of_a_band(codes: str, weights: str, band: int) -> None:
+    """Of a convolution with a pool behind it: sums as large as 16 bits hold, and a channel more."""
+    t, w = CodeType.parse(codes), CodeType.parse(weights)
+    ends = max(abs(a * b) for a in (t.lo, t.hi) for b in (w.lo, w.hi))
+    for channels in ((2**15 - 1) // (9 * ends), (2**15 - 1) // (9 * ends) + 1):
+        if channels > 256:
+            continue
+        shape = (max(1, channels), 9, 35)
+        encode = p.Encode("input", (), shape, t, np.linspace(-1, 1, t.count - 1).astype(np.float32))
+        weight = np.random.default_rng(0).integers(0, w.count, (70, shape[0], 3, 3)).astype(np.uint8)
+        weight[1::3], weight[2::3] = w.count - 1, 0
+        conv = p.Conv("conv", (0,), weight, w, padding=(1, 1, 1, 1))
+        pool = p.MaxPool("pool", (1,), (3, 3), (2, 2), (1, 1, 1, 1))
+        values = [encode.infer()]
+        for op in (conv, pool):
+            values.append(op.infer(values[-1]))
+        scale = p.Scale("scale", (2,), *np.ones((2, 70), np.float32))
+        program = p.Program((encode, conv, pool, scale), (values[-1].shape,))
+        x = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
+        x[1:] = np.asarray([-9, 9], np.float32)[:, None, None, None]
+        expected = program.reference(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dot_planner, "BAND", band)
+            for isa in ISAS:
+                e = engine_module.Engine(program, isa=isa, path="products")
+                np.testing.assert_array_equal(e(x), expected, err_msg=f"{isa}, {channels} channels")
+
+
 def test_sums_stay_narrow_for_as_long_as_they_fit() -> None:
     def quads(codes: str, weights: str) -> int:
         return dot.narrow_quads(CodeType.parse(codes), CodeType.parse(weights))
@@ -382,6 +414,11 @@ def test_sums_stay_narrow_for_as_long_as_they_fit() -> None:
     assert quads("b4", "b4") == (2**15 - 1) // (2 * (128 + 15) * 15)
     assert quads("u8", "t") == (2**15 - 1) // (2 * 255)
     assert quads("u8", "s8") == 0
+
+    def pairs(codes: str, weights: str) -> bool:
+        return dot.pairs_fit(CodeType.parse(codes), CodeType.parse(weights))
+
+    assert pairs("u8", "s4") and pairs("s8", "u6") and not pairs("u8", "u7") and not pairs("s8", "s8")
 
 
 def test_what_the_path_refuses() -> None:

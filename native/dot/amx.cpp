@@ -16,6 +16,7 @@ static inline Vector multiply_add(Vector sum, Vector x, Vector w) { return _mm51
 #include "generic.hpp"
 constexpr void (*run_half)(const DotTile&) = nullptr;
 constexpr void (*products_half)(const DotProducts&) = nullptr;
+constexpr void (*max_half)(const DotMembers&, int32_t*) = nullptr;
 
 struct alignas(64) Configuration {
   uint8_t palette = 1, start_row = 0;

@@ -35,6 +35,9 @@ static inline Vector multiply16(Vector a, Vector b) { return _mm256_mullo_epi16(
 static inline Vector up16(Vector a) { return _mm256_slli_epi32(a, 16); }
 static inline Vector down16(Vector a) { return _mm256_srli_epi32(a, 16); }
 static inline Vector halves(Vector low, Vector high) { return _mm256_blend_epi16(low, high, 0xAA); }
+static inline Vector larger16(Vector a, Vector b) { return _mm256_max_epi16(a, b); }
+static inline Vector half_low(Vector a) { return _mm256_srai_epi32(up16(a), 16); }
+static inline Vector half_high(Vector a) { return _mm256_srai_epi32(a, 16); }
 static inline Vector quarter_low(Vector a) { return _mm256_srai_epi32(up16(a), 18); }
 static inline Vector quarter_high(Vector a) { return _mm256_srai_epi32(a, 18); }  // of a multiple: what is below is cut off
 static inline Vector larger(Vector a, Vector b) { return _mm256_max_epi32(a, b); }

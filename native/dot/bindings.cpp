@@ -213,11 +213,18 @@ void add_interpolate(DotPlan& p, const DotWalk& walk, int channels, const std::v
   s.across = between(across, s.source.width);
 }
 
-// Makes one step of the last two, a convolution and the window over it.
-void band(DotPlan& p, int rows, Memory scratch, int64_t scratch_bytes) {
+// Makes one step of the last two, a convolution and the window over it. `half`: between them are sums modulo 2^16.
+void band(DotPlan& p, int rows, Memory scratch, int64_t scratch_bytes, bool half) {
   auto banded = std::make_unique<DotBanded>();
   banded->window.reset(static_cast<DotWindow*>(p.plan_.take().release()));
   banded->convolution.reset(static_cast<DotStep*>(p.plan_.take().release()));
+  if (half) {
+    auto& convolution = dynamic_cast<DotConvolution&>(*banded->convolution);
+    const bool stored = convolution.chain.size() == 1 && convolution.chain[0].kind == DotOp::Kind::store;
+    if (p.set()->run_half == nullptr || !stored || !convolution.chain[0].view.narrow || !convolution.blocks_together())
+      throw std::invalid_argument("no band of sums modulo 2^16");
+    convolution.half = banded->window->half = true;
+  }
   banded->band_rows = rows;
   banded->scratch = hold(p.keep_, scratch);
   banded->scratch_bytes = scratch_bytes;
@@ -416,7 +423,7 @@ void bind_dot(nb::module_& m) {
            "dilation"_a = Pair{1, 1})
       .def("interpolate", add_interpolate, nb::kw_only(), "walk"_a, "channels"_a, "chain"_a, "source"_a, "bytes"_a,
            "zero"_a, "down"_a.noconvert(), "across"_a.noconvert())
-      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a, "scratch_bytes"_a)
+      .def("band", band, nb::kw_only(), "rows"_a, "scratch"_a, "scratch_bytes"_a, "half"_a)
       .def("bytes", add_bytes, nb::kw_only(), "source"_a, "target"_a, "kernel"_a = Pair{1, 1}, "stride"_a = Pair{1, 1},
            "top_left"_a = Pair{0, 0}, "dilation"_a = Pair{1, 1}, "factor"_a = Pair{1, 1})
       .def("encode", add_encode, nb::kw_only(), "input"_a, "thresholds"_a, "table"_a.noconvert().none(), "multiplier"_a, "add"_a,
@@ -440,7 +447,7 @@ void bind_dot(nb::module_& m) {
         for (int c = 0; c < chunks; ++c) offsets.push_back(c * kDotPixels * kDotDepth);
         const std::vector<uint8_t> quads(static_cast<size_t>(chunks), kDotDepth / 4);
         const DotTile tile{pixels.data(), kDotDepth, offsets.data(), quads.data(), chunks,     weights.data(),
-                           start.data(),  0,         sums.data(),    kDotPixels, kDotOutputs, narrow_quads};
+                           start.data(),  0,         sums.data(),    kDotPixels, kDotOutputs, narrow_quads, 0};
         nb::gil_scoped_release unlocked;
         set.begin();
         const auto begin = std::chrono::steady_clock::now();

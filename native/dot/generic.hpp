@@ -449,5 +449,5 @@ static void interleave(const uint8_t* const* rows, int used, uint8_t* __restrict
     name, fast, whole_rows, narrow_sums, begin, end, run, space::depthwise, space::gather, space::expand, space::requantize, space::add, space::store_sums,       \
         space::compare, space::line, space::fine_line, space::scale, space::max_bytes, space::max_sums,             \
         space::sum_members, space::blend, space::interleave,                                                    \
-        space::patches, space::kernels, space::products, space::run_half, space::products_half                       \
+        space::patches, space::kernels, space::products, space::run_half, space::products_half, space::max_half                       \
   }

@@ -1,10 +1,10 @@
-// Winograd's filtering modulo 2^16: where an output is known to be within 14 bits, the two that its division takes are
-// all it needs beyond, and everything between numbers and outputs fits half the memory and half the instructions. The
-// wrapper adds
+// Sums modulo 2^16, which are known to be within it in the end: half the memory and half the instructions for what comes
+// behind them. Of Winograd's filtering the outputs are within 14 bits, for its division takes two. The wrapper adds
 //   half_dot(sum, x, w): products added to int32 or, in pairs, to the two halves of one,
 //   beside(a, b): the sums modulo 2^16 of both, in the low and in the high halves of the lanes,
 //   halves(a, b): the low halves of a, the high ones of b,
-//   up16, add16, sub16, multiply16, splat16, quarter_low(v) and quarter_high(v): the quarters of halves as int32.
+//   half_low(v), half_high(v), quarter_low(v), quarter_high(v): the low or the high halves, or their quarters, as int32,
+//   up16, add16, sub16, multiply16, larger16, splat16.
 
 template <int P, int Across>
 ALWAYS_INLINE void half_rows(const DotTile& t, int first, int output) {
@@ -14,8 +14,8 @@ ALWAYS_INLINE void half_rows(const DotTile& t, int first, int output) {
   const Vector start = halves(load(from), up16(load(from + (Across - 1) * kLanes)));
   UNROLL for (int p = 0; p < P; ++p)
     UNROLL for (int a = 0; a < Across; ++a) asm("" : "+v"(sum[p][a]));  // else gcc keeps two of each in the loop
-  int16_t* const to = reinterpret_cast<int16_t*>(t.sums) + first * kDotOutputs + output;
-  UNROLL for (int p = 0; p < P; ++p) store(to + p * kDotOutputs, add16(start, beside(sum[p][0], sum[p][Across - 1])));
+  int16_t* const to = reinterpret_cast<int16_t*>(t.sums) + first * t.half_step + output;
+  UNROLL for (int p = 0; p < P; ++p) store(to + p * t.half_step, add16(start, beside(sum[p][0], sum[p][Across - 1])));
 }
 
 static void run_half(const DotTile& t) {
@@ -37,6 +37,19 @@ struct Halves {
     store(out + kLanes, quarter_high(v));
   }
 };
+
+static void max_half(const DotMembers& m, int32_t* sums) {
+  const uint8_t* x = m.x;
+  for (int p = 0; p < m.windows; ++p, x += m.step, sums += kDotOutputs)
+    UNROLL for (int a = 0; a < kDotOutputs; a += 2 * kLanes) {
+      const uint8_t* const at = x + a * sizeof(int16_t);
+      Vector most = load(at + m.offsets[0]);
+      for (int i = 1; i < m.count; ++i) most = larger16(most, load(at + m.offsets[i]));
+      const Vector low = half_low(most), high = half_high(most);
+      store(sums + a, m.more ? larger(low, load(sums + a)) : low);
+      store(sums + a + kLanes, m.more ? larger(high, load(sums + a + kLanes)) : high);
+    }
+}
 
 static void products_half(const DotProducts& t) {
   if (t.side == 2) transform_products<Winograd<2>, Halves>(t);

@@ -28,6 +28,7 @@ struct DotTile {
   int pixels;              // 1..32
   int outputs;             // that are wanted, 16 or 32
   int narrow_quads;        // quads whose sums of pairs fit int16, start aside; 0: not even one
+  ptrdiff_t half_step;     // of run_half: int16 from row to row
 };
 
 // One weight per channel and tap.
@@ -167,10 +168,11 @@ struct DotSet {
   void (*patches)(const DotPatches&);
   void (*kernels)(const DotKernels&);
   void (*products)(const DotProducts&);
-  // The same two modulo 2^16, where outputs are known to be within 14 bits; null where a set has no such. The start is
-  // one for all rows, and no sum of two products is beyond int16. What lies between the two is in an order of their own.
+  // What follows is null where a set has no such. The same as `run`, modulo 2^16, where the start is one for all rows and
+  // no sum of two products is beyond int16; its outputs are in an order that the other two know.
   void (*run_half)(const DotTile&);
-  void (*products_half)(const DotProducts&);
+  void (*products_half)(const DotProducts&);  // of outputs within 14 bits
+  void (*max_half)(const DotMembers&, int32_t* sums);  // of outputs within 16 bits: as max_sums
 };
 
 }  // namespace bitbranch

@@ -17,6 +17,7 @@ static inline Vector dot(Vector sum, Vector x, Vector w) {
 #include "generic.hpp"
 constexpr void (*run_half)(const DotTile&) = nullptr;
 constexpr void (*products_half)(const DotProducts&) = nullptr;
+constexpr void (*max_half)(const DotMembers&, int32_t*) = nullptr;
 #include "neon_run.hpp"
 }  // namespace bitbranch::dot_neon_dotprod
 

@@ -155,6 +155,7 @@ static void nothing() {}
 #include "generic.hpp"
 constexpr void (*run_half)(const DotTile&) = nullptr;
 constexpr void (*products_half)(const DotProducts&) = nullptr;
+constexpr void (*max_half)(const DotMembers&, int32_t*) = nullptr;
 
 }  // namespace bitbranch::dot_scalar
 

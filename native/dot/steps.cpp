@@ -177,6 +177,7 @@ void DotConvolution::run_tiles(const Run& run, int part, const Tiles& tiles, int
                                const DotBand& band) const {
   if (blocks_together()) {
     for (int b = 0; b < blocks() && bits < 8 && begin < end; ++b) expand(outputs[b], 0, outputs[b].chunks, expanded(b, part));
+    if (half) return run_halves(part, tiles, band);
     return DotStep::run_tiles(run, part, tiles, begin, end, band);
   }
   alignas(64) int32_t sums[kTogether][kDotPixels * kDotOutputs];
@@ -223,6 +224,26 @@ void DotConvolution::run_tiles(const Run& run, int part, const Tiles& tiles, int
     }
     for (int i = 0; i < count; ++i)
       if (pixels[i].count != 0) finish(run, block, band, pixels[i]);
+  }
+}
+
+// Straight to the band, where what lies behind a row is overwritten by the next.
+void DotConvolution::run_halves(int part, const Tiles& tiles, const DotBand& band) const {
+  const DotView& to = chain[0].view;
+  Gathered gathered;
+  DotBlock pixels;
+  for (int64_t tile = 0; tile < tiles.count; ++tile) {
+    const Span span = span_of(tiles, tile);
+    if (piece != 0) describe(span, pixels);
+    uint8_t* const first = band.at(to, span.run / walk.height, span.run % walk.height, span.first);
+    for (int b = 0; b < blocks(); ++b) {
+      const Outputs& o = outputs[b];
+      DotTile t = place(o, part, span, gathered, pixels);
+      t.weights = bits == 8 ? reinterpret_cast<const int8_t*>(o.weights) : expanded(b, part);
+      t.sums = reinterpret_cast<int32_t*>(first + o.first * sizeof(int16_t));
+      t.half_step = to.step / static_cast<ptrdiff_t>(sizeof(int16_t));
+      set->run_half(t);
+    }
   }
 }
 
@@ -372,7 +393,8 @@ void DotWindow::fill(int block, int, const Span&, const DotBand& band, Gathered&
     each_window(*this, s.y, s.x, s.count, [&](int y, int x) { return band.at(source, s.image, y, x) + first; },
                 [&](int i, const DotMembers& m) {
                   int32_t* const out = sums + i * kDotOutputs;
-                  kind == Kind::sum ? set->sum_members(m, number_bytes(), zero, out) : set->max_sums(m, source.narrow, out);
+                  if (kind == Kind::sum) set->sum_members(m, number_bytes(), zero, out);
+                  else half ? set->max_half(m, out) : set->max_sums(m, source.narrow, out);
                 });
   }
 }

@@ -170,6 +170,7 @@ class DotConvolution : public DotStep {
   int bits = 8;                    // of the weights in memory; below 8 they are expanded into scratch
   const int8_t* tables = nullptr;  // see DotSet::expand
   int narrow_quads = 0;            // see DotTile
+  bool half = false;               // sums go modulo 2^16 to a band, where the chain would store them
   int8_t* scratch = nullptr;       // [threads][scratch_chunks][kDotChunk]
   int scratch_chunks = 0;
   // Where pixels do not lie as `run` wants them, pieces of them are put together first; offsets are then of the pieces.
@@ -178,6 +179,9 @@ class DotConvolution : public DotStep {
   int gathered_chunks = 0;
   std::vector<int32_t> gathered_offsets;  // [chunks] in that scratch: several may read the same
   int slots = 0;                     // tiles that are kept, up to Gathered::kSlots
+
+  // Whether the weights of all blocks fit the scratch.
+  bool blocks_together() const { return static_cast<int64_t>(outputs.size()) * outputs[0].chunks <= scratch_chunks; }
 
  protected:
   int blocks() const override { return static_cast<int>(outputs.size()); }
@@ -189,12 +193,11 @@ class DotConvolution : public DotStep {
                  const DotBand& band) const override;
 
  private:
-  // Whether the weights of all blocks fit the scratch.
-  bool blocks_together() const { return static_cast<int64_t>(outputs.size()) * outputs[0].chunks <= scratch_chunks; }
   int8_t* expanded(int block, int part) const {
     return scratch + (int64_t{part} * scratch_chunks + int64_t{block} * outputs[0].chunks) * kDotChunk;
   }
   void expand(const Outputs& o, int first, int chunks, int8_t* out) const;
+  void run_halves(int part, const Tiles& tiles, const DotBand& band) const;
   DotTile place(const Outputs& o, int part, const Span& span, Gathered& gathered, const DotBlock& pixels) const;
   const uint8_t* gather(const Outputs& o, int part, const Span& span, Gathered& gathered, const DotBlock& pixels) const;
 };
@@ -220,6 +223,7 @@ class DotWindow : public DotStep {
   Kind kind = Kind::copy;
   DotView source;
   bool bytes = false;  // codes, else integers
+  bool half = false;   // a band of sums modulo 2^16
   int zero = 0;        // of codes
   int kernel_y = 1, kernel_x = 1, stride_y = 1, stride_x = 1, top = 0, left = 0, dilation_y = 1, dilation_x = 1;
   std::vector<DotBetween> down, across;  // of pixels between others; with a `zero`, all across have weights of one sum

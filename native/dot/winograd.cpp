@@ -73,6 +73,7 @@ void DotWinograd::multiply(const Scratch& own, const Batch& batch, int block) co
     t.pixels = batch.count;
     t.outputs = computed(outputs[block].channels);
     t.narrow_quads = narrow_quads;
+    t.half_step = kDotOutputs;
     half ? set->run_half(t) : set->run(t);
   }
 }

@@ -13,7 +13,7 @@ extern const DotSet kDotScalar;
 namespace bitbranch::testing {
 
 namespace {
-static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 23,
+static_assert((sizeof(DotSet) - offsetof(DotSet, begin)) / sizeof(void*) == 24,
               "every function of DotSet needs a case in this file");
 
 constexpr int kTile = kDotPixels * kDotOutputs;
@@ -62,7 +62,7 @@ Bytes products(const DotSet* set, Random& random) {
   int32_t* const out = in_place ? start.data() : sums.data();
   if (set) {
     set->begin();
-    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels, outputs, narrow_quads});
+    set->run({x.data(), step, offsets, quads, chunks, weights.data(), start.data(), start_step, out, pixels, outputs, narrow_quads, 0});
     set->end();
   } else {
     for (int p = 0; p < pixels; ++p)
@@ -507,7 +507,7 @@ Bytes filtered_half(const DotSet* set, Random& random) {
     const uint8_t each[] = {static_cast<uint8_t>(quads), static_cast<uint8_t>(quads), static_cast<uint8_t>(quads)};
     const int32_t offsets[] = {0, kDotDepth, 2 * kDotDepth};
     uint8_t* const to = reinterpret_cast<uint8_t*>(products.data()) + i * plane * (half ? 2 : 4);
-    DotTile t{pixels.data(), channels, offsets, each, chunks, weights.data(), starts.data(), 0, reinterpret_cast<int32_t*>(to), count, outputs, 0};
+    DotTile t{pixels.data(), channels, offsets, each, chunks, weights.data(), starts.data(), 0, reinterpret_cast<int32_t*>(to), count, outputs, 0, kDotOutputs};
     half ? s->run_half(t) : s->run(t);
   }
   (half ? s->products_half : s->products)({side, products.data(), plane, count, outputs, sums.data()});
@@ -525,6 +525,37 @@ Bytes filtered_half(const DotSet* set, Random& random) {
       }
   return out;
 }
+// The largest of sums modulo 2^16, which lie in the set's own order, `step` apart.
+Bytes largest_half(const DotSet* set, Random& random) {
+  const bool half = set && set->run_half;
+  const int quads = small(random, 16), count = small(random, 9), reach = small(random, 12), windows = small(random, kDotPixels - reach);
+  const int outputs = 16 * small(random, 2), step = kDotOutputs * small(random, 3);
+  Lines<uint8_t> x(random, size_t{1} * kDotPixels * kDotDepth, 0, 127);
+  Lines<int8_t> weights(random, kDotChunk, -3, 3);
+  Lines<int32_t> start(random, kDotOutputs, -8000, 8000), found(kTile), most(random, kTile, -20000, 20000);
+  Lines<int16_t> band(kDotPixels * step + 64);
+  const int32_t offset = 0;
+  const uint8_t chunk = static_cast<uint8_t>(quads);
+  DotTile t{x.data(), kDotDepth, &offset, &chunk, 1, weights.data(), start.data(), 0, found.data(), kDotPixels, outputs, 0, step};
+  kDotScalar.run(t);
+  t.sums = reinterpret_cast<int32_t*>(band.data());
+  if (half) set->run_half(t);
+  ptrdiff_t members[9];
+  for (int i = 0; i < count; ++i) members[i] = static_cast<ptrdiff_t>(random.between(0, reach - 1)) * step * 2;
+  const bool more = random.between(0, 1) != 0;
+  if (half) set->max_half({reinterpret_cast<const uint8_t*>(band.data()), members, count, 2 * step, windows, more}, most.data());
+  Bytes out;
+  for (int w = 0; w < windows; ++w) {
+    int32_t* const row = most.data() + w * kDotOutputs;
+    for (int o = 0; o < outputs && !half; ++o)
+      for (int i = 0; i < count; ++i) {
+        const int32_t sum = found.data()[(w + members[i] / (2 * step)) * kDotOutputs + o];
+        row[o] = i == 0 && !more ? sum : std::max(row[o], sum);
+      }
+    append(out, row, outputs);
+  }
+  return out;
+}
 }  // namespace
 
 void test_dot(const InstructionSet& set) {
@@ -540,7 +571,7 @@ void test_dot(const InstructionSet& set) {
   const std::pair<const char*, Plain> plain[] = {
       {"run", products}, {"depthwise", depthwise}, {"expand", expand}, {"gather", gather}, {"requantize", requantize}, {"compare", compare},
       {"patches", patches}, {"kernels", kernels}, {"products", filtered},
-      {"products_half", filtered_half}};
+      {"products_half", filtered_half}, {"max_half", largest_half}};
   for (const auto& [name, run] : plain) {
     const Plain f = run;
     repeat(name, [&](Random& r) { return f(set.dot, r); }, [&](Random& r) { return f(nullptr, r); });

@@ -49,9 +49,18 @@ def byte_of(code_type: CodeType) -> tuple[int, int]:
 
 def narrow_quads(codes: CodeType, weights: CodeType) -> int:
     """How many groups of four bytes, times weights, keep their sums of pairs in 16 bits; 0 where it is too few."""
-    largest = min(128, max(-weights.lo, weights.hi))  # of a byte
-    quads = (2**15 - 1) // (2 * (codes.hi + zero(codes)) * largest)
+    quads = (2**15 - 1) // _pair(codes, weights)
     return quads if quads >= FEWEST_QUADS else 0
+
+
+def pairs_fit(codes: CodeType, weights: CodeType) -> bool:
+    """Whether the sum of two products of stored bytes is within 16 bits."""
+    return _pair(codes, weights) < 2**15
+
+
+def _pair(codes: CodeType, weights: CodeType) -> int:
+    """The largest sum of two products of a stored byte and a byte of the weights."""
+    return 2 * (codes.hi + zero(codes)) * min(128, max(-weights.lo, weights.hi))
 
 
 def fits_byte(weights: CodeType) -> bool:

@@ -96,9 +96,19 @@ class DotPlanner(DotChains):
         if pool is not None:  # never whole in memory: the view only says how rows lie
             step, narrow = self._bytes(i) * round_up(out[0], OUTPUTS), self._bytes(i) == 2
             self.places[i] = self._describe(self.core.Buffer(LINE), 0, step, out[1], out[2], out, False, narrow)
-        self._product(i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=pool is not None)
+        packed = self._product(
+            i, op, dot.taps(op), op.stride, out[1:], out[1:], (1, 1), (0, 0), "", by_rows=pool is not None
+        )
         if pool is not None:
-            self._band(i, pool)
+            self._band(i, pool, self._half(i, op, packed))
+
+    def _half(self, i: int, op: p.Conv, packed: dot.PackedWeights) -> bool:
+        """Whether the sums in a band may be kept modulo 2^16."""
+        narrow = self.core.dot_has_narrow_sums(self.machine)
+        pairs = not narrow or dot.pairs_fit(self._code_type(op.inputs[0]), op.weight_type)
+        aligned = not (packed.outputs[:, 0] % OUTPUTS).any()
+        together = len(packed.outputs) * len(packed.quads) <= SCRATCH_CHUNKS
+        return self.core.dot_has_halves(self.machine) and self._bytes(i) == 2 and pairs and aligned and together
 
     def _winograd(self, i: int, op: p.Conv, how: winograd.Filtering) -> None:
         source, out, codes = self._place(op.inputs[0]), self.values[i].shape, self._code_type(op.inputs[0])
@@ -121,7 +131,7 @@ class DotPlanner(DotChains):
         self._finished(i)
         self._add(i, winograd.family(how.side, quads > 0), complete, op.macs(self.values[op.inputs[0]]))
 
-    def _band(self, i: int, pool: p.MaxPool) -> None:
+    def _band(self, i: int, pool: p.MaxPool, half: bool) -> None:
         """Make the convolution and the pool behind it one step, which goes through the image in bands of rows."""
         self._window(self.readers[i][0], pool, by_rows=True)
         place = self.places.pop(i)
@@ -130,8 +140,8 @@ class DotPlanner(DotChains):
         row = place.pitch * place.step
         reach = (pool.kernel[0] - 1) * pool.dilation[0] + 1
         rows = max(1, (BAND // row - reach) // pool.stride[0] + 1)
-        size = round_up(((rows - 1) * pool.stride[0] + reach) * row + 4 * OUTPUTS, LINE)
-        self.plan.band(rows=rows, scratch=self._buffer(self.threads * size), scratch_bytes=size)
+        size = round_up(((rows - 1) * pool.stride[0] + reach) * row + 4 * place.step, LINE)
+        self.plan.band(rows=rows, scratch=self._buffer(self.threads * size), scratch_bytes=size, half=half)
         window, convolution = self.steps.pop(), self.steps.pop()
         self.steps.append(
             StepInfo(self.origin[i], convolution.name, convolution.family, convolution.macs, window.completes)
@@ -151,7 +161,7 @@ class DotPlanner(DotChains):
     def _product(
         self, i: int, op: p.Conv | p.ConvTranspose, positions: list[Tap], stride: p.Pair, size: tuple[int, ...],
         whole: tuple[int, ...], step: p.Pair, first: p.Pair, what: str, last: bool = True, by_rows: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> dot.PackedWeights:  # fmt: skip
         """A dense or grouped convolution: the output pixels ``step * (y, x) + first``, ``size`` of them."""
         source = self._place(op.inputs[0])
         key = (i, f"dot {first}")
@@ -193,6 +203,7 @@ class DotPlanner(DotChains):
         macs = int(op.macs(self.values[op.inputs[0]]))
         share = macs * len(positions) // max(1, op.kernel[0] * op.kernel[1])
         self._add(i, "dot16" if quads else "dot", complete, share, what)
+        return packed
 
     def _gathered(self, source: Place, stride: p.Pair, size: tuple[int, ...]) -> bool:
         """Whether tiles would be sparse, for the pads between pixels or the ends of rows, or lie across cache lines.
