@@ -76,9 +76,29 @@ static inline void requantize_row(int32_t* v, const int64_t* multiplier, const i
   }
 }
 
-// Nothing is gained here where numbers are narrow.
-static inline bool requantize_narrow(const DotRows&, const int64_t*, const int64_t*, const int64_t*, int32_t, int32_t) {
-  return false;
+// Products of the even and of the odd channels, whose low and high halves become one vector: the wanted bits, which begin
+// at the shift, go down to bit 0 or up to bit 32. What a logical shift lacks is above them.
+static inline bool requantize_narrow(const DotRows& rows, const int64_t* multiplier, const int64_t* shift,
+                                     const int64_t* offset, int32_t lo, int32_t hi) {
+  const Vector low = splat(lo), high = splat(hi);
+  for (int part = 0; part < 32; part += 8) {
+    const auto even = [&](const int64_t* from) {
+      return _mm256_permute4x64_epi64(_mm256_unpacklo_epi64(load(from + part), load(from + part + 4)), 0xD8);
+    };
+    const auto odd = [&](const int64_t* from) {
+      return _mm256_permute4x64_epi64(_mm256_unpackhi_epi64(load(from + part), load(from + part + 4)), 0xD8);
+    };
+    const Vector m0 = even(multiplier), m1 = odd(multiplier), o0 = even(offset), o1 = odd(offset);
+    const Vector down = even(shift), up = _mm256_sub_epi64(_mm256_set1_epi64x(32), odd(shift));
+    for (int i = 0; i < rows.count; ++i) {
+      int32_t* const v = rows.sums + rows.row[i] * 32 + part;
+      const Vector x = load(v);
+      const Vector a = _mm256_srlv_epi64(_mm256_add_epi64(_mm256_mul_epi32(x, m0), o0), down);
+      const Vector b = _mm256_sllv_epi64(_mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(x, 32), m1), o1), up);
+      store(v, smaller(larger(_mm256_blend_epi32(a, b, 0xAA), low), high));
+    }
+  }
+  return true;
 }
 
 // Whether 32 channels of every row were compared at once: numbers of limits that are not reached are packed as bytes.

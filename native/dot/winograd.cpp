@@ -80,7 +80,7 @@ void DotWinograd::multiply(const Scratch& own, const Batch& batch, int block) co
 
 // The outputs of a batch, as many patches at a time as a tile holds, to the chain.
 void DotWinograd::run_batch(const Run& run, const Scratch& own, const Batch& batch, int first_block, int last_block) const {
-  constexpr int most = kBatch / 3;  // at least three patches are finished at once
+  constexpr int most = (kBatch + 2) / 3;  // at least three patches are finished at once
   alignas(64) int32_t sums[kDotPixels * kDotOutputs];
   DotBlock pixels[most];
   for (int done = 0, k = 0; done < batch.count; done += patches(), ++k) {
