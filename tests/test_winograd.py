@@ -163,13 +163,13 @@ def test_products_modulo_65536(side: int, channels: int, half: bool) -> None:
     values = [encode.infer()]
     sums = conv.infer(values[0])
     assert (-sums.lo, sums.hi) == (27 * channels, 27 * channels)
-    assert winograd.fits_half(side, u2, conv, sums, True) == half
-    assert winograd.fits_half(side, u2, conv, p.Integers(sums.shape, -8192, 8191), True)
-    assert not winograd.fits_half(side, u2, conv, p.Integers(sums.shape, -8193, 0), False)
-    assert not winograd.fits_half(side, u2, conv, p.Integers(sums.shape, 0, 8192), False)
-    large, small = p.Conv("large", (0,), weight, CodeType.parse("s6")), p.Integers(sums.shape, 0, 1)
-    assert winograd.fits_half(2, CodeType.parse("u6"), large, small, False)
-    assert not winograd.fits_half(2, CodeType.parse("u6"), large, small, True)  # pairs of products would be cut
+    assert winograd.fits_half(side, u2, t, sums, True) == half
+    assert winograd.fits_half(side, u2, t, p.Integers(sums.shape, -8192, 8191), True)
+    assert not winograd.fits_half(side, u2, t, p.Integers(sums.shape, -8193, 0), False)
+    assert not winograd.fits_half(side, u2, t, p.Integers(sums.shape, 0, 8192), False)
+    u6, s6, small = CodeType.parse("u6"), CodeType.parse("s6"), p.Integers(sums.shape, 0, 1)
+    assert winograd.fits_half(2, u6, s6, small, False)
+    assert not winograd.fits_half(2, u6, s6, small, True)  # pairs of products would be cut
     program = p.Program((encode, conv, p.Scale("scale", (1,), *np.ones((2, 40), np.float32))), (sums.shape,))
     x = np.full((2, channels, 7, 7), 9, np.float32)
     x[1, :, 3, 4] = -9

@@ -138,7 +138,7 @@ class DotMemory(Planning):
             codes = self._code_type(op.inputs[0])
             side, _ = winograd.choose(op, codes, sums, self.isa, narrow)
             if side:
-                half = halves and winograd.fits_half(side, codes, op, sums, narrow)
+                half = halves and winograd.fits_half(side, codes, op.weight_type, sums, narrow)
                 patches = self.capacity * winograd.patches(side, sums.shape)
                 channels = op.packed.shape[1]
                 found[i] = winograd.plan(self.core, side, half, channels, sums.shape[0], patches, self.threads)

@@ -98,17 +98,16 @@ def _weights_fit(side: int, op: p.Conv, planes: npt.NDArray[np.bool_]) -> bool:
     return True
 
 
-def fits_half(side: int, codes: CodeType, op: p.Conv, sums: p.Integers, narrow_sums: bool) -> bool:
+def fits_half(side: int, codes: CodeType, weights: CodeType, sums: p.Integers, narrow_sums: bool) -> bool:
     """Whether products need be known modulo 2^16 only: of ``c^2 y``, which they make, this leaves 14 bits of ``y``.
 
     Args:
         side: of the outputs of a patch.
-        codes: the convolution's input.
-        op: the convolution.
+        codes, weights: the convolution's.
         sums: its output.
         narrow_sums: whether the instructions saturate sums of two products, which then must fit 16 bits.
     """
-    return -(2**13) <= sums.lo and sums.hi < 2**13 and (not narrow_sums or _pair(side, codes, op.weight_type) < 2**15)
+    return -(2**13) <= sums.lo and sums.hi < 2**13 and (not narrow_sums or _pair(side, codes, weights) < 2**15)
 
 
 def narrow_quads(side: int, codes: CodeType, weights: CodeType) -> int:
