@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from bitbranch import vision
 from bitbranch.cli.main import main
 from bitbranch.data.box_set import BoxSet
 from bitbranch.data.masks import pairs
+from bitbranch.errors import InputError
 from bitbranch.reporting.pictures import palette, with_boxes, with_legend
 from bitbranch.tasks.boxes import DefaultBoxes
 from bitbranch.training import config, gallery, tasks
@@ -86,6 +87,28 @@ def test_detections_are_listed_and_drawn_where_they_are(seen: list[Pixels], tmp_
     np.testing.assert_array_equal(drawn, np.asarray(labelled))
     assert [image.shape for image in seen] == [(1, 3, 48, 96)]
     assert (seen[0][0] == np.array([10, 20, 30]).reshape(3, 1, 1)).all()
+
+
+def test_pictures_are_files_pixels_or_what_pillow_opened(seen: list[Pixels], tmp_path: Path) -> None:
+    """All three give the same, turned as the file says; anything else is named."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(file, exif=exif)
+    detector = Detector("net.bb")
+    with Image.open(file) as opened:
+        for picture in (file, str(file), np.ascontiguousarray(np.rot90(pixels, -1)), opened):
+            detector(picture)
+    assert len(seen) == 4 and all(np.array_equal(image, seen[0]) for image in seen[1:])
+    detector(Image.fromarray(pixels[..., 0]))  # grey
+    for wrong, what in (([[0]], "got list"), (None, "got NoneType"), (pixels[..., 0], r"got uint8 \[64, 40\]")):
+        with pytest.raises(InputError, match=what):
+            detector(wrong)  # type: ignore[arg-type]
+    closed = Image.open(file)
+    closed.close()
+    with pytest.raises(InputError, match=r"turned.png: not a readable picture"):
+        detector(closed)
 
 
 def test_the_overlap_of_boxes_that_stay_can_be_chosen(seen: list[Pixels], tmp_path: Path) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .data.masks import fitted
-from .data.pictures import decode, decode_resized, read_bytes, resized_pixels
+from .data.pictures import decode, decode_resized, pixels_of, read_bytes, resized_pixels
 from .errors import InputError
 from .runtime.container import read
 from .runtime.engine import Engine
 from .tasks.boxes import DefaultBoxes, detections
 from .tasks.segmentation import masks, restored
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Pixels = npt.NDArray[np.uint8]
-Picture = str | os.PathLike[str] | Pixels
+Picture: TypeAlias = "str | os.PathLike[str] | Pixels | Image"
 
 
 class Detector:
@@ -43,7 +47,7 @@ class Detector:
         """What is in a picture: ``[k, 6]``, corners as shares of its width and height, score and class, best first.
 
         Args:
-            picture: the file, or its pixels, uint8 ``[H, W, 3]``.
+            picture: the file, its pixels, uint8 ``[H, W, 3]``, or a picture that Pillow has opened.
             threshold: scores below it are left out.
             most: overlap of two boxes of a class, of which the better one stays.
 
@@ -52,10 +56,10 @@ class Detector:
         """
         check_shares(threshold, most)
         size = self.boxes.image_size
-        if isinstance(picture, np.ndarray):
-            image = resized_pixels(_pixels(picture), size)
-        else:
+        if isinstance(picture, (str, os.PathLike)):
             image = decode_resized(Path(picture), size, upright=True)
+        else:
+            image = resized_pixels(_pixels(picture), size)
         outputs = self.engine(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
         half = len(outputs) // 2
         (found,) = detections(outputs[:half], outputs[half:], self.boxes, threshold=threshold, most=most)
@@ -83,15 +87,15 @@ class Segmenter:
         self.colours = [(c[0], c[1], c[2]) for c in map(bytes.fromhex, info["palette"].split(","))]
 
     def __call__(self, picture: Picture) -> Pixels:
-        """The class of every pixel ``[H, W]`` of a picture, a file or its pixels, uint8 ``[H, W, 3]``.
+        """The class of every pixel ``[H, W]`` of a picture, given as to a :class:`Detector`.
 
         Raises:
             InputError: not a readable picture.
         """
-        if isinstance(picture, np.ndarray):
-            pixels = _pixels(picture)
-        else:
+        if isinstance(picture, (str, os.PathLike)):
             pixels = decode(read_bytes(Path(picture)), str(picture), upright=True)
+        else:
+            pixels = _pixels(picture)
         _, height, width = self.engine.program.input.shape
         image, _, inner = fitted(pixels, (height, width))
         logits = self.engine(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
@@ -99,7 +103,13 @@ class Segmenter:
         return restored(masks(logits, (height, width)), inner, (pixels.shape[0], pixels.shape[1]))[0]
 
 
-def _pixels(given: npt.NDArray[np.generic]) -> Pixels:
+def _pixels(given: object) -> Pixels:
+    from PIL.Image import Image
+
+    if isinstance(given, Image):
+        return pixels_of(given)
+    if not isinstance(given, np.ndarray):
+        raise InputError(f"a picture is a file, uint8 [H, W, 3] or one of Pillow's, got {type(given).__name__}")
     if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
         raise InputError(f"a picture is uint8 [H, W, 3], got {given.dtype} {list(given.shape)}")
     return given.astype(np.uint8, copy=False)

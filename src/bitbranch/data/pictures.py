@@ -192,6 +192,17 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> npt.NDArray[np.u
     return np.array(open_rgb(data, name, upright=upright), dtype=np.uint8)
 
 
+def pixels_of(picture: Image) -> npt.NDArray[np.uint8]:
+    """The pixels, uint8 ``[H, W, 3]``, of a picture that Pillow has opened, turned as its EXIF data say.
+
+    Raises:
+        InputError: its file is damaged or closed, or it has 32 bits a channel.
+    """
+    name = str(getattr(picture, "filename", "") or "the picture")
+    with _readable(name):
+        return np.array(_rgb(picture, name, upright=True), dtype=np.uint8)
+
+
 def decode_labels(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """The numbers of a mask's pixels, uint8 ``[H, W]``: grey values, or indices into a palette.
 
