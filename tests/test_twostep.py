@@ -17,6 +17,8 @@ from bitbranch.compiler.verify import verify
 from bitbranch.contract import CodeType
 from bitbranch.errors import InputError
 from bitbranch.layers import QuantizedLayer, quantized_layer
+from bitbranch.models import vgg
+from bitbranch.quantizers.binarynet import BinaryNetWeight
 from bitbranch.quantizers.bwn import BinaryWeight
 from bitbranch.quantizers.mbn import BipolarWeight
 from bitbranch.quantizers.registry import Scheme
@@ -280,6 +282,67 @@ def test_what_is_written_into_a_layer(reestimate, monkeypatch):
 
     monkeypatch.setattr(LayerProblem, "write", checked)
     learn_transforms(net, teacher, loader, samples=60, reestimate=reestimate, progress=None)
+    assert seen == ["3", "8", "13"]
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_layers_that_are_pooled_before_their_batchnorm(reestimate):
+    torch.manual_seed(3)
+    images, labels = stroke_images(1000, 0)
+    loader, test, reports = batches(images, labels), stroke_images(400, 1), []
+    net = vgg(stages=[[8], [16], [24, 24]], num_classes=4, in_channels=1, image_size=12, pool_first=True)
+    for norm in (net.norm2, net.norm4):
+        nn.init.constant_(norm.weight[::3], -1.0)  # the least of four, then
+    q = quantize(net, "tsq:wt-a2")
+    chains = {c.source: c for c in map(Graph(q).chain, Graph(q).calls(QuantizedLayer))}
+    assert [(c.batchnorm, c.pooled, c.watched) for c in chains.values()] == [
+        *(("norm1", True, "conv1"), ("norm2", True, "conv2"), ("norm3", False, "norm3"), ("norm4", True, "conv4")),
+        (None, False, "linear1"),
+    ]
+    teacher = learn_codes(q, loader, epochs=5, lr=5e-3, affine=True, progress=None)
+    assert (teacher.norm2.weight[::3] < 0).all()
+    student = learn_transforms(
+        q, teacher, loader, samples=3000, reestimate=reestimate, progress=None, on_layer=reports.append
+    )
+    assert [r.target for r in reports[:2]] == ["codes", "codes"]
+    assert all(r.solved > r.start and r.solved > 0.75 for r in reports[:2]), reports
+    assert accuracy(student, test) > accuracy(teacher, test) - 0.05
+
+    def behind(network, name):
+        return network[: list(dict(network.named_children())).index(name) + 1](images)
+
+    with torch.no_grad():
+        for n in (2, 4):
+            norm, twin = student.get_submodule(f"norm{n}"), teacher.get_submodule(f"norm{n}")
+            if reestimate:
+                pooled = behind(student, f"pool{n if n == 2 else 3}")
+                torch.testing.assert_close(norm.running_mean, pooled.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(norm.running_var, pooled.var((0, 2, 3)), rtol=1e-3, atol=1e-6)
+            else:
+                assert torch.equal(norm.running_var, twin.running_var)
+                found, wanted = norm(behind(student, f"conv{n}")), twin(behind(teacher, f"conv{n}"))
+                torch.testing.assert_close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0, atol=0.05)
+    assert verify(student, compile(student, images[:1]), [images[:100]]).codes_differing < 30
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_weights_of_one_size_leave_the_scale_to_batchnorm(reestimate, trained, monkeypatch):
+    _, teacher, loader, _ = trained
+    write, seen = LayerProblem.write, []
+
+    def checked(problem, *, renormalise):
+        write(problem, renormalise=renormalise)
+        if problem.norm is not None:
+            _, scale, _ = problem.layer.integer_weight()
+            slope, _ = problem._behind()
+            found = (scale.double() * problem.input_scale * slope.abs()).view_as(problem.solution.scale)
+            torch.testing.assert_close(found, problem.solution.scale, rtol=1e-4, atol=0)
+            assert (scale == 1).all()
+            seen.append(problem.name)
+
+    monkeypatch.setattr(LayerProblem, "write", checked)
+    q = quantize(small_net(), Scheme("signs", BinaryNetWeight, lambda: SparseActivation(2)))
+    learn_transforms(q, teacher, loader[:12], samples=1500, reestimate=reestimate, progress=None)
     assert seen == ["3", "8", "13"]
 
 

@@ -11,7 +11,9 @@ from ..errors import InputError
 from .blocks import initialize, scaled
 
 
-def stages_of(stages: Sequence[Sequence[int]], in_channels: int) -> OrderedDict[str, nn.Module]:
+def stages_of(
+    stages: Sequence[Sequence[int]], in_channels: int, *, pool_first: bool = False
+) -> OrderedDict[str, nn.Module]:
     """Layers ``conv1 norm1 [pool1] act1 ..`` of stages, as :func:`vgg` describes them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, n = in_channels, 0
@@ -19,9 +21,9 @@ def stages_of(stages: Sequence[Sequence[int]], in_channels: int) -> OrderedDict[
         for position, width in enumerate(widths, start=1):
             n += 1
             layers[f"conv{n}"] = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
-            layers[f"norm{n}"] = nn.BatchNorm2d(width)
-            if position == len(widths):
-                layers[f"pool{stage}"] = nn.MaxPool2d(2)
+            norm = (f"norm{n}", nn.BatchNorm2d(width))
+            pool = [(f"pool{stage}", nn.MaxPool2d(2))] if position == len(widths) else []
+            layers.update([*pool, norm] if pool_first else [norm, *pool])
             layers[f"act{n}"] = nn.ReLU()
             channels = width
     return layers
@@ -34,11 +36,14 @@ def vgg(
     num_classes: int = 10,
     in_channels: int = 3,
     image_size: int = 32,
+    pool_first: bool = False,
 ) -> nn.Sequential:
     """Stages of (3x3 convolution -> BatchNorm -> ReLU), each ended by 2x2 max-pooling, then one linear layer or two.
 
     Convolutions and the hidden layer have no bias: BatchNorm has one. In the last convolution of a stage max-pooling
-    comes between BatchNorm and ReLU, which gives the same numbers and four times fewer of them to activate.
+    comes between BatchNorm and ReLU, which gives the same numbers and four times fewer of them to activate. With
+    ``pool_first`` it comes before BatchNorm: the greatest of four normalised numbers is mostly positive, and its sign,
+    all that 1-bit activations keep, says little; the greatest of four sums, normalised, is positive half of the time.
 
     ``stages=[[32], [64], [96]], hidden=512, num_classes=10, in_channels=1, image_size=28``: 522,922 parameters and
     6,995,456 multiply-accumulates for images ``[N, 1, 28, 28]``.
@@ -49,6 +54,7 @@ def vgg(
         num_classes: number of logits.
         in_channels: channels of the images.
         image_size: their height and width; each stage halves it, rounding down.
+        pool_first: max-pooling before BatchNorm; for 1-bit activations.
 
     Returns:
         Images ``[N, in_channels, image_size, image_size]`` float32 to logits ``[N, num_classes]``. Layers are named
@@ -58,12 +64,13 @@ def vgg(
     Raises:
         InputError: nothing is left of the image after the stages, or a stage is empty.
 
-    Source: after Simonyan and Zisserman, arXiv 1409.1556, with BatchNorm.
+    Source: after Simonyan and Zisserman, arXiv 1409.1556, with BatchNorm; ``pool_first`` as in Courbariaux et al.,
+    arXiv 1602.02830.
     """
     size = image_size >> len(stages)
     if size < 1 or not all(stages) or not stages:
         raise InputError(f"vgg: {len(stages)} stages leave nothing of an image of {image_size} pixels")
-    layers = stages_of(stages, in_channels)
+    layers = stages_of(stages, in_channels, pool_first=pool_first)
     n = sum(map(len, stages)) + 1
     layers["flatten"] = nn.Flatten()
     inputs = stages[-1][-1] * size * size

@@ -30,9 +30,12 @@ CLIPPING: dict[Any, tuple[float, float]] = {
 JOINING = (torch.cat, torch.concat, torch.concatenate)
 """Operations that put the values of several beside each other."""
 
+POOLING = {nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d}
+"""Max-pooling."""
+
 REARRANGING = {
-    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d),
-    *(F.dropout, F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d, torch.flatten),
+    *POOLING,
+    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.dropout, torch.flatten),
     *("flatten", "view", "reshape", "contiguous"),
 }
 """Operations that move values, or choose among them, without changing any (dropout in evaluation).
@@ -60,7 +63,8 @@ class Chain:
 
     Attributes:
         source: name of the layer.
-        batchnorm: name of the BatchNorm directly behind it, if any.
+        batchnorm: name of the BatchNorm directly behind it, or behind max-pooling of it, if any.
+        pooled: whether max-pooling comes before the BatchNorm.
         lo, hi: range that the output, or the BatchNorm's, is clipped to before anything else happens to it.
         readers: the quantized layers behind, if they are all that reads the output.
         obstacle: why there are no ``readers``.
@@ -68,10 +72,16 @@ class Chain:
 
     source: str
     batchnorm: str | None
+    pooled: bool
     lo: float
     hi: float
     readers: tuple[Reader, ...]
     obstacle: str | None
+
+    @property
+    def watched(self) -> str:
+        """Name of what gives the pre-activation, at every position: the BatchNorm, or the layer that pooling reads."""
+        return self.source if self.pooled or self.batchnorm is None else self.batchnorm
 
 
 class Graph:
@@ -106,14 +116,19 @@ class Graph:
 
     def chain(self, node: fx.Node) -> Chain:
         """What follows the call of a layer."""
-        name, batchnorm, users = str(node.target), None, self.users(node)
-        if len(users) == 1 and isinstance(self.module(users[0]), _BatchNorm):
-            node, batchnorm = users[0], str(users[0].target)
-            users = self.users(node)
+        name, batchnorm, pooled = str(node.target), None, False
+        behind = self._sole_user(node)
+        while behind is not None and self._kind(behind) in POOLING:
+            behind = self._sole_user(behind)
+        if behind is not None and isinstance(self.module(behind), _BatchNorm):
+            pooled, batchnorm = behind not in node.users, str(behind.target)
+            node = behind
+        users = self.users(node)
         ranges = {self._clip(u) for u in users}
         lo, hi = (ranges.pop() if len(ranges) == 1 else None) or (-math.inf, math.inf)
         readers, obstacles = self.readers(node)
-        return Chain(name, batchnorm, lo, hi, () if obstacles else readers, obstacles[0] if obstacles else None)
+        known, obstacle = (() if obstacles else readers), obstacles[0] if obstacles else None
+        return Chain(name, batchnorm, pooled, lo, hi, known, obstacle)
 
     def readers(self, node: fx.Node) -> tuple[tuple[Reader, ...], tuple[str, ...]]:
         """The quantized layers that encode a node's output, and what else is done with it."""
@@ -137,6 +152,11 @@ class Graph:
         if not readers and not obstacles:
             obstacles.append("nothing reads it")
         return tuple(readers), tuple(obstacles)
+
+    def _sole_user(self, node: fx.Node) -> fx.Node | None:
+        """What reads a node's values, if nothing else does."""
+        users = self.users(node)
+        return users[0] if len(users) == 1 else None
 
     def _kind(self, node: fx.Node) -> Any:
         """What a node calls: a module's type, a function, or a method's name."""

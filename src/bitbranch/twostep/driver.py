@@ -64,7 +64,8 @@ class LayerReport:
         samples: number of output positions.
         start: share of samples, 0..1, where the start gives the step-1 network's code; ``nan`` where no code of few
             levels follows.
-        solved: the same for the result, with the BatchNorm statistics it was left with.
+        solved: the same for the result, with the BatchNorm statistics it was left with; where max-pooling comes before
+            the BatchNorm, these are measured only later.
         seconds: time to solve, without collecting the samples.
     """
 
@@ -291,7 +292,7 @@ def _solve_layers(
         chain = graph.chain(graph.call(name))
         if recipe.reestimate:
             student.settle(first, student.position[graph.call(name)], own)
-        own |= {name, chain.batchnorm or name}
+        own |= {name, chain.watched}
         changed = [graph.modules[m] for m in (name, chain.batchnorm) if m]
         known = kept.load(f"{number:03}") if kept else None
         if known is None:
@@ -336,7 +337,7 @@ def _keep_alive(teacher: Front, chains: list[Chain]) -> None:
     """Let a pre-activation live until it is collected, also where an earlier layer's lies behind it."""
     furthest = 0
     for chain in chains:
-        behind = teacher.graph.call(chain.batchnorm or chain.source)
+        behind = teacher.graph.call(chain.watched)
         teacher.last_use[behind] = max(teacher.last_use[behind], furthest)
         furthest = max(furthest, teacher.position[behind] + 1)
 

@@ -17,7 +17,7 @@ from ..quantizers.base import per_output
 from .chains import Chain
 from .descent import Anchor, Descent, Levels, Solution
 from .front import Front
-from .solver import agreement
+from .solver import agreement, target_cross
 from .staircase import Staircase
 from .statistics import SampleFile, draw_positions, patches, smallest_dtype
 
@@ -38,6 +38,10 @@ class LayerProblem:
     sign of the slope is within ``w``. The shift is the mean of the pre-activation: the BatchNorm's bias, or without one
     what the step-1 network shows, to be set by the layer's bias.
 
+    Max-pooling before the BatchNorm changes little: BatchNorm and codes are monotone, so codes that are right at all
+    positions are right behind it. But the BatchNorm's statistics are of what was pooled. Mean and variance of the
+    pre-activation before are then the step-1 network's, too.
+
     Args:
         modules: of the network that is being solved, by name.
         chain: the layer and its BatchNorm.
@@ -54,16 +58,18 @@ class LayerProblem:
         assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
         norm = modules[chain.batchnorm] if chain.batchnorm else None
         assert norm is None or isinstance(norm, _BatchNorm)
-        self.name, self.layer, self.norm, self.file = chain.source, layer, norm, file
+        self.name, self.layer, self.norm, self.pooled, self.file = chain.source, layer, norm, chain.pooled, file
         self.input_scale = layer.input_quantizer.scale()
         self.moments = file.moments().holding(hold * min(MOST, 1 + FEW * file.taps / file.count))
         values, scale, code_type = layer.integer_weight()
+        self.keeps_size = layer.weight_quantizer is None or layer.weight_quantizer.keeps_size
         self.levels = Levels.of(code_type)
         self.shape = values.shape
         slope, shift = self._behind()
         self.sign = torch.where(slope < 0, -1.0, 1.0)
         self.slope = slope.abs().clamp_min(torch.finfo(torch.float32).tiny)
         self.shift = shift.view(file.groups, -1)
+        self.statistic = self._statistic()
         self.solution = Solution(
             self._columns(values.double().flatten(1) * self.sign[:, None]),
             (scale.double() * self.input_scale * self.slope).view(file.groups, -1),
@@ -82,10 +88,17 @@ class LayerProblem:
             mean = self.file.target_mean().flatten()
             return torch.ones_like(mean), mean
         assert norm.running_var is not None
-        slope = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is None:
-            return slope, torch.zeros_like(slope)
-        return slope * norm.weight.double(), norm.bias.double()
+        gain, bias = affine(norm)
+        slope = gain * (norm.running_var.double() + norm.eps).rsqrt()
+        return slope, self.file.target_mean().flatten() if self.pooled else bias
+
+    def _statistic(self) -> Tensor:
+        """Variance that BatchNorm is to know of the layer's outputs, as a multiple of theirs, ``[G, O]``."""
+        if self.norm is None or not self.pooled:
+            return torch.ones_like(self.shift)
+        power = target_cross(self.file, self.moments, self.shift).power
+        gain, _ = affine(self.norm)
+        return gain.square().view_as(power) * self.moments.count / power.clamp_min(torch.finfo(torch.float32).tiny)
 
     def _columns(self, rows: Tensor) -> Tensor:
         """Weights outputs first to the solver's order, ``[G O, n] -> [G, n, O]``."""
@@ -127,12 +140,12 @@ class LayerProblem:
         slope = self.slope.view_as(s.scale)
         unit = s.scale / slope
         variance = self._variance(power) * unit**2
-        gain = 1.0 if norm.weight is None else norm.weight.double().abs().view_as(s.scale)
+        gain = affine(norm)[0].abs().view_as(s.scale)
         return Solution(s.weight, unit * gain * (variance + norm.eps).rsqrt())
 
     def _variance(self, power: Tensor) -> Tensor:
-        """Of ``w^T X``, ``[G, O]``."""
-        return power / max(1, self.moments.count - 1)
+        """What BatchNorm is to take for the variance of ``w^T X``, ``[G, O]``."""
+        return power / max(1, self.moments.count - 1) * self.statistic
 
     def restart(self, outputs: Tensor) -> None:
         """Give outputs, ``[G, O]`` bool, the weights and scales back that the layer came with."""
@@ -170,11 +183,26 @@ class LayerProblem:
                 bias.copy_(self.shift.flatten() - mean)
             return
         assert norm.running_mean is not None and norm.running_var is not None
-        norm.running_mean.copy_(mean if bias is None else mean + bias)
         if renormalise:
             norm.running_var.copy_(self._variance(power).flatten() * unit**2)
-            slope, _ = self._behind()
+        elif not self.keeps_size:
+            apart = unit / (wanted * self.input_scale)
+            norm.running_var.copy_(((norm.running_var + norm.eps) * apart.square() - norm.eps).clamp_min(0))
+        gain, shift = affine(norm)
+        slope = gain * (norm.running_var.double() + norm.eps).rsqrt()
+        if self.pooled:
+            mean = mean - torch.where(slope == 0, 0.0, (self.shift.flatten() - shift) / slope)
+        norm.running_mean.copy_(mean if bias is None else mean + bias)
+        if renormalise:
             solution.scale = (unit * slope.abs()).view_as(solution.scale)
+
+
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """A BatchNorm's gain and bias, 1 and 0 without them: ``[O]`` float64 each."""
+    assert norm.running_var is not None
+    if norm.weight is None:
+        return torch.ones_like(norm.running_var).double(), torch.zeros_like(norm.running_var).double()
+    return norm.weight.double(), norm.bias.double()
 
 
 def write_weight(layer: QuantizedLayer, values: Tensor, scale: Tensor) -> Tensor | None:
@@ -329,7 +357,8 @@ def collect(student: Front, teacher: Front, chain: Chain, samples: int, seed: in
     Raises:
         InputError: images, or what the teacher makes of them, are not finite.
     """
-    call, behind = student.graph.call(chain.source), teacher.graph.call(chain.batchnorm or chain.source)
+    call, behind = student.graph.call(chain.source), teacher.graph.call(chain.watched)
+    norm = teacher.graph.modules[chain.batchnorm] if chain.batchnorm and chain.pooled else nn.Identity()
     layer = student.graph.module(call)
     assert isinstance(layer, QuantizedLayer) and layer.input_quantizer is not None
     weight, groups = layer.outputs_first(layer.weight), int(getattr(layer, "groups", 1))
@@ -341,7 +370,7 @@ def collect(student: Front, teacher: Front, chain: Chain, samples: int, seed: in
         quota = samples * done // student.batches - file.count
         if quota <= 0:
             continue
-        target = wanted(behind)
+        target = norm(wanted(behind))
         channels_last = target if isinstance(layer, nn.Linear) else target.movedim(1, -1)
         positions = draw_positions(channels_last.shape[:-1], quota, generator)
         rows = channels_last[tuple(positions.T)]
