@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bitbranch as bb
@@ -543,6 +544,33 @@ def small(*, norm: bool = True, size: float = 1.0) -> nn.Module:
 def test_known_traps_are_warned_of(scheme: object, options: dict[str, float], text: str) -> None:
     with pytest.warns(UserWarning, match=rf"quantize: 3: .*{text}"):
         bb.quantize(small(**options), scheme)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["binarynet:w1-a1", "xnor:w1-a1", "mbn:w1-a1", "mbn:w2-a2", "tsq:wt-a2"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), lambda x: F.max_pool2d(x, 2)], ids=["module", "function"])
+def test_signs_of_pooled_numbers_are_warned_of(scheme: str, pool: Callable[[Tensor], Tensor]) -> None:
+    class Pooled(nn.Module):
+        def __init__(self, first: bool) -> None:
+            super().__init__()
+            self.first, self.pool = first, pool
+            self.stem, self.norm, self.relu = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+            self.inner, self.inner_norm, self.last = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = self.norm(self.pool(x)) if self.first else self.pool(self.norm(x))
+            return self.last(F.relu(self.inner_norm(self.inner(self.relu(x)))).mean((2, 3)))
+
+    def messages(first: bool) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            bb.quantize(Pooled(first), scheme)
+        return [str(w.message) for w in caught if "pool" in str(w.message)]
+
+    assert messages(first=True) == []
+    found = messages(first=False)
+    assert len(found) == (1 if scheme.endswith("a1") else 0)
+    assert all(text.startswith("quantize: inner: most of what max-pooling takes") for text in found)
 
 
 def test_an_outlier_traps_ttq() -> None:

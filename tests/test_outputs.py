@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitbranch import quantize
+from bitbranch.chains import Graph
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.layers import QuantizedLayer, quantized_layer
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.twostep import Recipe, convert
-from bitbranch.twostep.chains import Graph
 from bitbranch.twostep.outputs import RIDGE, fit_outputs, output_calls
 from bitbranch.twostep.statistics import SampleFile
 

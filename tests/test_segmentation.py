@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import bitbranch as bb
 from bitbranch import InputError, models
+from bitbranch.chains import Graph
 from bitbranch.layers import QuantizedLayer
 from bitbranch.models.blocks import enlarged
 from bitbranch.models.deeplab import dilate
@@ -34,7 +35,6 @@ from bitbranch.training.objectives import Classification
 from bitbranch.training.optimization import Settings
 from bitbranch.training.pixels import Pixels, evaluate
 from bitbranch.twostep import LayerReport, convert
-from bitbranch.twostep.chains import Graph
 
 TRUTH = np.array([[[0, 0, 0, 1], [1, 1, IGNORED, 2]]], np.uint8)
 FOUND = np.array([[[0, 0, 1, 1], [1, 0, 3, 0]]], np.uint8)

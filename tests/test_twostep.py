@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitbranch import quantize
+from bitbranch.chains import Graph, Reader
 from bitbranch.compiler import compile
 from bitbranch.compiler.verify import verify
 from bitbranch.contract import CodeType
@@ -25,7 +26,6 @@ from bitbranch.quantizers.registry import Scheme
 from bitbranch.quantizers.tsq import SparseActivation, TernaryWeight
 from bitbranch.quantizers.uniform import UniformActivation, UniformWeight
 from bitbranch.twostep import learn_codes, learn_transforms, reestimate_batchnorm, strip_affine
-from bitbranch.twostep.chains import Graph, Reader
 from bitbranch.twostep.descent import Levels, Solution
 from bitbranch.twostep.front import Front
 from bitbranch.twostep.layer import LayerProblem

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .chains import Graph
 from .errors import InputError
 from .layers import QuantizedLayer, quantized_layer, replace_modules, why_float
 from .quantizers.base import ActivationQuantizer, WeightQuantizer
@@ -190,6 +191,10 @@ def _parametric(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+POOLED_SIGNS = (
+    "most of what max-pooling takes from a BatchNorm is positive, so that its signs say little; put the BatchNorm "
+    "behind the max-pooling"
+)
 NOT_NORMALISED = "the codes are for inputs that a BatchNorm has normalised, and the network has none"
 
 
@@ -199,6 +204,7 @@ def _traps(network: nn.Module) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     has_norm = any(isinstance(m, _BatchNorm) for m in network.modules())
     normalised = any(isinstance(m, NORMS) for m in network.modules())
+    pooled_signs = _pooled_signs(network)
     for name, layer in network.named_modules():
         if isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None:
             texts = [layer.weight_quantizer.trap(layer.outputs_first(layer.weight))]
@@ -207,9 +213,32 @@ def _traps(network: nn.Module) -> dict[str, list[str]]:
             codes = layer.input_quantizer
             if codes is not None and codes.normalised and not normalised:
                 texts.append(NOT_NORMALISED)
+            if name in pooled_signs:
+                texts.append(POOLED_SIGNS)
             for text in filter(None, texts):
                 found.setdefault(text, []).append(name or type(layer).__name__)
     return found
+
+
+def _pooled_signs(network: nn.Module) -> set[str]:
+    """Layers with 1-bit activations whose input is max-pooled behind its BatchNorm; none of what cannot be traced."""
+
+    def reads_one_bit(layer: nn.Module) -> bool:
+        codes = layer.input_quantizer if isinstance(layer, QuantizedLayer) else None
+        return codes is not None and codes.reads_signs and codes.code_type.bits == 1
+
+    signs = {name for name, layer in network.named_modules() if reads_one_bit(layer)}
+    if not signs:
+        return signs
+    try:
+        graph = Graph(network)
+    except InputError:
+        return set()
+    return {
+        name
+        for call in graph.calls(QuantizedLayer)
+        if (name := str(call.target)) in signs and graph.pooled_from_norm(call)
+    }
 
 
 def check_layers(network: nn.Module, layers: Iterable[str]) -> None:

@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from .. import processes
+from ..chains import Graph, scale_inputs
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
 from ..training.loop import Batches, Epoch, fit, to_stderr
-from .chains import Graph, scale_inputs
 from .histogram import SPARSE, Histogram, equalize
 
 LOW_BITS = 7

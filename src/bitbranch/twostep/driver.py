@@ -20,13 +20,13 @@ from typing import Literal
 import torch
 from torch import fx, nn
 
+from ..chains import Chain, Graph
 from ..disk import scratch
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..training.loop import to_stderr
 from .batchnorm import evaluation, reestimate_batchnorm
 from .calibration import Batches, Images
-from .chains import Chain, Graph
 from .codes import has_low_bit_weight
 from .front import Front
 from .layer import LayerProblem, check_layer, collect

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..chains import Graph
 from ..disk import temporary_writes
-from .chains import Graph
 
 Values = dict[str, Any]
 """What nodes of a graph gave, by the nodes' names."""

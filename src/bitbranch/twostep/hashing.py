@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..chains import Graph
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.bwnh import HashedWeight, hashed
 from ..training.loop import to_stderr
 from .batchnorm import evaluation, reestimate_batchnorm
 from .calibration import Batches, Images
-from .chains import Graph
 from .driver import calls_of
 from .layer import capture
 from .statistics import draw_positions, patches

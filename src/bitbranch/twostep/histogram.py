@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..chains import Graph, scale_inputs
 from ..layers import QuantizedLayer
 from ..quantizers.lloyd import LloydActivation
 from ..quantizers.tsq import SparseActivation
-from .chains import Graph, scale_inputs
 
 SPARSE = (SparseActivation, LloydActivation)
 """Codes with a dead zone."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..chains import Chain
 from ..contract import CodeType
 from ..errors import InputError
 from ..layers import QuantizedLayer
 from ..quantizers.base import per_output
-from .chains import Chain
 from .descent import Anchor, Descent, Levels, Solution
 from .front import Front
 from .solver import agreement, target_cross

@@ -12,9 +12,9 @@ from collections import Counter
 import torch
 from torch import Tensor, fx
 
+from ..chains import Graph
 from ..layers import QuantizedLayer
 from ..training.threads import using_threads
-from .chains import Graph
 from .codes import has_low_bit_weight
 from .descent import Cross, Moments
 from .solver import target_cross

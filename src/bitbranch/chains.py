@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import QuantizedLayer
-from ..tracing import trace
+from .layers import QuantizedLayer
+from .tracing import trace
 
 CLIPPING: dict[Any, tuple[float, float]] = {
     **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, "relu", "relu_"), (0.0, math.inf)),
@@ -152,6 +152,14 @@ class Graph:
         if not readers and not obstacles:
             obstacles.append("nothing reads it")
         return tuple(readers), tuple(obstacles)
+
+    def pooled_from_norm(self, node: fx.Node) -> bool:
+        """Whether what a layer's call reads is what max-pooling took from a BatchNorm's numbers."""
+        pooled, node = False, node.all_input_nodes[0]
+        while self._kind(node) in REARRANGING or self._clip(node) is not None:
+            pooled |= self._kind(node) in POOLING
+            node = node.all_input_nodes[0]
+        return pooled and isinstance(self.module(node), _BatchNorm)
 
     def _sole_user(self, node: fx.Node) -> fx.Node | None:
         """What reads a node's values, if nothing else does."""
