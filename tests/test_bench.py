@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -431,3 +432,27 @@ def test_outputs_survive_executors_that_reuse_their_memory(tmp_path: Path) -> No
     np.save(tmp_path / "images.npy", images)
     Executor((1, 2, 2), prepare).outputs(str(tmp_path / "images.npy"), str(tmp_path / "out.npy"), batch=2)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), images.reshape(5, 4)[:, :2])
+
+
+@torch.no_grad()
+def test_peers_get_batchnorm_where_they_can_fold_it() -> None:
+    from bitbranch.bench.convert import foldable
+    from bitbranch.models import vgg
+
+    torch.manual_seed(0)
+    network = vgg(stages=[[8], [8, 8], [8]], num_classes=4, image_size=16, pool_first=True)
+    for norm in (network.norm1, network.norm3, network.norm4):
+        norm.weight.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+        norm.running_mean.normal_()  # type: ignore[union-attr]
+        norm.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    network.norm3.weight[2] = -1.0  # type: ignore[union-attr, index]
+    network.eval()
+    x, before = torch.randn(3, 3, 16, 16), network
+    moved = foldable(network)
+    assert torch.equal(moved(x), network(x)) and network is before
+    order = [str(node.target) for node in moved.graph.nodes if node.op == "call_module"]  # type: ignore[union-attr]
+    at = order.index
+    assert at("norm1") == at("pool1") - 1 == at("conv1") + 1 and at("norm4") == at("pool3") - 1
+    assert at("norm3") == at("pool2") + 1, "one gain is negative"
+    plain = vgg(stages=[[8]], image_size=16).eval()
+    assert foldable(plain) is plain

@@ -118,7 +118,7 @@ class Graph:
         """What follows the call of a layer."""
         name, batchnorm, pooled = str(node.target), None, False
         behind = self._sole_user(node)
-        while behind is not None and self._kind(behind) in POOLING:
+        while behind is not None and self.kind(behind) in POOLING:
             behind = self._sole_user(behind)
         if behind is not None and isinstance(self.module(behind), _BatchNorm):
             pooled, batchnorm = behind not in node.users, str(behind.target)
@@ -141,9 +141,9 @@ class Graph:
                     readers.append(Reader(str(user.target), lo, hi, joined))
                 elif (clip := self._clip(user)) is not None:
                     follow(user, max(lo, clip[0]), min(hi, clip[1]), joined)
-                elif self._kind(user) in REARRANGING or self._repeats(user):
+                elif self.kind(user) in REARRANGING or self._repeats(user):
                     follow(user, lo, hi, joined)
-                elif self._kind(user) in JOINING:
+                elif self.kind(user) in JOINING:
                     follow(user, lo, hi, True)
                 else:
                     obstacles.append(f"{self._spelling(user)} reads it")
@@ -156,8 +156,8 @@ class Graph:
     def pooled_from_norm(self, node: fx.Node) -> bool:
         """Whether what a layer's call reads is what max-pooling took from a BatchNorm's numbers."""
         pooled, node = False, node.all_input_nodes[0]
-        while self._kind(node) in REARRANGING or self._clip(node) is not None:
-            pooled |= self._kind(node) in POOLING
+        while self.kind(node) in REARRANGING or self._clip(node) is not None:
+            pooled |= self.kind(node) in POOLING
             node = node.all_input_nodes[0]
         return pooled and isinstance(self.module(node), _BatchNorm)
 
@@ -166,7 +166,7 @@ class Graph:
         users = self.users(node)
         return users[0] if len(users) == 1 else None
 
-    def _kind(self, node: fx.Node) -> Any:
+    def kind(self, node: fx.Node) -> Any:
         """What a node calls: a module's type, a function, or a method's name."""
         module = self.module(node)
         return type(module) if module is not None else node.target if node.op.startswith("call") else None
@@ -183,12 +183,12 @@ class Graph:
         module = self.module(node)
         if type(module) is nn.Hardtanh:
             return module.min_val, module.max_val
-        return CLIPPING.get(self._kind(node))
+        return CLIPPING.get(self.kind(node))
 
     def _spelling(self, node: fx.Node) -> str:
         if node.op == "output":
             return "the network's output"
-        kind = self._kind(node)
+        kind = self.kind(node)
         if kind in (operator.add, operator.iadd, torch.add, "add", "add_"):
             return "an addition"
         name = getattr(kind, "__name__", str(kind))

@@ -119,7 +119,7 @@ def litert_float(checkpoint: str, images: str, out: str, batch: int) -> None:
     import torch
 
     x = torch.from_numpy(np.load(images)[:1]).expand(batch, -1, -1, -1).contiguous()
-    litert_torch.convert(_load(checkpoint)[1], (x,)).export(out)
+    litert_torch.convert(foldable(_load(checkpoint)[1]), (x,)).export(out)
 
 
 def litert_int8(model: str, images: str, out: str, batch: int) -> None:
@@ -142,7 +142,7 @@ def ncnn_float(checkpoint: str, images: str, out: str) -> None:
     import pnnx
     import torch
 
-    network, x = _load(checkpoint)[1], torch.from_numpy(np.load(images)[:1])
+    network, x = foldable(_load(checkpoint)[1]), torch.from_numpy(np.load(images)[:1])
     target = Path(out).resolve()
     with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
         pnnx.export(network, "net.pt", x, fp16=False)
@@ -174,6 +174,39 @@ FUNCTIONS = {
 }
 
 
+def foldable(network: nn.Module) -> nn.Module:
+    """The same function with each BatchNorm in front of the max-pooling that it follows, where peers can fold it.
+
+    They fold BatchNorm into a convolution next to it only. Max-pooling gives the same numbers on either side of a
+    BatchNorm with no negative gain; with one, or where ``forward`` cannot be traced, all stays as it is.
+
+    Args:
+        network: float, in evaluation mode; not changed.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from ..chains import POOLING, Graph
+
+    try:
+        graph = Graph(network)
+    except InputError:
+        return network
+    moved = False
+    for norm in list(graph.calls(_BatchNorm)):
+        pool = norm.all_input_nodes[0]
+        gain = graph.modules[str(norm.target)].weight
+        if graph.kind(pool) not in POOLING or len(pool.users) > 1 or (gain is not None and bool((gain < 0).any())):
+            continue
+        with graph.traced.inserting_before(pool):
+            before = graph.traced.call_module(str(norm.target), (pool.all_input_nodes[0],))
+        pool.replace_input_with(pool.all_input_nodes[0], before)
+        norm.replace_all_uses_with(pool)
+        graph.traced.erase_node(norm)
+        moved = True
+    return torch.fx.GraphModule(network, graph.traced) if moved else network
+
+
 def export_onnx(network: nn.Module, example: Images, path: Path) -> None:
     """Write an ONNX file with a free batch size; the exporter's remarks on its own packages are dropped."""
     import torch
@@ -184,7 +217,7 @@ def export_onnx(network: nn.Module, example: Images, path: Path) -> None:
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
-            network, (two,), path, dynamo=True, dynamic_shapes=(batch,), external_data=False, verbose=False
+            foldable(network), (two,), path, dynamo=True, dynamic_shapes=(batch,), external_data=False, verbose=False
         )  # fmt: skip
 
 

@@ -155,6 +155,7 @@ class Training:
             "num_classes": len(self.train.classes),
             "in_channels": self.train.shape[0],
             "image_size": self.train.shape[1],
+            "pool_first": True,
         }
 
     def batches(self, *, stream: int, shift: int = 1) -> Batches:
