@@ -85,7 +85,12 @@ def vgg(
 
 
 def vgg_small(
-    *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, width: float = 1.0
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    pool_first: bool = False,
 ) -> nn.Sequential:
     """VGG-small for CIFAR: two convolutions each of 128, 256 and 512 channels and one linear layer.
 
@@ -96,12 +101,15 @@ def vgg_small(
         in_channels: channels of the images.
         image_size: their height and width, 8 or more.
         width: multiplies all channels.
+        pool_first: max-pooling before BatchNorm; for 1-bit activations, see :func:`vgg`.
 
     Source: Zhang et al. (LQ-Nets), arXiv 1807.10029, section 4; after Courbariaux et al., arXiv 1511.00363, without
     its hidden linear layers.
     """
     stages = [[scaled(channels, width)] * 2 for channels in (128, 256, 512)]
-    return vgg(stages=stages, hidden=None, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    return vgg(
+        stages=stages, num_classes=num_classes, in_channels=in_channels, image_size=image_size, pool_first=pool_first
+    )
 
 
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
