@@ -59,8 +59,9 @@ struct Codes {
   int thresholds;         // with a guess: padded to 2^n - 1 with limits that no sum passes
   const float* guess;     // bytes of many limits: [8][3] low, scale, steps. Steps above 0: with x clamped to the limits,
                           // int((x - low) * scale + 0.5) is k for the k-th limit, or off by less than 2^(steps - 1),
-                          // and there are 2^steps - 1 limits at least; up to 3. Below 0: int(x * scale + low), clamped
-                          // to 0 .. thresholds, is the rank. 0: limits are too uneven for that.
+                          // and there are 2^steps - 1 limits at least; up to 3. -1 - k: int(x * scale + low), clamped
+                          // to 0 .. thresholds - k, is the rank less k, limits that every sum passes. 0: limits are
+                          // too uneven for that.
   int multiplier, add;    // bytes: stored byte = multiplier * rank + add; multiplier 1 or 2
   uint8_t* packed;        // planes: 1, 2, 4, 4 for 1 to 4 bits, 4 of two bytes for `bytes`; sextets: of 24 channels
   ptrdiff_t packed_stride;  // bytes from plane to plane

@@ -79,6 +79,42 @@ def test_uniform_thresholds_are_lines_in_double_precision(
         np.testing.assert_array_equal(got[c], np.searchsorted(reached[c], v[c], side="right"))
 
 
+@pytest.mark.parametrize(("passed", "never"), [(0, 0), (1, 0), (0, 3), (5, 7), (255, 0), (0, 255)])
+def test_codes_of_a_narrow_clip_are_lines_between_the_flat_ends(passed: int, never: int) -> None:
+    """The first thresholds are always passed, the last never: what the line counts begins and ends inside."""
+    lo, hi, types = -20_000, 20_000, [CodeType.parse(t) for t in ("s8", "b8", "u8")]
+    bars = np.ceil((np.arange(255) - 127) * 11.9 * np.array([[1.0], [0.77], [1.31], [0.4]])).astype(np.int64)
+    bars[:, :passed], bars[:, 255 - never :] = lo - 3, hi + 1
+    assert dot.same_ends(bars, lo, hi) == (passed, never)
+    inside = bars[:, passed : 255 - never]
+    assert not inside.size or dot.fit_lines(inside, lo, hi).right.all()
+    assert dot.fit_lines(bars, lo, hi).right.all() == (max(passed, never) in (0, 255))
+
+    rng = np.random.default_rng(passed + never)
+    weight = rng.integers(0, 2, (4, 40, 3, 3), dtype=np.uint8)
+    x = rng.normal(size=(2, 40, 6, 6)).astype(np.float32)
+    for code_type in types:
+        bit, last = CodeType.parse("b1"), rng.integers(0, 2, (1, 4, 1, 1), dtype=np.uint8)
+        limits = np.ceil(bars / 27).astype(np.int32)  # sums are within 360
+        program = p.Program(
+            (
+                p.Encode("input", (), (40, 6, 6), bit, np.zeros(1, np.float32)),
+                p.Conv("conv", (0,), weight, bit, (1, 1), (1, 1, 1, 1)),
+                p.Threshold("codes", (1,), code_type, limits),
+                p.Conv("last", (2,), last, bit),
+                p.Scale("scale", (3,), np.ones(1, np.float32), np.zeros(1, np.float32)),
+            ),
+            ((1, 6, 6),),
+        )
+        expected = program.reference(x)
+        for isa in ISAS:
+            for path in ("planar", "products"):
+                if path == "products" and dot.refuses(program):
+                    continue
+                got = engine_module.Engine(program, isa=isa, path=path)(x)
+                np.testing.assert_array_equal(got, expected, err_msg=f"{isa} {path} {code_type}")
+
+
 def test_short_numbers_do_for_small_sums() -> None:
     for n, step, right in ((15, 37.3, True), (255, 11.9, True), (255, 4000.1, False)):
         bars = np.ceil((np.arange(n) + 0.5) * step * np.array([[1.0], [0.77], [1.31]])).astype(np.int64)

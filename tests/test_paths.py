@@ -50,7 +50,7 @@ def network(
 def test_an_estimate_is_of_all_layers() -> None:
     cost = paths.Cost((100, 50), 2.0, 3.0)
     outputs = 256 * 14 * 14
-    dense = 256 * 9 * outputs
+    dense = 256 * 9 * outputs * paths.FILLED / (14 * 14 / 256)  # 14 rows of 15 pixels, in four vectors of 64
     assert cost.milliseconds(network("u1", depth=1)) == pytest.approx(1e-6 * (dense / 100 + 2 * outputs))
     assert cost.milliseconds(network("u2", depth=2)) == pytest.approx(2e-6 * (dense / 50 + 2 * outputs))
     assert cost.milliseconds(network("u4", depth=2)) == cost.milliseconds(network("u2", depth=2))
@@ -58,8 +58,21 @@ def test_an_estimate_is_of_all_layers() -> None:
     assert cost.milliseconds(depthwise) == pytest.approx(1e-6 * (9 * outputs * 3 + 2 * outputs))
 
 
+def test_small_maps_leave_the_planar_path_half_empty() -> None:
+    cost = paths.Cost((100,), 0.0, 0.0)
+    for size, vectors in ((4, 1), (7, 1), (8, 2), (14, 4), (28, 13)):
+        dense = 256 * 9 * 256 * size * size
+        filled = size * size / (64 * vectors)
+        expected = 1e-6 * dense / 100 * paths.FILLED / filled
+        assert cost.milliseconds(network("u1", size=size, depth=1)) == pytest.approx(expected), size
+        assert cost.milliseconds(network("u1", size=size, depth=1), "avx512") <= 1e-6 * dense / 100
+    for isa in ("avx512_vnni", "avx512", "avx2"):
+        assert paths.prefers_products(network("u1", size=4), isa, sextets=True)
+        assert isa == "avx2" or not paths.prefers_products(network("u1", size=28), isa, sextets=True)
+
+
 def test_few_bits_are_planar_without_matrices_of_bytes() -> None:
-    one, four = network("u1"), network("u4")
+    one, four = network("u1", size=28), network("u4")
     assert not paths.prefers_products(one, "avx512_vnni", sextets=True)
     assert paths.prefers_products(four, "avx512_vnni", sextets=True)
     assert paths.prefers_products(one, "amx", sextets=True)
@@ -78,13 +91,13 @@ def test_filtering_makes_products_of_two_bits_the_faster_ones() -> None:
     for isa in ("avx512_vnni", "avx512", "avx2"):
         assert paths.prefers_products(network("u2"), isa, sextets=False)
         assert not paths.prefers_products(network("u2", channels=16, size=32), isa, sextets=False)
-    assert not paths.prefers_products(network("u1"), "avx512", sextets=False)
+    assert not paths.prefers_products(network("u1", size=28), "avx512", sextets=False)
 
 
 def test_weights_of_two_bytes_take_twice_as_long() -> None:
     cost = paths.Cost((100,), 2.0, 3.0, wide=2)
     outputs = 256 * 14 * 14
-    dense = 256 * 9 * outputs
+    dense = 256 * 9 * outputs * paths.FILLED / (14 * 14 / 256)
     assert cost.milliseconds(network("u8", depth=1, weights="b8")) == pytest.approx(1e-6 * (dense / 50 + 2 * outputs))
     for isa in ("amx", "avx512_vnni", "avx_vnni"):
         assert paths.prefers_products(network("u8", weights="b8"), isa, sextets=True)

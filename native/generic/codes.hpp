@@ -211,7 +211,9 @@ static void rank_bytes(const Codes& c, int channel, uint8_t* out) {
   const int32_t* const limits = c.limits + channel * c.thresholds;
   const float* const guess = c.guess + 3 * channel;
   const auto near = guess[2] == 1 ? rank_near<1, Sum> : guess[2] == 2 ? rank_near<2, Sum> : rank_near<3, Sum>;
-  if (guess[2] < 0) rank_line(sums, guess[1], guess[0], c.thresholds, c.multiplier, c.add, out, c.pixels);
+  const int passed = -1 - static_cast<int>(guess[2]);  // of a line
+  if (guess[2] < 0)
+    rank_line(sums, guess[1], guess[0], c.thresholds - passed, c.multiplier, c.add + c.multiplier * passed, out, c.pixels);
   else if (guess[2] > 0) near(sums, limits, c.thresholds, guess, c.multiplier, c.add, out, c.pixels);
   else rank_any(sums, limits, c.thresholds, c.multiplier, c.add, out, c.pixels);
 }

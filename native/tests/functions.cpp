@@ -56,10 +56,13 @@ Bytes codes(const InstructionSet* set, Random& random, int packing) {
     std::sort(row, row + thresholds);
     float* const g = &guess[3 * r];
     if (bytes && !few && !even && random.between(0, 1)) {
-      g[2] = -1;
+      const bool above = narrow || std::find(sums.begin(), sums.end(), least) == sums.end();  // all sums, of a limit
+      const int passed = above && random.between(0, 1) ? static_cast<int>(random.between(0, thresholds - 1)) : 0;
+      g[2] = static_cast<float>(-1 - passed);
       g[1] = static_cast<float>(thresholds + 1) / static_cast<float>(spread) * static_cast<float>(random.between(1, 9));
       g[0] = static_cast<float>(random.between(-300, 0)) / 3;
-      for (int k = 0; k < thresholds; ++k) row[k] = last_below<Sum>(g, k + 1);
+      for (int k = 0; k < thresholds; ++k)
+        row[k] = k < passed ? std::numeric_limits<int32_t>::min() : last_below<Sum>(g, k - passed + 1);
     }
     if (!even || row[0] == row[thresholds - 1]) continue;
     g[0] = static_cast<float>(row[0]);

@@ -327,6 +327,18 @@ def fit_lines(thresholds: Ints, lo: int | Ints, hi: int | Ints, real: Real = np.
     return Lines(*(np.concatenate([getattr(fit, name) for fit in fits]) for name in ("slope", "intercept", "right")))
 
 
+def same_ends(thresholds: Ints, lo: int | Ints, hi: int | Ints) -> tuple[int, int]:
+    """How many thresholds, from the first on, every ``v`` passes, and how many none, from the last on; in all channels.
+
+    Those of a clip narrower than the codes. A line is flat at both ends of what it counts, so it cannot count them too.
+
+    Args:
+        thresholds: ``[channels, n]``, ascending.
+        lo, hi: bounds of ``v``, of all channels or ``[channels or 1, 1]``.
+    """
+    return int((thresholds <= lo).sum(axis=1).min()), int((thresholds > hi).sum(axis=1).min())
+
+
 def _fit(thresholds: Ints, lo: Ints, hi: Ints, real: Real) -> Lines:
     """Lines through the first and the last threshold that matter, or else those whose intercept has the most room."""
     bars = _Bars(thresholds, lo, hi)

@@ -116,14 +116,16 @@ class DotChains(DotMemory):
         shift, add = dot.byte_of(op.code_type)
         bars = op.thresholds.astype(np.int64)
         if op.table is None and bars.shape[1] > dot.FEW:
+            passed, never = dot.same_ends(bars, v.lo, v.hi)
+            count = max(0, bars.shape[1] - passed - never)
             key = (i, "lines")
             if key not in self.packed:
-                self.packed[key] = self._lines(bars, v)
+                self.packed[key] = self._lines(bars[:, passed : passed + count], v) if count else None
             lines: dot.Lines | None = self.packed[key]
             if lines is not None:
                 slope, intercept = self._by_block(lines.slope, blocks), self._by_block(lines.intercept, blocks)
                 make = self.core.DotOp.line if slope.dtype == np.float32 else self.core.DotOp.fine_line
-                return make(target.view, slope, intercept, bars.shape[1], shift, add)
+                return make(target.view, slope, intercept, count, shift, add + (passed << shift))
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
 

@@ -43,12 +43,25 @@ class Cost:
                 rate /= self.wide
             if products and not dot.is_depthwise(op):
                 rate *= value.shape[0] / round_up(value.shape[0], dot.OUTPUTS // 2)
+            if not products:
+                rate *= _filled(op, value.shape) / FILLED
             if products and isinstance(op, p.Conv) and isinstance(value, p.Integers):
                 rate /= winograd.choose(op, source.code_type, value, products, self.narrow > 0)[1]
             nanoseconds = macs * self.depthwise if dot.is_depthwise(op) else macs / rate
             total += 1e-6 * (nanoseconds + outputs * self.output)
         return total
 
+
+def _filled(op: p.Conv | p.ConvTranspose, out: tuple[int, ...]) -> float:
+    """Which share of its vectors of pixels the planar path fills with outputs; pads lie between the rows."""
+    _, height, width = out
+    if height * width == 1:
+        return FILLED  # outputs side by side instead
+    return height * width / round_up(height * (width + op.padding[2]), PIXELS)
+
+
+PIXELS, FILLED = 64, 0.87
+"""Pixels that the planar kernels compute at once, and the share of them that counts in the networks of the costs."""
 
 PRODUCTS = {
     "amx": Cost((1200,), 0.3, 0.065, wide=2),
@@ -76,7 +89,7 @@ CLOSE = 1.3
 
 Wider, and engines for most networks would be made twice.
 """
-WORTH_TIMING = 0.1, 250.0
+WORTH_TIMING = 0.02, 250.0
 """Milliseconds of an image below which it does not matter, and above which it would take too long."""
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..contract import CodeType
 from . import program as p
-from .dot import fit_lines
+from .dot import fit_lines, same_ends
 from .layout import CHUNK, LINE, Form, Ints, round_up
 
 PACKED_TOGETHER, PACKED_WEIGHTS = 64, 1 << 17
@@ -376,8 +376,8 @@ def byte_limits(
     Returns:
         The limits, and ``[C rounded up, 3]`` low, scale and steps of a guess. Positive steps: ``int((limit - low) *
         scale + 0.5)`` in float32 is off by less than ``2^(steps - 1)`` from ``k`` for the ``k``-th of all limits, of
-        which there are ``2^steps - 1`` at least. Negative steps: ``int(sum * scale + low)``, clamped to the ranks, is a
-        sum's rank.
+        which there are ``2^steps - 1`` at least. Steps ``-1 - k``: ``int(sum * scale + low)``, clamped to
+        ``0 .. 2^m - 1 - k``, is a sum's rank less ``k``, limits that all sums pass.
     """
     info = np.iinfo(np.int32)
     count = thresholds.shape[1]
@@ -389,9 +389,11 @@ def byte_limits(
         out[here][: len(limits), :count] = np.clip(limits, info.min, info.max)
         guess[here] = _guess(out[here])
     if count == out.shape[1] and bounds[0].min() >= info.min and bounds[1].max() <= info.max:
-        lines = fit_lines(thresholds, bounds[0][:, None], bounds[1][:, None])
+        low, high = bounds[0][:, None], bounds[1][:, None]
+        passed = min(same_ends(thresholds, low, high)[0], count - 1)
+        lines = fit_lines(thresholds[:, passed:], low, high)
         good = lines.right & (lines.slope > 0)
-        fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1)], axis=1)
+        fitted = np.stack([lines.intercept, lines.slope, np.full_like(lines.slope, -1 - passed)], axis=1)
         guess[:channels][good] = fitted[good]
     return out, guess
 
