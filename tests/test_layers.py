@@ -279,18 +279,50 @@ def test_what_calibration_cannot_use_is_named(bad: float) -> None:
         bb.calibrate(bb.quantize(dead, "lsq:w4-a4"), [x])
 
 
+def hardtanhs(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if type(module) is nn.Hardtanh]
+
+
 def test_bipolar_codes_get_hardtanh_in_place_of_relu() -> None:
     quantized = bb.quantize(small_network(), "mbn:w2-a2")
-    assert [type(m) for m in quantized if "eLU" in type(m).__name__] == []
     replaced = [c for c in bb.coverage(quantized) if c.type == "Hardtanh"]
-    assert [c.name for c in replaced] == ["2", "5", "7"]
+    assert [c.name for c in replaced] == hardtanhs(quantized) == ["2", "5"]
     assert "replaces ReLU6" in str(replaced[1])
+    assert isinstance(quantized[7], nn.ReLU)  # type: ignore[index]  # the last layer's codes have no signs
+    signs_last = bb.quantize(quantized, "mbn:w2-a2", last="mbn:w8-a8")
+    assert hardtanhs(signs_last) == ["2", "5", "7"]
+    assert hardtanhs(bb.quantize(signs_last, "mbn:w2-a2", layers={"6": "w4a4"})) == ["2"]
+    assert hardtanhs(bb.quantize(signs_last, "tsq:wt-a2")) == []
     kept = bb.quantize(small_network(), "tsq:wt-a2")
     assert isinstance(kept[2], nn.ReLU)  # type: ignore[index]
     exception = bb.quantize(small_network(), "tsq:wt-a2", layers={"3": "mbn:w2-a2"})
     assert isinstance(exception[2], nn.ReLU)  # type: ignore[index]
     with pytest.warns(UserWarning, match="ReLU in front"):
         exception(images())
+
+
+def test_hardtanh_is_where_signs_are_read_however_the_values_get_there() -> None:
+    class Block(nn.Module):
+        def __init__(self, untraceable: bool = False) -> None:
+            super().__init__()
+            self.untraceable = untraceable
+            self.stem, self.body, self.skip, self.side, self.head = (nn.Linear(4, 4) for _ in range(5))
+            self.shared, self.inner, self.outer, self.end = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.shared(self.stem(x))  # read by a sum alone, but called again below
+            if self.untraceable and x.sum() < 0:
+                x = -x
+            y = self.shared(self.body(self.inner(x + 1)).view(-1, 2, 2).mean(1, keepdim=True).flatten(1).repeat(1, 2))
+            y = self.outer(self.skip(y) + x.roll(1))
+            return self.head(self.end(y + self.side(y.detach())))
+
+    assert hardtanhs(bb.quantize(Block(), "mbn:w2-a2")) == ["shared", "inner", "outer"]
+    assert hardtanhs(bb.quantize(Block(), "mbn:w2-a2", layers={"side": "w4a4"})) == ["shared", "inner"]
+    assert hardtanhs(bb.quantize(Block(), "mbn:w2-a2", layers={"body": None, "side": None})) == ["shared"]
+    all_of_them = bb.quantize(Block(untraceable=True), "mbn:w2-a2")
+    assert hardtanhs(all_of_them) == ["shared", "inner", "outer", "end"]
+    assert hardtanhs(bb.quantize(all_of_them, "w4a4")) == []
 
 
 def test_shared_layers_stay_shared() -> None:

@@ -20,6 +20,7 @@ from bitbranch.quantizers.mbn import BipolarActivation
 from bitbranch.quantizers.registry import METHODS, mbn, parse_scheme
 from bitbranch.quantizers.tsq import SparseActivation
 from bitbranch.quantizers.uniform import UniformActivation
+from bitbranch.swap import calibrate
 from bitbranch.training import checkpoint
 from bitbranch.training.checkpoint import Recipe
 from bitbranch.training.loop import Training, evaluate, fit, predict
@@ -265,6 +266,8 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     refused("damaged")
     torch.save({"weights": torch.zeros(3)}, path)
     refused("not a bitbranch checkpoint")
+    torch.save({"format": "bitbranch checkpoint 0"}, path)
+    refused("written by another version of bitbranch: 'bitbranch checkpoint 0', not")
     state = recipe.build().state_dict()
     for change, text in [({"scheme": "mbn:w9-a2"}, "unknown scheme"), ({"model": "lenet"}, "model 'lenet'")]:
         content = {"format": checkpoint.FORMAT, "recipe": {**_stored(recipe), **change}, "state": state}
@@ -273,6 +276,24 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     state.pop("conv1.weight")
     torch.save({"format": checkpoint.FORMAT, "recipe": _stored(recipe), "state": state}, path)
     refused("do not fit")
+
+
+def test_checkpoints_of_networks_bounded_everywhere_stay_what_they_were(tmp_path: Path) -> None:
+    def bounded(network: nn.Module) -> list[bool]:
+        return [type(m) is nn.Hardtanh for m in network.modules() if isinstance(m, (nn.ReLU, nn.Hardtanh))]
+
+    path = tmp_path / "net.pt"
+    for scheme, now, old in [("mbn:w2-a2", [True, True, False], [True] * 3), ("tsq:wt-a2", [False] * 3, [False] * 3)]:
+        recipe = Recipe("vgg", TINY, (1, 8, 8), scheme)
+        network = recipe.build()
+        calibrate(network, [IMAGES])
+        checkpoint.save(path, recipe, network)
+        again, loaded = checkpoint.load(path)
+        assert again == recipe and bounded(loaded) == bounded(network) == now
+        stored = {key: value for key, value in _stored(recipe).items() if key != "all_bounded"}
+        torch.save({"format": checkpoint.FORMAT, "recipe": stored, "state": network.state_dict()}, path)
+        again, loaded = checkpoint.load(path)
+        assert again.all_bounded and bounded(loaded) == old
 
 
 def _stored(recipe: Recipe) -> dict[str, object]:

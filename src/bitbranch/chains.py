@@ -153,6 +153,19 @@ class Graph:
             obstacles.append("nothing reads it")
         return tuple(readers), tuple(obstacles)
 
+    def reached(self, node: fx.Node) -> set[str]:
+        """The quantized layers that read an activation's values, or what is made of them before the next activation."""
+        found: set[str] = set()
+        seen, ahead = {node}, [node]
+        while ahead:
+            for user in self.users(ahead.pop()):
+                if isinstance(self.module(user), QuantizedLayer):
+                    found.add(str(user.target))
+                elif self._clip(user) is None and user not in seen:
+                    seen.add(user)
+                    ahead.append(user)
+        return found
+
     def pooled_from_norm(self, node: fx.Node) -> bool:
         """Whether what a layer's call reads is what max-pooling took from a BatchNorm's numbers."""
         pooled, node = False, node.all_input_nodes[0]

@@ -53,10 +53,11 @@ def quantize(
     """A copy of a network whose convolutions and linear layers are quantized; weights are kept.
 
     These are Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d and Linear. First and last are meant in the order of
-    ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``), the network's ReLU and ReLU6 modules become
-    ``nn.Hardtanh``, since a ReLU would leave half of the codes unused, and another scheme gives them back; an
-    exception's scheme does not change activations. A network that is quantized already gets the new quantizers:
-    ``quantize(q8, "mbn:w4-a4")``.
+    ``named_modules()``. Where the codes of ``scheme`` read signs (``mbn``), ReLU and ReLU6 modules in front of layers
+    with such codes become ``nn.Hardtanh``, since a ReLU would leave half of the codes unused. Those that only others
+    read (the last layer, an exception) stay, and a scheme whose codes read no signs gives all back. Where ``forward``
+    cannot be traced, so that nobody knows what reads them, all become Hardtanh. A network that is quantized already
+    gets the new quantizers: ``quantize(q8, "mbn:w4-a4")``.
 
     Args:
         model: any torch module; it is not changed.
@@ -89,12 +90,9 @@ def quantize(
     for name, spelling in wanted.items():
         if spelling is not None:
             new[parametric[name]] = _swapped(name, parametric[name], parse_scheme(spelling))
-    activation = parse_scheme(scheme).activation()
-    if activation is None or not activation.reads_signs:
-        new |= {m: _given_back(m) for m in network.modules() if getattr(m, "replaces", "")}
-    elif any(wanted[name] is scheme for name in quantizable):
-        new |= {m: _hardtanh(m) for m in network.modules() if type(m) in (nn.ReLU, nn.ReLU6)}
     network = replace_modules(network, new)
+    activation = parse_scheme(scheme).activation()
+    network = replace_modules(network, _bounded(network, activation is not None and activation.reads_signs))
 
     left = [str(c) for c in coverage(network) if c.scheme is None and c.name not in wanted and c.name in parametric]
     if left:
@@ -222,12 +220,11 @@ def _traps(network: nn.Module) -> dict[str, list[str]]:
 
 def _pooled_signs(network: nn.Module) -> set[str]:
     """Layers with 1-bit activations whose input is max-pooled behind its BatchNorm; none of what cannot be traced."""
-
-    def reads_one_bit(layer: nn.Module) -> bool:
-        codes = layer.input_quantizer if isinstance(layer, QuantizedLayer) else None
-        return codes is not None and codes.reads_signs and codes.code_type.bits == 1
-
-    signs = {name for name, layer in network.named_modules() if reads_one_bit(layer)}
+    signs = {
+        name
+        for name, layer in network.named_modules()
+        if _reads_signs(layer) and layer.input_quantizer.code_type.bits == 1
+    }
     if not signs:
         return signs
     try:
@@ -268,6 +265,31 @@ def _swapped(name: str, layer: nn.Module, scheme: Scheme) -> QuantizedLayer:
         raise InputError(f"layer {name}: {error}") from None
     new.scheme = scheme.name
     return new
+
+
+def _bounded(network: nn.Module, signs: bool) -> dict[nn.Module, nn.Module]:
+    """New activations, by those they replace: if ``signs``, a Hardtanh wherever codes that read signs read a ReLU."""
+    rectifiers = {m for m in network.modules() if type(m) in (nn.ReLU, nn.ReLU6)}
+    bounded = {m for m in network.modules() if getattr(m, "replaces", "")}
+    wanted: set[nn.Module] = set()
+    if signs and (readers := {name for name, layer in network.named_modules() if _reads_signs(layer)}):
+        try:
+            graph = Graph(network)
+            calls = graph.calls((nn.ReLU, nn.ReLU6, nn.Hardtanh))
+            wanted = {network.get_submodule(str(call.target)) for call in calls if graph.reached(call) & readers}
+        except InputError:
+            wanted = rectifiers | bounded
+    return {m: _hardtanh(m) for m in rectifiers & wanted} | {m: _given_back(m) for m in bounded - wanted}
+
+
+def bound_all(network: nn.Module) -> nn.Module:
+    """Put a Hardtanh in the place of every ReLU and ReLU6, as :func:`quantize` once did for codes that read signs."""
+    return replace_modules(network, {m: _hardtanh(m) for m in network.modules() if type(m) in (nn.ReLU, nn.ReLU6)})
+
+
+def _reads_signs(layer: nn.Module) -> bool:
+    codes = layer.input_quantizer if isinstance(layer, QuantizedLayer) else None
+    return codes is not None and codes.reads_signs
 
 
 def _hardtanh(relu: nn.Module) -> nn.Hardtanh:

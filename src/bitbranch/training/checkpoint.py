@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .. import models
 from ..disk import write_bytes
 from ..errors import InputError
-from ..swap import quantize
+from ..quantizers.registry import parse_scheme
+from ..swap import bound_all, quantize
 
 FORMAT = "bitbranch checkpoint 1"
 
@@ -36,6 +37,8 @@ class Recipe:
         codes: whether it is a network of step 1 of two-step quantization: its low-bit weights are float, and its
             BatchNorms are as :func:`bitbranch.twostep.learn_codes` has them.
         affine: whether these keep their affine part.
+        all_bounded: whether every ReLU is a Hardtanh where the scheme's codes read signs, not only those that such
+            codes read; so it is in files that do not say.
     """
 
     model: str
@@ -50,6 +53,7 @@ class Recipe:
     info: Mapping[str, str] = field(default_factory=dict)
     codes: bool = False
     affine: bool = False
+    all_bounded: bool = False
 
     def build(self) -> nn.Module:
         """The network with fresh parameters, quantized as the recipe says."""
@@ -57,6 +61,9 @@ class Recipe:
         if self.scheme is None:
             return network
         network = quantize(network, self.scheme, first=self.first, last=self.last, layers=self.layers)
+        codes = parse_scheme(self.scheme).activation()
+        if self.all_bounded and codes is not None and codes.reads_signs:
+            network = bound_all(network)
         if not self.codes:
             return network
         from ..twostep.codes import codes_network  # which trains
@@ -89,11 +96,14 @@ def read(path: str | os.PathLike[str], *, format: str) -> dict[str, Any]:
     """Read what :func:`write` wrote, without running anyone's code.
 
     Raises:
-        InputError: missing, damaged or of another format.
+        InputError: missing, damaged, of another format, or of another version of it.
     """
     content = read_tensors(path)
-    if content.get("format") != format:
-        raise InputError(f"{path}: not a {format.rsplit(' ', 1)[0]}")
+    if (there := content.get("format")) != format:
+        name = format.rsplit(" ", 1)[0]
+        if isinstance(there, str) and there.startswith(f"{name} "):
+            raise InputError(f"{path}: written by another version of bitbranch: {there!r}, not {format!r}")
+        raise InputError(f"{path}: not a {name}")
     return content
 
 
@@ -130,7 +140,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Recipe, nn.Module]:
     """
     content = read(path, format=FORMAT)
     try:
-        stored = content["recipe"]
+        stored = {"all_bounded": True, **content["recipe"]}
         tuples = {key: tuple(stored[key]) for key in ("input_shape", "mean", "std")}
         recipe = Recipe(**{**stored, **tuples})
         _check(recipe)

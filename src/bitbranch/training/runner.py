@@ -41,7 +41,7 @@ from .threads import use_fastest_threads
 if TYPE_CHECKING:
     from ..twostep.codes import Sparsity
 
-FORMAT = "bitbranch run 1"
+FORMAT = "bitbranch run 2"
 
 SOLVED = "solved"
 """The folder of layers that step 2 has solved, while it is on its way."""
@@ -193,7 +193,7 @@ class _Run:
             for norm in (m for m in network.modules() if isinstance(m, _BatchNorm)):
                 norm.requires_grad_(True)
         self.quantized = None
-        self.recipe = replace(self.recipe, scheme=scheme, codes=False, affine=False)
+        self.recipe = replace(self.recipe, scheme=scheme, codes=False, affine=False, all_bounded=False)
         return quantize(network, scheme, first=first, last=last, layers=layers).to(self.device)
 
     def _choose_threads(self, state: Mapping[str, Any] | None) -> None:

@@ -19,7 +19,7 @@ from .randomness import seed_all
 from .tasks import Task
 from .teachers import Ensemble, check, prepared
 
-QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine")
+QUANTIZED = ("arguments", "scheme", "first", "last", "layers", "codes", "affine", "all_bounded")
 """What a run takes over from the recipe of a quantized network that it starts from."""
 
 
