@@ -9,27 +9,46 @@ namespace bitbranch {
 
 namespace {
 // Thresholds of a uniform quantizer: a line in double gives the rank. It is monotone, so it is right for every real if
-// it is right at each threshold and at the greatest real below it.
+// it is right at each threshold and at the greatest real below it. The first threshold may be off the line, or several
+// in one, as where a quantizer makes zero of what is small: ranks in front of the others are 0 or what passes it.
 bool find_line(const std::vector<float>& thresholds, FloatEncoder& e) {
   const int count = static_cast<int>(thresholds.size());
   if (count < 2 || !(thresholds.front() < thresholds.back())) return false;
   const auto below = [](float x) { return std::nextafter(x, -std::numeric_limits<float>::infinity()); };
-  const double step = (double{thresholds.back()} - thresholds.front()) / (count - 1);
-  for (const double s : {double{static_cast<float>(step)}, step}) {
-    // The middle of a step is most often a multiple of half a step; a little more, for reals right on a threshold.
-    const double first = thresholds.front() / s, near = std::round(2 * first) / 2;
-    const double factor = 1 / s, offset = 1 + 0x1p-40 - (std::abs(first - near) < 1e-4 ? near : first);
+  const float least = below(thresholds.front());
+  const int first = static_cast<int>(std::upper_bound(thresholds.begin(), thresholds.end(), thresholds.front()) -
+                                     thresholds.begin());
+  const auto fits = [&](double factor, double offset) {
+    if (!std::isfinite(factor) || !std::isfinite(offset)) return false;
     const auto is_rank = [&](float x, int rank) {
       const double y = x * factor + offset;
-      return y > -1 && y < count + 2.0 && static_cast<int>(y) == rank;
+      return y > -1 && y < count + 2.0 && (x > least ? std::max(first, static_cast<int>(y)) : 0) == rank;
     };
-    bool right = std::isfinite(factor) && std::isfinite(offset);
-    for (int k = 0; right && k < count; ++k) right = is_rank(thresholds[k], k + 1) && is_rank(below(thresholds[k]), k);
-    if (!right) continue;
-    e.factor = factor;
-    e.offset = offset;
-    e.least = below(thresholds.front());
+    int passed = 0;  // by the greatest real below a threshold
+    for (int k = 0; k < count; ++k) {
+      if (k && thresholds[k - 1] < thresholds[k]) passed = k;
+      const bool last_of_equals = k + 1 == count || thresholds[k] < thresholds[k + 1];
+      if ((last_of_equals && !is_rank(thresholds[k], k + 1)) || !is_rank(below(thresholds[k]), passed)) return false;
+    }
     return true;
+  };
+  for (const int base : {0, first}) {  // a threshold on the line
+    if (base + 1 >= count) continue;
+    const double step = (double{thresholds.back()} - thresholds[base]) / (count - 1 - base);
+    const float near_step = static_cast<float>(step);
+    for (const double s : {double{near_step}, double{below(near_step)}, -double{below(-near_step)}, step}) {
+      // Thresholds are most often multiples of half a step, and reals right on one pass it, or are the last not to.
+      const double place = thresholds[base] / s, near = std::round(2 * place) / 2;
+      const double offset = base + 1 - (std::abs(place - near) < 1e-4 ? near : place);
+      for (const double aside : {0x1p-40, -0x1p-40})
+        if (fits(1 / s, offset + aside)) {
+          e.factor = 1 / s;
+          e.offset = offset + aside;
+          e.least = least;
+          e.first = first;
+          return true;
+        }
+    }
   }
   return false;
 }
@@ -65,7 +84,7 @@ InputCodes::InputCodes(const InstructionSet* set, std::vector<float> thresholds,
   find_line(thresholds_, line);
   thresholds_.push_back(std::numeric_limits<float>::infinity());
   encoder_ = {thresholds_.data(), count, even ? nullptr : start_.data(), buckets, low, high, scale, steps, line.factor,
-              line.offset, line.least, multiplier, add};
+              line.offset, line.least, line.first, multiplier, add};
 }
 
 void InputCodes::encode(const Run& run, int channel, int64_t from, uint8_t* bytes, int count) const {

@@ -106,8 +106,9 @@ struct FloatEncoder {
   int buckets;
   float low, high, scale;   // bucket = int((clamp(x, low, high) - low) * scale + 0.5)
   int steps;                // most thresholds in one bucket
-  double factor, offset;    // rank = int(clamp(x, least, high) * factor + offset), in double; factor 0: not so
-  float least;              // the greatest real that passes no threshold
+  double factor, offset;    // above `least` rank = max(first, int(min(x, high) * factor + offset)), in double;
+  float least;              // the greatest real that passes no threshold; factor 0: no such line
+  int first;                // the least rank but 0
   int multiplier, add;      // stored byte = multiplier * rank + add
 };
 

@@ -56,15 +56,17 @@ static void encode_many(const FloatEncoder& e, const float* __restrict x, uint8_
   }
 }
 
-// The thresholds of a uniform quantizer: no look-up.
+// The thresholds of a uniform quantizer, but for the first: no look-up.
 static void encode_line(const FloatEncoder& e, const float* __restrict x, uint8_t* __restrict out, int count) {
   const double factor = e.factor, offset = e.offset;
   const float least = e.least, most = e.thresholds[e.count - 1];
-  const int multiplier = e.multiplier, add = e.add;
+  const int first = e.first, multiplier = e.multiplier, add = e.add;
   for (int i = 0; i < count; ++i) {
     float y = x[i] < most ? x[i] : most;
     y = y > least ? y : least;
-    out[i] = static_cast<uint8_t>(multiplier * static_cast<int>(y * factor + offset) + add);
+    int rank = static_cast<int>(y * factor + offset);
+    rank = rank > first ? rank : first;
+    out[i] = static_cast<uint8_t>(multiplier * (x[i] > least ? rank : 0) + add);
   }
 }
 

@@ -180,6 +180,8 @@ Bytes to_int32(const InstructionSet* set, Random& random) {
 Bytes encode(const InstructionSet* set, Random& random) {
   const int count = some(random), levels = (1 << random.between(1, 8)) - static_cast<int>(random.between(0, 1));
   const int kind = static_cast<int>(random.between(0, 3));  // evenly spaced, not, extreme, and of a uniform quantizer
+  const bool open = random.between(0, 1) == 0;    // a real right on a threshold does not pass it
+  const bool sparse = random.between(0, 1) == 0;  // what is small becomes zero: the first thresholds are one
   constexpr float most = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
   std::vector<float> thresholds(std::max(1, levels - 1));
   for (size_t k = 0; k < thresholds.size(); ++k)
@@ -189,7 +191,14 @@ Bytes encode(const InstructionSet* set, Random& random) {
   for (size_t k = 0; kind == 3 && k < thresholds.size(); ++k) {
     const double exact = (static_cast<double>(k) + 0.5 - levels / 2) * step;
     thresholds[k] = static_cast<float>(exact);
-    if (thresholds[k] < exact) thresholds[k] = std::nextafter(thresholds[k], infinity);
+    if (open ? thresholds[k] <= exact : thresholds[k] < exact) thresholds[k] = std::nextafter(thresholds[k], infinity);
+  }
+  std::sort(thresholds.begin(), thresholds.end());
+  const size_t last_equal = random.next() % thresholds.size();
+  if (sparse && last_equal + 1 < thresholds.size()) {
+    const float share = kind == 2 ? 0.3f : 0.3f * static_cast<float>(random.between(-1, 1));  // of the way to the next
+    std::fill_n(thresholds.begin(), last_equal + 1,
+                thresholds[last_equal] * (1 - share) + thresholds[last_equal + 1] * share);
   }
   std::sort(thresholds.begin(), thresholds.end());
   std::vector<float> x(count);
