@@ -17,6 +17,7 @@ from bitbranch.errors import BitbranchError, FormatError
 from bitbranch.runtime import dot, dot_planner, reference, winograd
 from bitbranch.runtime import engine as engine_module
 from bitbranch.runtime import program as p
+from bitbranch.runtime.dot_chains import DotChains
 
 try:
     ISAS = engine_module.instruction_sets()
@@ -90,29 +91,54 @@ def test_codes_of_a_narrow_clip_are_lines_between_the_flat_ends(passed: int, nev
     assert not inside.size or dot.fit_lines(inside, lo, hi).right.all()
     assert dot.fit_lines(bars, lo, hi).right.all() == (max(passed, never) in (0, 255))
 
-    rng = np.random.default_rng(passed + never)
+    for code_type in types:
+        assert_codes_right(np.ceil(bars / 27), code_type, seed=passed + never)  # sums are within 360
+
+
+def assert_codes_right(bars: np.ndarray, code_type: CodeType, seed: int) -> None:
+    """Thresholds ``[4, n]`` of sums within 360, on every instruction set and both paths."""
+    rng = np.random.default_rng(seed)
     weight = rng.integers(0, 2, (4, 40, 3, 3), dtype=np.uint8)
     x = rng.normal(size=(2, 40, 6, 6)).astype(np.float32)
-    for code_type in types:
-        bit, last = CodeType.parse("b1"), rng.integers(0, 2, (1, 4, 1, 1), dtype=np.uint8)
-        limits = np.ceil(bars / 27).astype(np.int32)  # sums are within 360
-        program = p.Program(
-            (
-                p.Encode("input", (), (40, 6, 6), bit, np.zeros(1, np.float32)),
-                p.Conv("conv", (0,), weight, bit, (1, 1), (1, 1, 1, 1)),
-                p.Threshold("codes", (1,), code_type, limits),
-                p.Conv("last", (2,), last, bit),
-                p.Scale("scale", (3,), np.ones(1, np.float32), np.zeros(1, np.float32)),
-            ),
-            ((1, 6, 6),),
-        )
-        expected = program.reference(x)
-        for isa in ISAS:
-            for path in ("planar", "products"):
-                if path == "products" and dot.refuses(program):
-                    continue
-                got = engine_module.Engine(program, isa=isa, path=path)(x)
-                np.testing.assert_array_equal(got, expected, err_msg=f"{isa} {path} {code_type}")
+    bit, last = CodeType.parse("b1"), rng.integers(0, 2, (1, 4, 1, 1), dtype=np.uint8)
+    program = p.Program(
+        (
+            p.Encode("input", (), (40, 6, 6), bit, np.zeros(1, np.float32)),
+            p.Conv("conv", (0,), weight, bit, (1, 1), (1, 1, 1, 1)),
+            p.Threshold("codes", (1,), code_type, bars.astype(np.int32)),
+            p.Conv("last", (2,), last, bit),
+            p.Scale("scale", (3,), np.ones(1, np.float32), np.zeros(1, np.float32)),
+        ),
+        ((1, 6, 6),),
+    )
+    expected = program.reference(x)
+    for isa in ISAS:
+        for path in ("planar", "products"):
+            if path == "products" and dot.refuses(program):
+                continue
+            got = engine_module.Engine(program, isa=isa, path=path)(x)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{isa} {path} {code_type}")
+
+
+@pytest.mark.parametrize(
+    ("bits", "dead", "equal"), [(3, 0.4, 1), (3, 1.9, 2), (4, 0.0, 1), (5, 3.2, 3), (8, 20.2, 20), (8, 0.1, 1)]
+)
+def test_codes_that_make_zero_of_what_is_small_are_a_line_and_a_jump(bits: int, dead: float, equal: int) -> None:
+    """The first thresholds are one, or one off the line: TSQ's and HWGQ's codes."""
+    n = (1 << bits) - 1
+    steps = 3000.3 / n * np.array([[1.0], [0.77], [1.31], [1.9]])
+    places = np.maximum(dead, np.arange(n) + 0.5)
+    places[0] = dead
+    bars, v = np.ceil(places * steps).astype(np.int64), p.Integers((4, 6, 6), -4000, 8000)
+    assert not dot.fit_lines(bars, v.lo, v.hi).right.all()
+    found = DotChains._lines(bars, v)
+    assert found is not None and found[1] == equal
+    got = (np.arange(v.lo, v.hi + 1) >= bars[:, :1]) * equal
+    reals = np.arange(v.lo, v.hi + 1, dtype=np.float32) * found[0].slope[:, None] + found[0].intercept[:, None]
+    got = got + np.clip(reals, 0, n - equal).astype(np.int64)
+    counted = [np.searchsorted(row, np.arange(v.lo, v.hi + 1), side="right") for row in bars]
+    np.testing.assert_array_equal(got, counted)
+    assert_codes_right(np.ceil(bars / 9), CodeType.parse(f"u{bits}"), seed=bits)
 
 
 def test_short_numbers_do_for_small_sums() -> None:

@@ -59,6 +59,9 @@ static inline void narrow8(uint8_t* p, Vector v) {
 static inline Vector count_reached(Vector count, Vector v, Vector bar) {
   return _mm256_add_epi32(count, _mm256_add_epi32(_mm256_cmpgt_epi32(bar, v), _mm256_set1_epi32(1)));
 }
+static inline Vector add_reached(Vector sum, Vector v, Vector bar, Vector summand) {
+  return _mm256_add_epi32(sum, _mm256_andnot_si256(_mm256_cmpgt_epi32(bar, v), summand));
+}
 // There is no arithmetic shift of 64 bits: with the sign bit turned it is a logical one of a number that is 2^63 higher.
 static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
                                   int32_t lo, int32_t hi) {

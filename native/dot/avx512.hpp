@@ -54,6 +54,9 @@ static inline void narrow8(uint8_t* p, Vector v) {
 static inline Vector count_reached(Vector count, Vector v, Vector bar) {
   return _mm512_mask_sub_epi32(count, _mm512_cmpge_epi32_mask(v, bar), count, _mm512_set1_epi32(-1));
 }
+static inline Vector add_reached(Vector sum, Vector v, Vector bar, Vector summand) {
+  return _mm512_mask_add_epi32(sum, _mm512_cmpge_epi32_mask(v, bar), sum, summand);
+}
 static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
                                   int32_t lo, int32_t hi) {
   const __m256i low = _mm256_set1_epi32(lo), high = _mm256_set1_epi32(hi);

@@ -54,6 +54,17 @@ HeldDotOp operation(DotOp::Kind kind, const HeldDotView* view) {
   return op;
 }
 
+// Without its slope and intercept.
+HeldDotOp line(DotOp::Kind kind, const HeldDotView& target, int last, int shift, int add,
+               const MaybeArray<int32_t>& limits, int ranks) {
+  HeldDotOp op = operation(kind, &target);
+  op.count = last;
+  op.code = {shift, add};
+  op.limits = hold(op.keep, limits);
+  op.ranks = ranks;
+  return op;
+}
+
 class DotPlan {
  public:
   explicit DotPlan(std::shared_ptr<Machine> machine) : plan_(machine), machine_(std::move(machine)) {}
@@ -373,26 +384,26 @@ void bind_dot(nb::module_& m) {
           "target"_a, "limits"_a.noconvert(), "table"_a.noconvert().none(), "shift"_a, "add"_a)
       .def_static(
           "line",
-          [](const HeldDotView& target, Array<float> slope, Array<float> intercept, int last, int shift, int add) {
-            HeldDotOp op = operation(DotOp::Kind::line, &target);
+          [](const HeldDotView& target, Array<float> slope, Array<float> intercept, int last, int shift, int add,
+             MaybeArray<int32_t> limits, int ranks) {
+            HeldDotOp op = line(DotOp::Kind::line, target, last, shift, add, limits, ranks);
             op.slope = hold(op.keep, slope);
             op.intercept = hold(op.keep, intercept);
-            op.count = last;
-            op.code = {shift, add};
             return op;
           },
-          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a,
+          "limits"_a.noconvert().none(), "ranks"_a)
       .def_static(
           "fine_line",
-          [](const HeldDotView& target, Array<double> slope, Array<double> intercept, int last, int shift, int add) {
-            HeldDotOp op = operation(DotOp::Kind::fine_line, &target);
+          [](const HeldDotView& target, Array<double> slope, Array<double> intercept, int last, int shift, int add,
+             MaybeArray<int32_t> limits, int ranks) {
+            HeldDotOp op = line(DotOp::Kind::fine_line, target, last, shift, add, limits, ranks);
             op.fine_slope = hold(op.keep, slope);
             op.fine_intercept = hold(op.keep, intercept);
-            op.count = last;
-            op.code = {shift, add};
             return op;
           },
-          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a)
+          "target"_a, "slope"_a.noconvert(), "intercept"_a.noconvert(), "last"_a, "shift"_a, "add"_a,
+          "limits"_a.noconvert().none(), "ranks"_a)
       .def_static(
           "scale",
           [](int output, const HeldDotView& target, Array<float> factor, Array<float> bias) {

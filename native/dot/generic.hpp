@@ -235,22 +235,27 @@ static void compare(const DotRows& rows, const int32_t* limits, int count, const
 
 // Multiplied, then added, never fused: what the slopes were checked for.
 template <class Along, class Real>
-static inline void line_of(const DotRows& rows, const Real* slope, const Real* intercept, int last, DotCode code,
-                           uint8_t* const* target) {
+static inline void line_of(const DotRows& rows, const Real* slope, const Real* intercept, int last, DotJump jump,
+                           DotCode code, uint8_t* const* target) {
   for (int part = 0; part < kParts; ++part) {
     const Along along(slope + part * kLanes, intercept + part * kLanes, static_cast<Real>(last));
-    each_part(rows, part, code, target, [&](Vector v) { return along(v); });
+    if (!jump.limits) {
+      each_part(rows, part, code, target, [&](Vector v) { return along(v); });
+      continue;
+    }
+    const Vector limit = load(jump.limits + part * kLanes), ranks = splat(jump.ranks);
+    each_part(rows, part, code, target, [&](Vector v) { return add_reached(along(v), v, limit, ranks); });
   }
 }
 
-static void line(const DotRows& rows, const float* slope, const float* intercept, int last, DotCode code,
+static void line(const DotRows& rows, const float* slope, const float* intercept, int last, DotJump jump, DotCode code,
                  uint8_t* const* target) {
-  line_of<Line>(rows, slope, intercept, last, code, target);
+  line_of<Line>(rows, slope, intercept, last, jump, code, target);
 }
 
-static void fine_line(const DotRows& rows, const double* slope, const double* intercept, int last, DotCode code,
-                      uint8_t* const* target) {
-  line_of<FineLine>(rows, slope, intercept, last, code, target);
+static void fine_line(const DotRows& rows, const double* slope, const double* intercept, int last, DotJump jump,
+                      DotCode code, uint8_t* const* target) {
+  line_of<FineLine>(rows, slope, intercept, last, jump, code, target);
 }
 
 // What follows is plain loops over channels, which the compiler vectorises.

@@ -86,6 +86,12 @@ struct DotCode {
   int shift, add;
 };
 
+// Ranks that a sum has from a channel's limit [32] on, beside those of a line; without limits none.
+struct DotJump {
+  const int32_t* limits;
+  int ranks;
+};
+
 // Winograd's filtering of 3 x 3 kernels (stride 1): a patch of n x n pixels, n = side + 2, gives side x side outputs by
 // n x n products a channel. All of it in integers: factors of c = 2 or 6 are shared out among the rows of G, for the
 // weights, and the columns of A^T, for the outputs, which are then c^2 times too large (Winograd 1980; Lavin and Gray,
@@ -152,9 +158,11 @@ struct DotSet {
   void (*store)(const DotRows&, bool narrow, void* const* target);
   // How many of `count` ascending limits [count][32] a sum reaches; with `table`, the rank at that number.
   void (*compare)(const DotRows&, const int32_t* limits, int count, const uint8_t* table, DotCode, uint8_t* const* target);
-  // int(clamp(sum * slope + intercept, 0, last)), per channel.
-  void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotCode, uint8_t* const* target);
-  void (*fine_line)(const DotRows&, const double* slope, const double* intercept, int last, DotCode, uint8_t* const* target);
+  // int(clamp(sum * slope + intercept, 0, last)), per channel, and the jump's ranks.
+  void (*line)(const DotRows&, const float* slope, const float* intercept, int last, DotJump, DotCode,
+               uint8_t* const* target);
+  void (*fine_line)(const DotRows&, const double* slope, const double* intercept, int last, DotJump, DotCode,
+                    uint8_t* const* target);
   void (*scale)(const DotRows&, const float* scale, const float* bias, float* const* target, int64_t channel_step);
 
   // `bytes` channels of each window to out + window * step.

@@ -50,6 +50,9 @@ static inline void narrow8(uint8_t* p, Vector v) {
 static inline Vector count_reached(Vector count, Vector v, Vector bar) {
   return vsubq_s32(count, vreinterpretq_s32_u32(vcgeq_s32(v, bar)));
 }
+static inline Vector add_reached(Vector sum, Vector v, Vector bar, Vector summand) {
+  return vaddq_s32(sum, vandq_s32(vreinterpretq_s32_u32(vcgeq_s32(v, bar)), summand));
+}
 static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
                                   int32_t lo, int32_t hi) {
   const int64x2_t least = vdupq_n_s64(lo), greatest = vdupq_n_s64(hi);

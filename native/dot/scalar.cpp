@@ -115,6 +115,9 @@ static inline void narrow8(uint8_t* p, const Vector& v) {
 static inline Vector count_reached(const Vector& count, const Vector& v, const Vector& bar) {
   return lanes([&](int i) { return count.lane[i] + (v.lane[i] >= bar.lane[i] ? 1 : 0); });
 }
+static inline Vector add_reached(const Vector& sum, const Vector& v, const Vector& bar, const Vector& summand) {
+  return lanes([&](int i) { return sum.lane[i] + (v.lane[i] >= bar.lane[i] ? summand.lane[i] : 0); });
+}
 static inline void requantize_row(int32_t* v, const int64_t* multiplier, const int64_t* shift, const int64_t* offset,
                                   int32_t lo, int32_t hi) {
   for (int c = 0; c < kDotOutputs; ++c) {

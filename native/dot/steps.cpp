@@ -110,6 +110,12 @@ void DotChained::fetch_ahead(int block, const DotBand& band, const DotBlock& pix
   }
 }
 
+namespace {
+DotJump jump(const DotOp& line, int block) {
+  return {line.limits ? line.limits + block * kDotOutputs : nullptr, line.ranks};
+}
+}  // namespace
+
 void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock& pixels) const {
   const int first = first_channel(block), existing = block_channels(block);
   // The last block may write the padding behind the last channel too, in whole vectors.
@@ -154,12 +160,12 @@ void DotChained::finish(const Run& run, int block, const DotBand& band, DotBlock
                      reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::line:
-        set->line(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs, op.count, op.code,
-                  reinterpret_cast<uint8_t* const*>(targets));
+        set->line(rows, op.slope + block * kDotOutputs, op.intercept + block * kDotOutputs, op.count, jump(op, block),
+                  op.code, reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::fine_line:
-        set->fine_line(rows, op.fine_slope + block * kDotOutputs, op.fine_intercept + block * kDotOutputs, op.count, op.code,
-                       reinterpret_cast<uint8_t* const*>(targets));
+        set->fine_line(rows, op.fine_slope + block * kDotOutputs, op.fine_intercept + block * kDotOutputs, op.count,
+                       jump(op, block), op.code, reinterpret_cast<uint8_t* const*>(targets));
         break;
       case DotOp::Kind::scale: break;
     }

@@ -71,8 +71,9 @@ struct DotOp {
   const int64_t* shift = nullptr;
   const int64_t* offset = nullptr;
   bool narrow = false;                  // see DotSet::requantize
-  const int32_t* limits = nullptr;      // [blocks][count][32]
+  const int32_t* limits = nullptr;      // [blocks][count][32]; of a line its jump's, [blocks][32], if it has one
   int count = 0;
+  int ranks = 0;                        // of the jump
   const uint8_t* table = nullptr;       // [count + 1]
   const float* slope = nullptr;         // [blocks][32], also intercept; of scale the factor and the bias
   const float* intercept = nullptr;

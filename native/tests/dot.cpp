@@ -268,8 +268,10 @@ Bytes lines(Random& random, int most_bits, const Run& run) {
     slope.data()[o] = static_cast<Real>(random.between(-1000, 1000)) * static_cast<Real>(last) / static_cast<Real>(1000 * spread);
     intercept.data()[o] = static_cast<Real>(random.between(-1000, 1000)) * static_cast<Real>(1e-2);
   }
+  const auto limits = numbers<int32_t>(random, kDotOutputs, -spread, spread);
+  const DotJump jump{random.between(0, 1) ? limits.data() : nullptr, static_cast<int>(random.between(1, 255))};
   const DotCode how = code(random);
-  run(c.rows, slope.data(), intercept.data(), last, how, c.to<uint8_t>());
+  run(c.rows, slope.data(), intercept.data(), last, jump, how, c.to<uint8_t>());
   return c.bytes(false);
 }
 

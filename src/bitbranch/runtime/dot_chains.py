@@ -117,25 +117,35 @@ class DotChains(DotMemory):
         bars = op.thresholds.astype(np.int64)
         if op.table is None and bars.shape[1] > dot.FEW:
             passed, never = dot.same_ends(bars, v.lo, v.hi)
-            count = max(0, bars.shape[1] - passed - never)
+            inside = bars[:, passed : bars.shape[1] - never]
             key = (i, "lines")
             if key not in self.packed:
-                self.packed[key] = self._lines(bars[:, passed : passed + count], v) if count else None
-            lines: dot.Lines | None = self.packed[key]
-            if lines is not None:
+                self.packed[key] = self._lines(inside, v)
+            if self.packed[key] is not None:
+                lines, jump = self.packed[key]
                 slope, intercept = self._by_block(lines.slope, blocks), self._by_block(lines.intercept, blocks)
                 make = self.core.DotOp.line if slope.dtype == np.float32 else self.core.DotOp.fine_line
-                return make(target.view, slope, intercept, count, shift, add + (passed << shift))
+                limits = self._by_block(inside[:, 0].astype(np.int32), blocks, 2**31 - 1) if jump else None
+                last = inside.shape[1] - jump
+                return make(target.view, slope, intercept, last, shift, add + (passed << shift), limits, jump)
         limits = self._by_block(op.thresholds, blocks, 2**31 - 1)
         return self.core.DotOp.compare(target.view, limits, op.table, shift, add)
 
     @staticmethod
-    def _lines(bars: dot.Ints, v: p.Integers) -> dot.Lines | None:
-        """Lines that count the thresholds of every channel, of the shortest numbers that do; ``None``: of none."""
-        for real in (np.float32, np.float64):
-            lines = dot.fit_lines(bars, v.lo, v.hi, real)
-            if lines.right.all():
-                return lines
+    def _lines(bars: dot.Ints, v: p.Integers) -> tuple[dot.Lines, int] | None:
+        """Lines that count the thresholds of every channel, of the shortest numbers that do; ``None``: of none.
+
+        And how many thresholds they leave out: the first, or several that are one, where it is off the line, as where a
+        quantizer makes zero of what is small.
+        """
+        if not bars.shape[1]:
+            return None
+        equal = int((bars == bars[:, :1]).sum(axis=1).min())
+        for jump in (0, equal) if equal < bars.shape[1] else (0,):
+            for real in (np.float32, np.float64):
+                lines = dot.fit_lines(bars[:, jump:], v.lo, v.hi, real)
+                if lines.right.all():
+                    return lines, jump
         return None
 
     def _scale(self, i: int, blocks: Sequence[tuple[int, int]]) -> Any:
