@@ -179,3 +179,17 @@ def test_plots_are_inline_svg() -> None:
     for text in (plots.trade_off(networks), plots.curves({"a": epochs, "b": []})):
         assert text.startswith("<svg")
         assert text.rstrip().endswith("</svg>")
+
+
+def test_names_of_near_networks_stand_apart() -> None:
+    figure, axis = plots.plt.subplots()
+    axis.set(xlim=(0, 10), ylim=(0, 10))
+    places = [(5.0, 5.0), (5.2, 4.2), (5.1, 5.8), (4.9, 3.4), (0.1, 9.0)]
+    plots._name(axis, [(f"network {i}", at, "black") for i, at in enumerate(places)])
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == len(places)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(*axis.transData.transform(at)) for at in places)
+        assert box.x0 >= axis.bbox.x0
+    plots.plt.close(figure)

@@ -11,8 +11,10 @@ import matplotlib
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from matplotlib.transforms import Bbox
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#7b8794", "#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
@@ -20,6 +22,17 @@ COLOURS = ("#7b8794", "#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
 
 MOST_BARS = 16
 """Codes with more values than this have no histogram."""
+
+SIDES = (
+    ((0, -8), "center", "top"),
+    ((0, 8), "center", "bottom"),
+    ((8, 0), "left", "center"),
+    ((-8, 0), "right", "center"),
+)
+"""Where a point's name may stand: the offset in points, and which of its sides is there."""
+
+Point = tuple[str, tuple[float, float], str]
+"""A name, where its point is, and the colour of both."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -62,11 +75,11 @@ def trade_off(networks: Sequence[Mapping[str, Any]]) -> str:
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), sharey=True, layout="constrained")
+        points: dict[Axes, list[Point]] = {axis: [] for axis in axes}
         for axis, key, label, unit in (
             (axes[0], "bytes", "file size (kB)", 1e3),
             (axes[1], "milliseconds", "latency of one image, one thread (ms)", 1.0),
         ):
-            ranked = sorted(networks, key=lambda n: n["accuracy"])
             for colour, network in zip(_cycle(len(networks)), networks, strict=True):
                 if network[key] is None:
                     continue
@@ -75,18 +88,32 @@ def trade_off(networks: Sequence[Mapping[str, Any]]) -> str:
                 axis.scatter(
                     [x], [y], s=60, color="none" if network.get("peer") else colour, edgecolor=colour, zorder=3
                 )
-                above = ranked.index(network) % 2 == 1  # neighbours in accuracy are labelled on different sides
-                axis.annotate(
-                    network["name"], (x, y), (0, 8 if above else -8), textcoords="offset points", color=colour,
-                    fontsize=9, ha="center", va="bottom" if above else "top",
-                )  # fmt: skip
+                points[axis].append((network["name"], (x, y), colour))
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.xaxis.set_minor_formatter(lambda value, _: "")
             axis.set_xlabel(label)
             axis.margins(x=0.25, y=0.25)
         axes[0].set_ylabel("test accuracy (%)")
+        figure.draw_without_rendering()  # so that places are known
+        for axis in axes:
+            _name(axis, points[axis])
         return svg(figure)
+
+
+def _name(axis: Axes, points: Sequence[Point]) -> None:
+    """Write names beside points, on the first side where they cover nothing; below, if there is none."""
+    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in (axis.transData.transform(at) for _, at, _ in points)]
+    taken: list[Bbox] = []
+    for name, at, colour in points:
+        text = axis.annotate(name, at, (0, 0), textcoords="offset points", color=colour, fontsize=9)
+        for offset, ha, va in (*SIDES, SIDES[0]):
+            text.set(position=offset, ha=ha, va=va)
+            box = text.get_window_extent()
+            inside = axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
+            if inside and not any(box.overlaps(other) for other in (*dots, *taken)):
+                break
+        taken.append(box)
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
