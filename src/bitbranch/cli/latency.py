@@ -31,8 +31,9 @@ Executor = Callable[[int], Run]
 Latency = dict[str, dict[str, float]]
 """Threads, then batch size, to milliseconds a call."""
 
-REST = 0.01
-"""Seconds between two executors, in which the idle threads of the one before stop spinning."""
+REST = 0.1
+"""Seconds between two executors, in which the idle threads of the one before stop spinning: ONNX Runtime's take tens of
+milliseconds, and the next on two threads half as long again."""
 
 
 def engine(program: Program) -> Executor:
